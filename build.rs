@@ -1,0 +1,26 @@
+//! Compiles `proto/` without protoc, and keeps the descriptors for server reflection.
+
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "stepwell/v1/common.proto",
+        "stepwell/v1/execution_service.proto",
+        "stepwell/v1/step_service.proto",
+        "stepwell/v1/ingest_service.proto",
+        "stepwell/v1/admin_service.proto",
+    ];
+    println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed=third_party");
+
+    let descriptors = protox::compile(files, ["proto", "third_party"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(
+        out.join("descriptors.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
+    tonic_prost_build::configure()
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

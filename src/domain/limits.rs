@@ -1,0 +1,55 @@
+//! Every bound of the public API in one place. Units are the end of the name.
+
+use serde::{Deserialize, Serialize};
+
+/// Nesting of input, output, metadata and configuration. Decoders of other languages fail soon after.
+pub const NESTING_DEPTH: usize = 30;
+/// Page size when the request does not say.
+pub const PAGE_SIZE_DEFAULT: usize = 50;
+/// Earlier tries kept with a step.
+pub const ATTEMPTS_KEPT: usize = 20;
+/// Length to which the texts of an earlier try's error are cut.
+pub const ATTEMPT_ERROR_BYTES: usize = 4 * 1024;
+/// Values per list of an `ExecutionFilter`.
+pub const FILTER_VALUES: usize = 50;
+/// Steps in one PlanSteps.
+pub const PLANNED_STEPS: usize = 1000;
+
+/// The bounds an operator may set; each is refused with INVALID_ARGUMENT naming field, size and limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    pub name_characters: usize,
+    pub execution_id_characters: usize,
+    pub message_characters: usize,
+    pub metadata_bytes: usize,
+    pub error_message_bytes: usize,
+    pub stack_trace_bytes: usize,
+    pub payload_bytes: usize,
+    pub steps_per_execution: usize,
+    pub depends_on_ids: usize,
+    pub request_bytes: usize,
+    pub page_records: usize,
+    pub page_bytes: usize,
+    pub page_examined_records: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            name_characters: 256,
+            execution_id_characters: 128,
+            message_characters: 4096,
+            metadata_bytes: 256 * 1024,
+            error_message_bytes: 64 * 1024,
+            stack_trace_bytes: 256 * 1024,
+            payload_bytes: 6 * 1024 * 1024,
+            steps_per_execution: 100_000,
+            depends_on_ids: 10_000,
+            request_bytes: 16 * 1024 * 1024,
+            page_records: 1000,
+            page_bytes: 4 * 1024 * 1024,
+            page_examined_records: 20_000,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Questions about executions: the filter that every list, watch and report takes, and pages.
+
+use bson::Bson;
+
+use super::value;
+use super::{Execution, ExecutionStatus, Millis, StepStatus};
+
+/// Which executions. Every part that is set must hold; within a list one value must match.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ExecutionFilter {
+    pub app_ids: Vec<i32>,
+    pub app_names: Vec<String>,
+    pub sub_app_ids: Vec<i32>,
+    pub user_ids: Vec<String>,
+    pub statuses: Vec<ExecutionStatus>,
+    /// Inclusive.
+    pub started_at_from: Option<Millis>,
+    /// Exclusive.
+    pub started_at_until: Option<Millis>,
+    pub min_duration_ms: Option<i64>,
+    /// Path of keys in `metadata` and the value that must stand there.
+    pub metadata: Vec<(Vec<String>, Bson)>,
+}
+
+fn any<T: PartialEq>(wanted: &[T], actual: Option<&T>) -> bool {
+    wanted.is_empty() || actual.is_some_and(|actual| wanted.contains(actual))
+}
+
+impl ExecutionFilter {
+    pub fn is_empty(&self) -> bool {
+        *self == ExecutionFilter::default()
+    }
+
+    /// The one meaning of a filter: lists of both stores and watches all come here.
+    pub fn matches(&self, execution: &Execution) -> bool {
+        self.matches_fixed(execution)
+            && any(&self.statuses, execution.status.as_ref())
+            && self
+                .min_duration_ms
+                .is_none_or(|min| execution.duration_ms.is_some_and(|duration| duration >= min))
+            && self.metadata.iter().all(|(path, wanted)| {
+                at_path(&execution.metadata, path).is_some_and(|found| value::same(found, wanted))
+            })
+    }
+
+    /// The part about fields that our own writes never change after the creation.
+    pub fn matches_fixed(&self, execution: &Execution) -> bool {
+        any(&self.app_ids, execution.app_id.as_ref())
+            && any(&self.app_names, Some(&execution.app_name))
+            && any(&self.sub_app_ids, execution.sub_app_id.as_ref())
+            && any(&self.user_ids, execution.user_id.as_ref())
+            && (self.started_at_from.is_none() && self.started_at_until.is_none()
+                || execution.started_at.is_some_and(|at| {
+                    self.started_at_from.is_none_or(|from| at >= from)
+                        && self.started_at_until.is_none_or(|until| at < until)
+                }))
+    }
+}
+
+fn at_path<'a>(metadata: &'a bson::Document, path: &[String]) -> Option<&'a Bson> {
+    let (first, rest) = path.split_first()?;
+    let found = metadata.get(first)?;
+    if rest.is_empty() {
+        return Some(found);
+    }
+    match found {
+        Bson::Document(inner) => at_path(inner, rest),
+        _ => None,
+    }
+}
+
+/// Splits a metadata path: dots part keys, `\.` is a dot inside a key, `\\` a backslash.
+pub fn parse_path(path: &str) -> Option<Vec<String>> {
+    let mut keys = vec![String::new()];
+    let mut chars = path.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '.' => keys.push(String::new()),
+            '\\' => match chars.next()? {
+                escaped @ ('.' | '\\') => keys.last_mut()?.push(escaped),
+                _ => return None,
+            },
+            c => keys.last_mut()?.push(c),
+        }
+    }
+    (!path.is_empty()).then_some(keys)
+}
+
+/// Order of a list of executions. Records without a start time count as the oldest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExecutionOrder {
+    #[default]
+    StartedAtDesc,
+    StartedAtAsc,
+}
+
+/// Where a record stands in a list: everything after this key follows on the next page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutionKey {
+    pub started_at: Option<Millis>,
+    pub execution_id: String,
+}
+
+impl ExecutionKey {
+    pub fn of(execution: &Execution) -> Self {
+        ExecutionKey {
+            started_at: execution.started_at,
+            execution_id: execution.execution_id.clone(),
+        }
+    }
+}
+
+/// One page of a list of executions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExecutionQuery {
+    pub filter: ExecutionFilter,
+    pub order: ExecutionOrder,
+    /// Only records after this one.
+    pub after: Option<ExecutionKey>,
+    /// Records at most.
+    pub limit: usize,
+    /// Records read at most, found or not.
+    pub examine: usize,
+}
+
+/// One page of the steps of an execution, by step_id, without payloads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepQuery {
+    pub execution_id: String,
+    /// Empty: all.
+    pub statuses: Vec<StepStatus>,
+    pub after: Option<i32>,
+    pub limit: usize,
+    pub examine: usize,
+}
+
+/// A page: what was found, and the key from which to go on. `None`: that was all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T, K> {
+    pub records: Vec<T>,
+    pub next: Option<K>,
+}

@@ -1,0 +1,30 @@
+//! Why a write is refused by a rule. Facts only; the words and codes for clients are made at the edge.
+
+/// A write that the rules do not allow. Nothing of it was applied.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Refusal {
+    /// There is no such execution.
+    ExecutionNotFound { execution_id: String },
+    /// There is no such step. `step` is its number or key as the client gave it.
+    StepNotFound { execution_id: String, step: String },
+    /// The id is taken by a record with other content.
+    ExecutionExists { execution_id: String },
+    /// The number or key is taken by a step with other content.
+    StepExists { execution_id: String, step: String },
+    /// The record's status does not allow it.
+    Status { what: String, from: &'static str, to: &'static str, why: &'static str },
+    /// `expected_revision` is not the stored one.
+    StaleRevision { execution_id: String, expected: i64, stored: i64 },
+    /// A running execution is deleted only by force.
+    StillRunning { execution_id: String },
+    /// The execution is being deleted just now; its id is free again shortly.
+    BeingDeleted { execution_id: String },
+    /// A dependency is neither stored nor planned with it.
+    UnknownDependency { step_id: i32, depends_on: i32 },
+    /// The dependencies go round in a circle through this step.
+    DependencyCycle { step_id: i32 },
+    /// A bound that only the stored record shows was passed.
+    TooLarge { field: &'static str, size: usize, limit: usize },
+    /// The rule has to see the stored input and output: load them and decide again. Never leaves the store.
+    NeedsPayload,
+}

@@ -1,0 +1,166 @@
+//! What a store promises, whichever database is behind it. Backends are twins: the same files, the same
+//! conformance suite. Nothing here or above names a driver.
+
+pub mod error;
+pub mod mongo;
+pub mod plan;
+pub mod sqlite;
+pub mod write;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
+use crate::domain::{Execution, Millis, Step, StepRef};
+
+pub use error::{Error, Result};
+pub use write::{Answer, Applied, Op, Record, RecordKey, Write};
+
+/// What the database is, for GetServerInfo and logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreInfo {
+    /// "sqlite" or "mongodb".
+    pub name: &'static str,
+    /// Version of the database; empty while it is away.
+    pub version: String,
+    /// Whether there is a log to watch (not on a standalone mongod).
+    pub watchable: bool,
+}
+
+/// A running execution that may have gone silent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silent {
+    pub execution_id: String,
+    pub heartbeat_timeout_ms: i64,
+    /// The latest sign of life, of the execution or any of its steps.
+    pub last_sign_of_life: Millis,
+    /// Whether that sign is newer than what the execution's own record shows.
+    pub seen_in_steps: bool,
+}
+
+/// What the lease keeper has to know.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leases {
+    /// Running executions whose own record shows no sign of life within their timeout.
+    pub silent: Vec<Silent>,
+    /// The smallest heartbeat timeout among all running executions.
+    pub smallest_timeout_ms: Option<i64>,
+}
+
+/// Executions and steps, durable.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Applies writes, each atomically and each with its own outcome, in the order given for writes of one
+    /// execution. An answer means the write is durable (and safe from a failover). Two calls never carry
+    /// writes of one execution at the same time; a Delete comes alone. Never half-applies a write, except that
+    /// a plan of many steps cut short by a crash is completed by its repetition.
+    async fn apply(&self, writes: Vec<Write>) -> Applied;
+
+    /// How many `apply` calls this store wants at a time, from 1.
+    fn lanes(&self) -> usize;
+
+    /// The execution, unless it is being deleted.
+    async fn execution(&self, execution_id: &str) -> Result<Option<Execution>>;
+
+    /// The step with its payloads.
+    async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>>;
+
+    /// One page by start time, keyset, at most `limit` records found among at most `examine` read.
+    async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>>;
+
+    /// One page of steps by id without payloads, at most `limit` found among at most `examine` read.
+    async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>>;
+
+    /// Running executions with a heartbeat timeout that show no sign of life since it ran out.
+    async fn leases(&self, now: Millis) -> Result<Leases>;
+
+    /// A secret of 32 bytes that all servers on this database share, for signing tokens; made on first use.
+    async fn secret(&self) -> Result<[u8; 32]>;
+
+    /// Answers when the database does.
+    async fn ping(&self) -> Result<()>;
+
+    /// What it is.
+    fn info(&self) -> StoreInfo;
+
+    /// The log of changes. `Error::NoLog` on a standalone mongod.
+    fn log(&self) -> Result<Arc<dyn ChangeLog>>;
+
+    /// Goes on with deletes that a crash cut short, and does what else keeps the store bounded.
+    async fn sweep(&self) -> Result<()>;
+
+    /// Ends background work and flushes. Nothing is called afterwards.
+    async fn close(&self);
+}
+
+/// A position in the log of changes: opaque bytes that sort in log order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cursor(pub Vec<u8>);
+
+/// What happened to a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChangeKind {
+    Created,
+    Updated,
+    Deleted,
+}
+
+/// Which record a change is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Changed {
+    Record(RecordKey),
+    /// Another program changed or deleted a document and the log does not say which record it holds: its `_id`.
+    /// `ChangeLog::load` can still find it by that.
+    Unknown { steps: bool, id: Vec<u8> },
+}
+
+/// One entry of the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// The position right after this change.
+    pub cursor: Cursor,
+    /// When it was committed.
+    pub at: Millis,
+    pub what: Changed,
+    pub kind: ChangeKind,
+    /// The record's revision with this change. `None`: another program's change left the revision alone.
+    pub revision: Option<i64>,
+    /// Whether the change set the status or the metadata of an execution: it may have left a filter.
+    pub status_changed: bool,
+    pub metadata_changed: bool,
+    /// The whole new record without payloads, where the log itself carries it.
+    pub body: Option<Record>,
+    /// Identity of the stored document, where the log tells: by it a later `Unknown` delete is understood.
+    pub document_id: Option<Vec<u8>>,
+}
+
+/// The log of changes in commit order: a change stream, or a table. The log alone makes events, their order
+/// and their tokens.
+#[async_trait]
+pub trait ChangeLog: Send + Sync {
+    /// A reader of everything after `after`, or after now. `Error::CursorExpired` when history no longer
+    /// covers it.
+    async fn open(&self, after: Option<&Cursor>) -> Result<Box<dyn ChangeReader>>;
+
+    /// The number of the newest change committed so far; `ChangeReader::position` reaches it in time.
+    async fn position(&self) -> Result<u64>;
+
+    /// The number behind a cursor, comparable with `position`. `None`: these bytes are no cursor.
+    fn position_of(&self, cursor: &Cursor) -> Option<u64>;
+
+    /// The current records, in one query per collection. What is gone is left out. With `payloads`, steps come
+    /// with input and output.
+    async fn load(&self, what: &[Changed], payloads: bool) -> Result<Vec<(Changed, Record)>>;
+}
+
+/// One pass over the log.
+#[async_trait]
+pub trait ChangeReader: Send {
+    /// The next changes, oldest first, at most a few hundred. Waits up to a second for one; empty means that
+    /// there is none yet, and the cursor may have moved all the same. Cancel-safe.
+    async fn next(&mut self) -> Result<Vec<Change>>;
+
+    /// The position after everything returned so far.
+    fn cursor(&self) -> Cursor;
+}
