@@ -1,6 +1,13 @@
 //! Stepwell, the execution-tracking server for AI apps. Modules in reading order.
 
-pub mod clock;
 pub mod domain;
-pub mod proto;
+
+pub mod clock;
+
 pub mod store;
+
+pub mod app;
+
+pub mod proto;
+
+pub mod rpc;

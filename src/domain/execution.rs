@@ -116,7 +116,11 @@ pub struct CreateExecution {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ExecutionOp {
     Create(Box<CreateExecution>),
-    Update { metadata: Document, pinned: Option<bool>, expected_revision: Option<i64> },
+    Update {
+        metadata: Document,
+        pinned: Option<bool>,
+        expected_revision: Option<i64>,
+    },
     Finish {
         status: ExecutionStatus,
         error: Option<RunError>,
@@ -125,11 +129,19 @@ pub enum ExecutionOp {
     },
     Heartbeat,
     /// Silence ended it: marks it FAILED if it is still as silent as the caller saw it.
-    Expire { last_sign_of_life: Millis },
+    Expire {
+        last_sign_of_life: Millis,
+    },
     /// A sign of life that was seen elsewhere (a write to a step) is noted; no change.
-    NoteSignOfLife { at: Millis },
-    RequestCancel { reason: String },
-    Delete { force: bool },
+    NoteSignOfLife {
+        at: Millis,
+    },
+    RequestCancel {
+        reason: String,
+    },
+    Delete {
+        force: bool,
+    },
     /// A whole record as it is (import). Its revision and digests are ignored.
     Put(Box<Execution>),
 }
@@ -183,7 +195,9 @@ pub fn decide(
             }
             Ok(Decision::Touch(Execution { last_heartbeat_at: Some(*at), ..stored.clone() }))
         }
-        (ExecutionOp::RequestCancel { reason }, Some(stored)) => request_cancel(stored, reason, now),
+        (ExecutionOp::RequestCancel { reason }, Some(stored)) => {
+            request_cancel(stored, reason, now)
+        }
         (ExecutionOp::Delete { force }, Some(stored)) => {
             if stored.status == Some(ExecutionStatus::Running) && !force {
                 return Err(Refusal::StillRunning { execution_id: execution_id.to_owned() });
@@ -229,7 +243,10 @@ fn create(
                     && stored.sub_app_id == request.sub_app_id
                     && stored.sub_app_name == request.sub_app_name
                     && stored.user_id == request.user_id
-                    && value::same(&stored.metadata.clone().into(), &request.metadata.clone().into())
+                    && value::same(
+                        &stored.metadata.clone().into(),
+                        &request.metadata.clone().into(),
+                    )
                     && (request.started_at.is_none() || stored.started_at == request.started_at)
                     && stored.heartbeat_timeout_ms == request.heartbeat_timeout_ms
                     && stored.parent_execution_id == request.parent_execution_id

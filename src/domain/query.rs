@@ -2,6 +2,7 @@
 
 use bson::Bson;
 
+use super::digest::Digest;
 use super::value;
 use super::{Execution, ExecutionStatus, Millis, StepStatus};
 
@@ -29,6 +30,33 @@ fn any<T: PartialEq>(wanted: &[T], actual: Option<&T>) -> bool {
 impl ExecutionFilter {
     pub fn is_empty(&self) -> bool {
         *self == ExecutionFilter::default()
+    }
+
+    /// Tells this filter from others: the same filter has the same identity on every server.
+    pub fn identity(&self) -> String {
+        let mut digest = Digest::new("execution_filter").integers("app_ids", &self.app_ids);
+        for name in &self.app_names {
+            digest = digest.text("app_name", Some(name));
+        }
+        digest = digest.integers("sub_app_ids", &self.sub_app_ids);
+        for id in &self.user_ids {
+            digest = digest.text("user_id", Some(id));
+        }
+        for status in &self.statuses {
+            digest = digest.text("status", Some(status.as_str()));
+        }
+        digest = digest
+            .integer("started_at_from", self.started_at_from)
+            .integer("started_at_until", self.started_at_until)
+            .integer("min_duration_ms", self.min_duration_ms);
+        for (path, wanted) in &self.metadata {
+            for key in path {
+                digest = digest.text("metadata.key", Some(key));
+            }
+            let wanted = Bson::Array(vec![wanted.clone()]);
+            digest = digest.value("metadata.value", Some(&wanted));
+        }
+        digest.finish()
     }
 
     /// The one meaning of a filter: lists of both stores and watches all come here.

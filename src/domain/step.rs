@@ -180,8 +180,15 @@ pub struct StepFields {
 /// One write about a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepOp {
-    Plan { step_name: String, fields: StepFields },
-    Start { step_name: String, fields: StepFields, attempt: Option<i32> },
+    Plan {
+        step_name: String,
+        fields: StepFields,
+    },
+    Start {
+        step_name: String,
+        fields: StepFields,
+        attempt: Option<i32>,
+    },
     Update {
         progress: Option<f64>,
         progress_message: Option<String>,
@@ -248,19 +255,16 @@ pub fn decide(
         }
     }
     match (op, stored) {
-        (StepOp::Plan { step_name, fields }, stored) => plan(target, stored, step_name, fields, now),
+        (StepOp::Plan { step_name, fields }, stored) => {
+            plan(target, stored, step_name, fields, now)
+        }
         (StepOp::Start { step_name, fields, attempt }, stored) => {
             start(target, stored, step_name, fields, *attempt, now)
         }
         (StepOp::Update { .. }, None) => Err(not_found(target)),
-        (StepOp::Update { progress, progress_message, metadata, output }, Some(stored)) => update(
-            stored,
-            *progress,
-            progress_message.as_deref(),
-            metadata,
-            output.as_ref(),
-            now,
-        ),
+        (StepOp::Update { progress, progress_message, metadata, output }, Some(stored)) => {
+            update(stored, *progress, progress_message.as_deref(), metadata, output.as_ref(), now)
+        }
         (StepOp::Finish { status, output, error, completed_at, step_name, fields }, stored) => {
             let request = Finish {
                 status: *status,
@@ -344,7 +348,12 @@ fn blank(target: &Target<'_>, step_name: &str, fields: &StepFields, now: Now) ->
     }
 }
 
-fn describe(digest: Digest, named: &StepRef, step_name: Option<&str>, fields: &StepFields) -> Digest {
+fn describe(
+    digest: Digest,
+    named: &StepRef,
+    step_name: Option<&str>,
+    fields: &StepFields,
+) -> Digest {
     digest
         .text("step_key", named.step_key.as_deref())
         .text("step_name", step_name)
@@ -357,7 +366,11 @@ fn describe(digest: Digest, named: &StepRef, step_name: Option<&str>, fields: &S
 }
 
 /// For a record without a digest: whether every field that was sent is what is stored.
-fn fields_equal(stored: &Step, step_name: Option<&str>, fields: &StepFields) -> Result<bool, Refusal> {
+fn fields_equal(
+    stored: &Step,
+    step_name: Option<&str>,
+    fields: &StepFields,
+) -> Result<bool, Refusal> {
     let input_equal = match (&fields.input, &stored.input) {
         (None, _) => true,
         (Some(_), Payload::Stored) => return Err(Refusal::NeedsPayload),
@@ -383,8 +396,7 @@ fn plan(
     fields: &StepFields,
     now: Now,
 ) -> Result<Decision<Step>, Refusal> {
-    let digest =
-        describe(Digest::new("plan_step"), target.named, Some(step_name), fields).finish();
+    let digest = describe(Digest::new("plan_step"), target.named, Some(step_name), fields).finish();
     let Some(stored) = stored else {
         let mut step = blank(target, step_name, fields, now);
         step.digests.create = Some(digest);
@@ -434,10 +446,16 @@ fn start(
         },
         status => {
             if attempt.is_some_and(|attempt| attempt > current_attempt) {
-                return Err(wrong_status(stored, "running", match status {
-                    Some(StepStatus::Running) => "only a failed step is retried; finish this try first",
-                    _ => "only a failed step is retried",
-                }));
+                return Err(wrong_status(
+                    stored,
+                    "running",
+                    match status {
+                        Some(StepStatus::Running) => {
+                            "only a failed step is retried; finish this try first"
+                        }
+                        _ => "only a failed step is retried",
+                    },
+                ));
             }
             false
         }
@@ -568,12 +586,13 @@ fn finish(
     request: &Finish<'_>,
     now: Now,
 ) -> Result<Decision<Step>, Refusal> {
-    let digest = describe(Digest::new("finish_step"), target.named, request.step_name, request.fields)
-        .text("status", Some(request.status.as_str()))
-        .value("output", request.output)
-        .error(request.error)
-        .integer("completed_at", request.completed_at)
-        .finish();
+    let digest =
+        describe(Digest::new("finish_step"), target.named, request.step_name, request.fields)
+            .text("status", Some(request.status.as_str()))
+            .value("output", request.output)
+            .error(request.error)
+            .integer("completed_at", request.completed_at)
+            .finish();
     let completed_at = request.completed_at.unwrap_or(now.millis());
     let Some(stored) = stored else {
         let Some(step_name) = request.step_name else {
@@ -612,7 +631,8 @@ fn finish(
                 };
                 output_equal
                     && stored.error.as_ref() == request.error
-                    && (request.completed_at.is_none() || stored.completed_at == request.completed_at)
+                    && (request.completed_at.is_none()
+                        || stored.completed_at == request.completed_at)
                     && fields_equal(stored, request.step_name, request.fields)?
             }
         };
@@ -704,7 +724,9 @@ fn put(
             };
             let payload_equal = |sent: &Payload, stored: &Bson| match sent.value() {
                 None => value::is_empty(stored),
-                Some(sent) => value::same(sent, stored) || (value::is_empty(sent) && value::is_empty(stored)),
+                Some(sent) => {
+                    value::same(sent, stored) || (value::is_empty(sent) && value::is_empty(stored))
+                }
             };
             let mut comparable = record.without_payloads();
             comparable.step_id = stored.step_id;

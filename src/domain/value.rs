@@ -79,7 +79,9 @@ pub fn size(value: &Bson) -> usize {
             5 + values
                 .iter()
                 .enumerate()
-                .map(|(index, value)| 2 + index.checked_ilog10().unwrap_or(0) as usize + 1 + size(value))
+                .map(|(index, value)| {
+                    2 + index.checked_ilog10().unwrap_or(0) as usize + 1 + size(value)
+                })
                 .sum::<usize>()
         }
         Bson::String(text) => 5 + text.len(),

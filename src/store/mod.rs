@@ -112,7 +112,10 @@ pub enum Changed {
     Record(RecordKey),
     /// Another program changed or deleted a document and the log does not say which record it holds: its `_id`.
     /// `ChangeLog::load` can still find it by that.
-    Unknown { steps: bool, id: Vec<u8> },
+    Unknown {
+        steps: bool,
+        id: Vec<u8>,
+    },
 }
 
 /// One entry of the log.

@@ -37,7 +37,9 @@ impl Needs {
                     if op.may_create() {
                         created_here.insert(id);
                     }
-                    if !(optimistic && op.may_create()) && !(optimistic && created_here.contains(id)) {
+                    if !(optimistic && op.may_create())
+                        && !(optimistic && created_here.contains(id))
+                    {
                         needs.executions.insert(id.to_owned());
                     }
                 }
@@ -56,7 +58,8 @@ impl Needs {
                     for (named, op) in steps {
                         needs.step(id, named, op, optimistic, limits);
                         if let StepOp::Plan { fields, .. } = op {
-                            let others = fields.depends_on.iter().filter(|id| !planned.contains(id));
+                            let others =
+                                fields.depends_on.iter().filter(|id| !planned.contains(id));
                             for other in others {
                                 needs.steps.entry(id.to_owned()).or_default().insert(*other);
                             }
@@ -308,7 +311,8 @@ impl Work<'_> {
             dirty.changed = true;
             dirty.stored = true;
         }
-        let step = dirty.after.clone().expect("a step write keeps or puts a record, it never removes one");
+        let step =
+            dirty.after.clone().expect("a step write keeps or puts a record, it never removes one");
         let answer = if step.input.value().is_some() || step.output.value().is_some() {
             Arc::new(step.without_payloads())
         } else {
@@ -317,7 +321,11 @@ impl Work<'_> {
         (key, answer)
     }
 
-    fn write_plan(&mut self, write: &Write, steps: &[(StepRef, StepOp)]) -> Result<Planned, Refusal> {
+    fn write_plan(
+        &mut self,
+        write: &Write,
+        steps: &[(StepRef, StepOp)],
+    ) -> Result<Planned, Refusal> {
         let id = &write.execution_id;
         let mut planned = Vec::with_capacity(steps.len());
         let mut known = HashMap::new();

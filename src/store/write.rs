@@ -17,7 +17,10 @@ pub struct Write {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
     Execution(ExecutionOp),
-    Step { named: StepRef, op: Box<StepOp> },
+    Step {
+        named: StepRef,
+        op: Box<StepOp>,
+    },
     /// Several steps at once: all of them or none.
     Plan(Vec<(StepRef, StepOp)>),
 }

@@ -1,0 +1,54 @@
+//! What both edges see of a failure: facts for the client, and a private source for the log.
+
+use crate::domain::Refusal;
+use crate::store;
+
+/// One field of a request that breaks a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Path of the field in the request, for instance `steps[3].step_name`.
+    pub field: String,
+    /// What is wrong with it, with size and limit where it is about size.
+    pub description: String,
+}
+
+/// A failure of an operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request breaks rules that can be seen without looking anything up. All of them.
+    #[error("{} invalid field(s)", .0.len())]
+    Invalid(Vec<Violation>),
+    /// The rules do not allow it.
+    #[error("{0:?}")]
+    Refused(Refusal),
+    /// A page or resume token that is forged or of another request.
+    #[error("{0} is not a token of this request")]
+    BadToken(&'static str),
+    /// Too many writes are waiting.
+    #[error("the write queue is full")]
+    QueueFull,
+    /// The server is going down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// The store failed.
+    #[error(transparent)]
+    Store(store::Error),
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Refused(refusal) => Error::Refused(refusal),
+            other => Error::Store(other),
+        }
+    }
+}
+
+impl Error {
+    /// One invalid field.
+    pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Error::Invalid(vec![Violation { field: field.into(), description: description.into() }])
+    }
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;

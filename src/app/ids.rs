@@ -1,0 +1,7 @@
+//! Ids that the server makes: the only place with randomness.
+
+/// A new execution id: a UUID v4, random on purpose, since it is the shard key.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that makes ids")]
+pub fn execution_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}

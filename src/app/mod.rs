@@ -1,0 +1,307 @@
+//! The operations, whoever asks: both edges call these, and nothing here knows a protocol.
+
+pub mod engine;
+pub mod error;
+pub mod ids;
+pub mod leases;
+pub mod token;
+
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use crate::domain::limits::Limits;
+use crate::domain::query::{
+    ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
+};
+use crate::domain::{Execution, Refusal, Step, StepRef, StepStatus};
+use crate::store::{Answer, Op, Store, StoreInfo};
+
+pub use engine::Engine;
+pub use error::{Error, Result, Violation};
+pub use token::Tokens;
+
+/// Records asked of the store in one query; longer pages take several, so that a page of large records never
+/// fills the memory before it is cut.
+const QUERY_RECORDS: usize = 250;
+
+/// The operations over one store.
+pub struct App {
+    store: Arc<dyn Store>,
+    engine: Engine,
+    limits: Limits,
+    tokens: OnceCell<Arc<Tokens>>,
+}
+
+/// A page of a list as asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PageRequest {
+    pub size: usize,
+    /// Empty: the first page.
+    pub token: String,
+}
+
+/// A page with the token of the next; empty: that was all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PageAnswer<T> {
+    pub records: Vec<T>,
+    pub next_page_token: String,
+}
+
+/// An execution with its steps, as far as they fit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExecutionWithSteps {
+    pub execution: Execution,
+    pub steps: Vec<Step>,
+    pub steps_truncated: bool,
+}
+
+impl App {
+    pub fn new(store: Arc<dyn Store>, engine: Engine, limits: Limits) -> Self {
+        App { store, engine, limits, tokens: OnceCell::new() }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    pub fn store_info(&self) -> StoreInfo {
+        self.store.info()
+    }
+
+    /// Signs and checks tokens; the secret comes from the store, once.
+    pub async fn tokens(&self) -> Result<Arc<Tokens>> {
+        let tokens = self
+            .tokens
+            .get_or_try_init(|| async {
+                Ok::<_, Error>(Arc::new(Tokens::new(&self.store.secret().await?)))
+            })
+            .await?;
+        Ok(Arc::clone(tokens))
+    }
+
+    /// Applies one write.
+    pub async fn write(&self, execution_id: String, op: Op) -> Result<Answer> {
+        self.engine.write(execution_id, op).await
+    }
+
+    pub async fn execution(&self, execution_id: &str) -> Result<Execution> {
+        self.store.execution(execution_id).await?.ok_or_else(|| execution_not_found(execution_id))
+    }
+
+    /// The execution and its steps by id, as many as fit a reply by `size_of`.
+    pub async fn execution_with_steps(
+        &self,
+        execution_id: &str,
+        size_of: impl Fn(&Step) -> usize,
+    ) -> Result<ExecutionWithSteps> {
+        let execution = self.execution(execution_id).await?;
+        let mut steps = Vec::new();
+        let mut bytes = self.limits.page_bytes / 16;
+        let mut after = None;
+        loop {
+            let page = self
+                .store
+                .steps(&StepQuery {
+                    execution_id: execution_id.to_owned(),
+                    statuses: Vec::new(),
+                    after,
+                    limit: QUERY_RECORDS,
+                    examine: self.limits.page_examined_records,
+                })
+                .await?;
+            for step in page.records {
+                bytes += size_of(&step);
+                if bytes > self.limits.page_bytes {
+                    return Ok(ExecutionWithSteps { execution, steps, steps_truncated: true });
+                }
+                steps.push(step);
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(ExecutionWithSteps { execution, steps, steps_truncated: false }),
+            }
+        }
+    }
+
+    /// One page of executions; `size_of` is what a record takes in a reply.
+    pub async fn list_executions(
+        &self,
+        filter: ExecutionFilter,
+        order: ExecutionOrder,
+        page: PageRequest,
+        size_of: impl Fn(&Execution) -> usize,
+    ) -> Result<PageAnswer<Execution>> {
+        let tokens = self.tokens().await?;
+        let identity = format!("{}/{order:?}", filter.identity());
+        let kind = token::Kind::ExecutionPage;
+        let after = match page.token.as_str() {
+            "" => None,
+            text => Some(
+                tokens
+                    .open(kind, identity.as_bytes(), text)
+                    .and_then(|bytes| decode_key(&bytes))
+                    .ok_or(Error::BadToken("page_token"))?,
+            ),
+        };
+        let query = |after, limit, examine| ExecutionQuery {
+            filter: filter.clone(),
+            order,
+            after,
+            limit,
+            examine,
+        };
+        let found = self
+            .fill(page.size, after, size_of, ExecutionKey::of, |after, limit, examine| {
+                let query = query(after, limit, examine);
+                async move { self.store.executions(&query).await.map_err(Error::from) }
+            })
+            .await?;
+        let next_page_token = found
+            .next
+            .map(|key| tokens.seal(kind, identity.as_bytes(), &encode_key(&key)))
+            .unwrap_or_default();
+        Ok(PageAnswer { records: found.records, next_page_token })
+    }
+
+    /// One page of the steps of an execution.
+    pub async fn list_steps(
+        &self,
+        execution_id: &str,
+        statuses: Vec<StepStatus>,
+        page: PageRequest,
+        size_of: impl Fn(&Step) -> usize,
+    ) -> Result<PageAnswer<Step>> {
+        let tokens = self.tokens().await?;
+        let identity = format!("{execution_id}/{statuses:?}");
+        let kind = token::Kind::StepPage;
+        let after = match page.token.as_str() {
+            "" => None,
+            text => Some(
+                tokens
+                    .open(kind, identity.as_bytes(), text)
+                    .and_then(|bytes| Some(i32::from_be_bytes(bytes.try_into().ok()?)))
+                    .ok_or(Error::BadToken("page_token"))?,
+            ),
+        };
+        if self.store.execution(execution_id).await?.is_none() {
+            return Err(execution_not_found(execution_id));
+        }
+        let found = self
+            .fill(
+                page.size,
+                after,
+                size_of,
+                |step| step.step_id,
+                |after, limit, examine| {
+                    let query = StepQuery {
+                        execution_id: execution_id.to_owned(),
+                        statuses: statuses.clone(),
+                        after,
+                        limit,
+                        examine,
+                    };
+                    async move { self.store.steps(&query).await.map_err(Error::from) }
+                },
+            )
+            .await?;
+        let next_page_token = found
+            .next
+            .map(|step_id| tokens.seal(kind, identity.as_bytes(), &step_id.to_be_bytes()))
+            .unwrap_or_default();
+        Ok(PageAnswer { records: found.records, next_page_token })
+    }
+
+    /// Fills a page from several queries: at most `size` records, at most a reply's bytes (but one record at
+    /// least), at most the allowed number of records examined.
+    async fn fill<T, K, F>(
+        &self,
+        size: usize,
+        mut after: Option<K>,
+        size_of: impl Fn(&T) -> usize,
+        key_of: impl Fn(&T) -> K,
+        query: impl Fn(Option<K>, usize, usize) -> F,
+    ) -> Result<Page<T, K>>
+    where
+        F: Future<Output = Result<Page<T, K>>>,
+    {
+        let queries = size.div_ceil(QUERY_RECORDS).max(1);
+        let examine = (self.limits.page_examined_records / queries).max(1);
+        // Room for the token and the framing.
+        let mut room = self.limits.page_bytes.saturating_sub(16 * 1024);
+        let mut records = Vec::new();
+        loop {
+            let limit = (size - records.len()).min(QUERY_RECORDS);
+            let page = query(after, limit, examine).await?;
+            let found = page.records.len();
+            for record in page.records {
+                let bytes = size_of(&record) + 8;
+                if bytes > room && !records.is_empty() {
+                    let next = records.last().map(&key_of);
+                    return Ok(Page { records, next });
+                }
+                room = room.saturating_sub(bytes);
+                records.push(record);
+            }
+            // A short answer with a key has examined enough for one page.
+            if page.next.is_none() || records.len() >= size || found < limit {
+                return Ok(Page { records, next: page.next });
+            }
+            after = page.next;
+        }
+    }
+
+    /// One step with its payloads.
+    pub async fn step(&self, execution_id: &str, named: &StepRef) -> Result<Step> {
+        let not_found = || {
+            Error::Refused(Refusal::StepNotFound {
+                execution_id: execution_id.to_owned(),
+                step: named.to_string(),
+            })
+        };
+        match self.store.step(execution_id, named).await? {
+            // Both names were given: they must be of one step.
+            Some(step)
+                if named.step_id.is_none_or(|id| id == step.step_id)
+                    && (named.step_key.is_none() || named.step_key == step.step_key) =>
+            {
+                Ok(step)
+            }
+            Some(_) => Err(not_found()),
+            None if self.store.execution(execution_id).await?.is_none() => {
+                Err(execution_not_found(execution_id))
+            }
+            None => Err(not_found()),
+        }
+    }
+}
+
+fn execution_not_found(execution_id: &str) -> Error {
+    Error::Refused(Refusal::ExecutionNotFound { execution_id: execution_id.to_owned() })
+}
+
+fn encode_key(key: &ExecutionKey) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(9 + key.execution_id.len());
+    bytes.push(u8::from(key.started_at.is_some()));
+    bytes.extend_from_slice(&key.started_at.unwrap_or(0).to_be_bytes());
+    bytes.extend_from_slice(key.execution_id.as_bytes());
+    bytes
+}
+
+fn decode_key(bytes: &[u8]) -> Option<ExecutionKey> {
+    let (known, rest) = bytes.split_first()?;
+    let (started_at, execution_id) = rest.split_at_checked(8)?;
+    let started_at = i64::from_be_bytes(started_at.try_into().ok()?);
+    Some(ExecutionKey {
+        started_at: (*known == 1).then_some(started_at),
+        execution_id: String::from_utf8(execution_id.to_vec()).ok()?,
+    })
+}

@@ -1,0 +1,221 @@
+//! Between records and messages. Field by field, without rules; what a request may hold is checked in
+//! `requests`.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use bson::{Bson, Document};
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Timestamp, Value};
+
+use crate::domain::limits::NESTING_DEPTH;
+use crate::domain::{self, Attempt, ExecutionStatus, Millis, Payload, RunError, StepStatus};
+use crate::proto;
+
+/// Greatest integer that a double, and so a `google.protobuf.Value`, holds exactly: 2^53.
+pub const EXACT_INTEGER: i64 = 1 << 53;
+
+pub fn timestamp(at: Millis) -> Timestamp {
+    Timestamp {
+        seconds: at.div_euclid(1000),
+        nanos: i32::try_from(at.rem_euclid(1000) * 1_000_000).unwrap_or(0),
+    }
+}
+
+/// Milliseconds of a timestamp, cut; `None` outside of years 1 to 9999 or with impossible nanos.
+pub fn millis(at: &Timestamp) -> Option<Millis> {
+    let in_range = (-62_135_596_800..=253_402_300_799).contains(&at.seconds);
+    if !in_range || !(0..1_000_000_000).contains(&at.nanos) {
+        return None;
+    }
+    Some(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000)
+}
+
+pub fn execution_status(status: Option<ExecutionStatus>) -> proto::ExecutionStatus {
+    match status {
+        None => proto::ExecutionStatus::Unspecified,
+        Some(ExecutionStatus::Running) => proto::ExecutionStatus::Running,
+        Some(ExecutionStatus::Completed) => proto::ExecutionStatus::Completed,
+        Some(ExecutionStatus::Failed) => proto::ExecutionStatus::Failed,
+        Some(ExecutionStatus::Cancelled) => proto::ExecutionStatus::Cancelled,
+    }
+}
+
+pub fn step_status(status: Option<StepStatus>) -> proto::StepStatus {
+    match status {
+        None => proto::StepStatus::Unspecified,
+        Some(StepStatus::Pending) => proto::StepStatus::Pending,
+        Some(StepStatus::Running) => proto::StepStatus::Running,
+        Some(StepStatus::Completed) => proto::StepStatus::Completed,
+        Some(StepStatus::Failed) => proto::StepStatus::Failed,
+        Some(StepStatus::Skipped) => proto::StepStatus::Skipped,
+    }
+}
+
+pub fn execution(record: &domain::Execution) -> proto::Execution {
+    proto::Execution {
+        execution_id: record.execution_id.clone(),
+        app_id: record.app_id,
+        app_name: record.app_name.clone(),
+        sub_app_id: record.sub_app_id,
+        sub_app_name: record.sub_app_name.clone(),
+        user_id: record.user_id.clone(),
+        status: execution_status(record.status).into(),
+        started_at: record.started_at.map(timestamp),
+        completed_at: record.completed_at.map(timestamp),
+        duration_ms: record.duration_ms,
+        error: record.error.as_ref().map(error),
+        metadata: Some(object(&record.metadata)),
+        created_at: record.created_at.map(timestamp),
+        updated_at: record.updated_at.map(timestamp),
+        revision: record.revision,
+        heartbeat_timeout_ms: record.heartbeat_timeout_ms,
+        last_heartbeat_at: record.last_heartbeat_at.map(timestamp),
+        cancel_requested_at: record.cancel_requested_at.map(timestamp),
+        cancel_reason: record.cancel_reason.clone(),
+        parent_execution_id: record.parent_execution_id.clone(),
+        pinned: record.pinned,
+    }
+}
+
+/// With `payloads`, input and output as far as the record has them at hand.
+pub fn step(record: &domain::Step, payloads: bool) -> proto::Step {
+    let payload = |payload: &Payload| match payload {
+        Payload::Value(found) if payloads => Some(value(found)),
+        _ => None,
+    };
+    proto::Step {
+        execution_id: record.execution_id.clone(),
+        step_id: Some(record.step_id),
+        step_key: record.step_key.clone(),
+        step_name: record.step_name.clone(),
+        step_version: record.step_version.clone(),
+        status: step_status(record.status).into(),
+        started_at: record.started_at.map(timestamp),
+        completed_at: record.completed_at.map(timestamp),
+        duration_ms: record.duration_ms,
+        input: payload(&record.input),
+        output: payload(&record.output),
+        error: record.error.as_ref().map(error),
+        retry_count: record.retry_count,
+        metadata: Some(object(&record.metadata)),
+        revision: record.revision,
+        created_at: record.created_at.map(timestamp),
+        updated_at: record.updated_at.map(timestamp),
+        depends_on: record.depends_on.clone(),
+        parent_step_id: record.parent_step_id,
+        progress: record.progress,
+        progress_message: record.progress_message.clone(),
+        attempts: record.attempts.iter().map(attempt).collect(),
+    }
+}
+
+fn attempt(record: &Attempt) -> proto::Attempt {
+    proto::Attempt {
+        started_at: record.started_at.map(timestamp),
+        completed_at: record.completed_at.map(timestamp),
+        error: record.error.as_ref().map(error),
+        duration_ms: record.duration_ms,
+    }
+}
+
+pub fn error(record: &RunError) -> proto::Error {
+    proto::Error {
+        message: record.message.clone(),
+        code: record.code.clone(),
+        stack_trace: record.stack_trace.clone(),
+        details: (!record.details.is_empty()).then(|| object(&record.details)),
+    }
+}
+
+/// A stored object as a Struct. What JSON cannot say is shown as text.
+pub fn object(document: &Document) -> Struct {
+    object_at(document, 1)
+}
+
+/// A stored value as JSON. What JSON cannot say is shown as text.
+pub fn value(stored: &Bson) -> Value {
+    value_at(stored, 1)
+}
+
+fn object_at(document: &Document, depth: usize) -> Struct {
+    let fields: BTreeMap<String, Value> =
+        document.iter().map(|(key, stored)| (key.clone(), value_at(stored, depth + 1))).collect();
+    Struct { fields }
+}
+
+fn value_at(stored: &Bson, depth: usize) -> Value {
+    let text = |text: String| Kind::StringValue(text);
+    let kind = match stored {
+        Bson::Null | Bson::Undefined => Kind::NullValue(0),
+        Bson::Boolean(stored) => Kind::BoolValue(*stored),
+        Bson::Int32(stored) => Kind::NumberValue(f64::from(*stored)),
+        Bson::Int64(stored) if (-EXACT_INTEGER..=EXACT_INTEGER).contains(stored) => {
+            Kind::NumberValue(*stored as f64)
+        }
+        Bson::Int64(stored) => text(stored.to_string()),
+        Bson::Double(stored) if stored.is_finite() => Kind::NumberValue(*stored),
+        Bson::Double(stored) if stored.is_nan() => text("NaN".to_owned()),
+        Bson::Double(stored) => {
+            text(if *stored > 0.0 { "Infinity" } else { "-Infinity" }.to_owned())
+        }
+        Bson::String(stored) | Bson::Symbol(stored) => text(stored.clone()),
+        // Other programs may nest deeper than decoders of other languages stand: from there on, text.
+        Bson::Array(_) | Bson::Document(_) if depth > NESTING_DEPTH + 1 => {
+            text(stored.clone().into_relaxed_extjson().to_string())
+        }
+        Bson::Array(stored) => Kind::ListValue(ListValue {
+            values: stored.iter().map(|stored| value_at(stored, depth + 1)).collect(),
+        }),
+        Bson::Document(stored) => Kind::StructValue(object_at(stored, depth)),
+        Bson::DateTime(at) => {
+            text(at.try_to_rfc3339_string().unwrap_or_else(|_| at.timestamp_millis().to_string()))
+        }
+        Bson::ObjectId(id) => text(id.to_hex()),
+        Bson::Binary(binary) => {
+            text(base64::engine::general_purpose::STANDARD.encode(&binary.bytes))
+        }
+        Bson::Decimal128(number) => text(number.to_string()),
+        other => text(other.clone().into_relaxed_extjson().to_string()),
+    };
+    Value { kind: Some(kind) }
+}
+
+/// A JSON value as it is stored: integral numbers up to 2^53 as int32 or int64. `Err`: what is wrong with it.
+pub fn stored(value: &Value) -> Result<Bson, &'static str> {
+    Ok(match &value.kind {
+        None | Some(Kind::NullValue(_)) => Bson::Null,
+        Some(Kind::BoolValue(value)) => Bson::Boolean(*value),
+        Some(Kind::NumberValue(value)) => number(*value)?,
+        Some(Kind::StringValue(value)) => Bson::String(value.clone()),
+        Some(Kind::StructValue(value)) => Bson::Document(stored_object(value)?),
+        Some(Kind::ListValue(list)) => {
+            Bson::Array(list.values.iter().map(stored).collect::<Result<_, _>>()?)
+        }
+    })
+}
+
+pub fn stored_object(object: &Struct) -> Result<Document, &'static str> {
+    let mut document = Document::new();
+    for (key, value) in &object.fields {
+        if key.contains('\0') {
+            return Err("has a key with the character U+0000, which cannot be stored");
+        }
+        document.insert(key.clone(), stored(value)?);
+    }
+    Ok(document)
+}
+
+fn number(value: f64) -> Result<Bson, &'static str> {
+    if !value.is_finite() {
+        return Err("has a number that is NaN or infinite, which JSON does not know");
+    }
+    if value.fract() != 0.0 || value.abs() > EXACT_INTEGER as f64 {
+        return Ok(Bson::Double(value));
+    }
+    let integer = value as i64;
+    Ok(match i32::try_from(integer) {
+        Ok(small) => Bson::Int32(small),
+        Err(_) => Bson::Int64(integer),
+    })
+}

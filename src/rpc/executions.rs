@@ -1,0 +1,178 @@
+//! ExecutionService, but for its two watches, which `watch` serves.
+
+use std::sync::Arc;
+
+use prost::Message as _;
+use tokio::sync::Notify;
+use tonic::{Request, Response, Status};
+
+use super::{convert, requests, status, unexpected_answer, write};
+use crate::app::{App, PageRequest, ids};
+use crate::proto;
+use crate::store::Answer;
+
+/// Serves ExecutionService.
+pub struct Executions {
+    pub app: Arc<App>,
+    /// Woken when an execution with a heartbeat timeout is created.
+    pub lease_made: Arc<Notify>,
+}
+
+impl Executions {
+    async fn record(
+        &self,
+        asked: crate::app::Result<requests::Asked>,
+    ) -> Result<Option<proto::Execution>, Status> {
+        match write(&self.app, asked).await? {
+            Answer::Execution(record) => Ok(Some(convert::execution(&record))),
+            _ => Err(unexpected_answer()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl proto::execution_service_server::ExecutionService for Executions {
+    async fn create_execution(
+        &self,
+        request: Request<proto::CreateExecutionRequest>,
+    ) -> Result<Response<proto::CreateExecutionResponse>, Status> {
+        let request = request.into_inner();
+        let leased = request.heartbeat_timeout.is_some();
+        let asked = requests::create_execution(self.app.limits(), request, ids::execution_id);
+        let execution = self.record(asked).await?;
+        if leased {
+            self.lease_made.notify_one();
+        }
+        Ok(Response::new(proto::CreateExecutionResponse { execution }))
+    }
+
+    async fn get_execution(
+        &self,
+        request: Request<proto::GetExecutionRequest>,
+    ) -> Result<Response<proto::GetExecutionResponse>, Status> {
+        let request = request.into_inner();
+        let mut check = requests::Check::new(self.app.limits());
+        check.execution_id(&request.execution_id);
+        let view = proto::ExecutionView::try_from(request.view);
+        if view.is_err() {
+            check.bad("view", "is no known view");
+        }
+        check.done(()).map_err(|error| status::of(&error))?;
+        let id = &request.execution_id;
+        let answer = if view == Ok(proto::ExecutionView::Full) {
+            let found = self
+                .app
+                .execution_with_steps(id, |step| convert::step(step, false).encoded_len() + 8)
+                .await
+                .map_err(|error| status::of(&error))?;
+            proto::GetExecutionResponse {
+                execution: Some(convert::execution(&found.execution)),
+                steps: found.steps.iter().map(|step| convert::step(step, false)).collect(),
+                artifacts: Vec::new(),
+                steps_truncated: found.steps_truncated,
+            }
+        } else {
+            let found = self.app.execution(id).await.map_err(|error| status::of(&error))?;
+            proto::GetExecutionResponse {
+                execution: Some(convert::execution(&found)),
+                ..Default::default()
+            }
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn list_executions(
+        &self,
+        request: Request<proto::ListExecutionsRequest>,
+    ) -> Result<Response<proto::ListExecutionsResponse>, Status> {
+        let request = request.into_inner();
+        let mut check = requests::Check::new(self.app.limits());
+        let filter = check.filter(request.filter.as_ref());
+        let order = check.order(request.order);
+        let size = check.page_size(request.page_size);
+        check.done(()).map_err(|error| status::of(&error))?;
+        let page = PageRequest { size, token: request.page_token };
+        let found = self
+            .app
+            .list_executions(filter, order, page, |record| convert::execution(record).encoded_len())
+            .await
+            .map_err(|error| status::of(&error))?;
+        Ok(Response::new(proto::ListExecutionsResponse {
+            executions: found.records.iter().map(convert::execution).collect(),
+            next_page_token: found.next_page_token,
+        }))
+    }
+
+    async fn update_execution(
+        &self,
+        request: Request<proto::UpdateExecutionRequest>,
+    ) -> Result<Response<proto::UpdateExecutionResponse>, Status> {
+        let asked = requests::update_execution(self.app.limits(), request.into_inner());
+        let execution = self.record(asked).await?;
+        Ok(Response::new(proto::UpdateExecutionResponse { execution }))
+    }
+
+    async fn finish_execution(
+        &self,
+        request: Request<proto::FinishExecutionRequest>,
+    ) -> Result<Response<proto::FinishExecutionResponse>, Status> {
+        let asked = requests::finish_execution(self.app.limits(), request.into_inner());
+        let execution = self.record(asked).await?;
+        Ok(Response::new(proto::FinishExecutionResponse { execution }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<proto::HeartbeatRequest>,
+    ) -> Result<Response<proto::HeartbeatResponse>, Status> {
+        let asked = requests::heartbeat(self.app.limits(), request.into_inner());
+        match write(&self.app, asked).await? {
+            Answer::Execution(record) => Ok(Response::new(proto::HeartbeatResponse {
+                cancel_requested: record.cancel_requested_at.is_some(),
+            })),
+            _ => Err(unexpected_answer()),
+        }
+    }
+
+    async fn request_cancel(
+        &self,
+        request: Request<proto::RequestCancelRequest>,
+    ) -> Result<Response<proto::RequestCancelResponse>, Status> {
+        let asked = requests::request_cancel(self.app.limits(), request.into_inner());
+        let execution = self.record(asked).await?;
+        Ok(Response::new(proto::RequestCancelResponse { execution }))
+    }
+
+    async fn delete_execution(
+        &self,
+        request: Request<proto::DeleteExecutionRequest>,
+    ) -> Result<Response<proto::DeleteExecutionResponse>, Status> {
+        let asked = requests::delete_execution(self.app.limits(), request.into_inner());
+        match write(&self.app, asked).await? {
+            Answer::Deleted => Ok(Response::new(proto::DeleteExecutionResponse {})),
+            _ => Err(unexpected_answer()),
+        }
+    }
+
+    type WatchExecutionStream =
+        tokio_stream::Pending<Result<proto::WatchExecutionResponse, Status>>;
+
+    async fn watch_execution(
+        &self,
+        _request: Request<proto::WatchExecutionRequest>,
+    ) -> Result<Response<Self::WatchExecutionStream>, Status> {
+        // `rpc::watch` takes these calls before they come here, to send events that are encoded once.
+        Err(unexpected_answer())
+    }
+
+    type WatchExecutionsStream =
+        tokio_stream::Pending<Result<proto::WatchExecutionsResponse, Status>>;
+
+    async fn watch_executions(
+        &self,
+        _request: Request<proto::WatchExecutionsRequest>,
+    ) -> Result<Response<Self::WatchExecutionsStream>, Status> {
+        // As above.
+        Err(unexpected_answer())
+    }
+}

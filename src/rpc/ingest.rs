@@ -1,0 +1,193 @@
+//! IngestService: the same writes over one stream.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{convert, requests, status};
+use crate::app::{App, Error, Result, ids};
+use crate::proto;
+use crate::proto::ingest_request::Write;
+use crate::proto::ingest_response::Result as Outcome;
+use crate::store::Answer;
+
+/// Writes of one stream that may wait for their answer; then reading pauses, and HTTP/2 flow control slows the
+/// client down.
+const WINDOW: usize = 2048;
+/// Answers that may wait for the client to read them; then reading pauses too.
+const ANSWERS: usize = 512;
+
+/// Serves IngestService.
+pub struct Ingest {
+    pub app: Arc<App>,
+    pub lease_made: Arc<Notify>,
+    pub tasks: TaskTracker,
+    /// Ends the streams: no more is read, what was read is answered.
+    pub stop: CancellationToken,
+}
+
+/// Which kind of answer a write expects.
+#[derive(Clone, Copy)]
+enum Expects {
+    Record,
+    Heartbeat,
+}
+
+#[tonic::async_trait]
+impl proto::ingest_service_server::IngestService for Ingest {
+    type IngestStream = ReceiverStream<Result<proto::IngestResponse, Status>>;
+
+    async fn ingest(
+        &self,
+        request: Request<Streaming<proto::IngestRequest>>,
+    ) -> Result<Response<Self::IngestStream>, Status> {
+        let (answers, stream) = mpsc::channel(ANSWERS);
+        let run = Run {
+            app: Arc::clone(&self.app),
+            lease_made: Arc::clone(&self.lease_made),
+            stop: self.stop.clone(),
+            answers,
+        };
+        self.tasks.spawn(run.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+struct Run {
+    app: Arc<App>,
+    lease_made: Arc<Notify>,
+    stop: CancellationToken,
+    answers: mpsc::Sender<Result<proto::IngestResponse, Status>>,
+}
+
+impl Run {
+    async fn run(self, mut inbound: Streaming<proto::IngestRequest>) {
+        let mut waiting = FuturesUnordered::new();
+        let end = loop {
+            let message = tokio::select! {
+                biased;
+                Some(answer) = waiting.next() => {
+                    if self.answers.send(Ok(answer)).await.is_err() {
+                        // The client is gone. What it sent is applied all the same.
+                        return;
+                    }
+                    continue;
+                }
+                () = self.stop.cancelled() => break Err(Error::ShuttingDown),
+                message = inbound.message(), if waiting.len() < WINDOW => message,
+            };
+            match message {
+                Ok(Some(request)) => {
+                    let sequence = request.sequence;
+                    match self.enqueue(request).await {
+                        Ok((pending, execution_id, expects)) => waiting.push(async move {
+                            let outcome = pending.answer().await;
+                            answer(sequence, outcome, execution_id, expects)
+                        }),
+                        Err(error) => {
+                            let refused = proto::IngestResponse {
+                                sequence,
+                                result: Some(Outcome::Error(status::message_of(&error))),
+                            };
+                            if self.answers.send(Ok(refused)).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                }
+                Ok(None) => break Ok(()),
+                // The stream broke, or a message of it could not be read: the rest of it is lost to us.
+                Err(broken) => {
+                    while let Some(answer) = waiting.next().await {
+                        let _ = self.answers.send(Ok(answer)).await;
+                    }
+                    let _ = self.answers.send(Err(broken)).await;
+                    return;
+                }
+            }
+        };
+        while let Some(answer) = waiting.next().await {
+            if self.answers.send(Ok(answer)).await.is_err() {
+                return;
+            }
+        }
+        if let Err(error) = end {
+            let _ = self.answers.send(Err(status::of(&error))).await;
+        }
+    }
+
+    async fn enqueue(
+        &self,
+        request: proto::IngestRequest,
+    ) -> Result<(crate::app::engine::Pending, String, Expects)> {
+        let limits = self.app.limits();
+        let mut expects = Expects::Record;
+        let (execution_id, op) = match request.write {
+            None => return Err(Error::invalid("write", "is required")),
+            Some(Write::CreateExecution(write)) => {
+                if write.heartbeat_timeout.is_some() {
+                    self.lease_made.notify_one();
+                }
+                requests::create_execution(limits, write, ids::execution_id)
+            }
+            Some(Write::UpdateExecution(write)) => requests::update_execution(limits, write),
+            Some(Write::FinishExecution(write)) => requests::finish_execution(limits, write),
+            Some(Write::Heartbeat(write)) => {
+                expects = Expects::Heartbeat;
+                requests::heartbeat(limits, write)
+            }
+            Some(Write::RequestCancel(write)) => requests::request_cancel(limits, write),
+            Some(Write::DeleteExecution(write)) => requests::delete_execution(limits, write),
+            Some(Write::PlanSteps(write)) => requests::plan_steps(limits, write),
+            Some(Write::StartStep(write)) => requests::start_step(limits, write),
+            Some(Write::UpdateStep(write)) => requests::update_step(limits, write),
+            Some(Write::FinishStep(write)) => requests::finish_step(limits, write),
+            Some(Write::PutExecution(record)) => requests::put_execution(limits, record),
+            Some(Write::PutStep(record)) => requests::put_step(limits, record),
+        }?;
+        let pending = self.app.engine().enqueue(execution_id.clone(), op).await?;
+        Ok((pending, execution_id, expects))
+    }
+}
+
+fn answer(
+    sequence: i64,
+    outcome: Result<Answer>,
+    execution_id: String,
+    expects: Expects,
+) -> proto::IngestResponse {
+    let step = |step: &crate::domain::Step| proto::IngestedStep {
+        execution_id: step.execution_id.clone(),
+        step_id: Some(step.step_id),
+        step_key: step.step_key.clone(),
+        revision: step.revision,
+        status: convert::step_status(step.status).into(),
+    };
+    let result = match (outcome, expects) {
+        (Ok(Answer::Execution(execution)), Expects::Heartbeat) => {
+            Outcome::Heartbeat(proto::HeartbeatResponse {
+                cancel_requested: execution.cancel_requested_at.is_some(),
+            })
+        }
+        (Ok(Answer::Execution(execution)), Expects::Record) => {
+            Outcome::Execution(proto::IngestedExecution {
+                execution_id: execution.execution_id.clone(),
+                revision: execution.revision,
+                status: convert::execution_status(execution.status).into(),
+            })
+        }
+        (Ok(Answer::Step(record)), _) => Outcome::Step(step(&record)),
+        (Ok(Answer::Steps(records)), _) => Outcome::Steps(proto::IngestedSteps {
+            steps: records.iter().map(|record| step(record)).collect(),
+        }),
+        (Ok(Answer::Deleted), _) => Outcome::Deleted(proto::IngestedDeletion { execution_id }),
+        (Err(error), _) => Outcome::Error(status::message_of(&error)),
+    };
+    proto::IngestResponse { sequence, result: Some(result) }
+}

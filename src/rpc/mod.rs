@@ -1,0 +1,29 @@
+//! The gRPC edge: one file per service. Converts, calls an operation, converts back; decides nothing.
+
+pub mod admin;
+pub mod convert;
+pub mod executions;
+pub mod ingest;
+pub mod requests;
+pub mod status;
+pub mod steps;
+
+use tonic::Status;
+
+use crate::app::{App, Error, Result};
+use crate::store::Answer;
+
+/// Applies what a request asked for.
+pub(crate) async fn write(app: &App, asked: Result<requests::Asked>) -> Result<Answer, Status> {
+    let outcome = match asked {
+        Ok((execution_id, op)) => app.write(execution_id, op).await,
+        Err(error) => Err(error),
+    };
+    outcome.map_err(|error| status::of(&error))
+}
+
+/// A write about one kind of record was answered with another: a defect of ours.
+pub(crate) fn unexpected_answer() -> Status {
+    let source = "a write was answered with a record of another kind";
+    status::of(&Error::Store(crate::store::Error::failed(source)))
+}

@@ -1,0 +1,339 @@
+//! The one table from failures to gRPC codes and `google.rpc` details. Nothing else makes a Status.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use crate::app::Error;
+use crate::domain::Refusal;
+use crate::store;
+
+/// Domain of every ErrorInfo.
+pub const DOMAIN: &str = "stepwell";
+/// When to come back after UNAVAILABLE or RESOURCE_EXHAUSTED.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// How to give a standalone mongod a log.
+const REPLICA_SET_ADVICE: &str = "watching needs a replica set, and this mongod is standalone: start it with \
+     --replSet rs0 and run rs.initiate() once to make it a one-node replica set";
+
+struct Answer {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    details: ErrorDetails,
+}
+
+impl Answer {
+    fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Answer { code, reason, message: message.into(), details: ErrorDetails::new() }
+    }
+
+    fn resource(mut self, kind: &str, name: impl Into<String>) -> Self {
+        self.details.set_resource_info(kind, name, "", self.message.clone());
+        self
+    }
+
+    fn retry(mut self) -> Self {
+        self.details.set_retry_info(Some(RETRY_AFTER));
+        self
+    }
+
+    fn field(mut self, field: &str) -> Self {
+        self.details.add_bad_request_violation(field, self.message.clone());
+        self
+    }
+}
+
+/// The status of a failure.
+pub fn of(error: &Error) -> Status {
+    let answer = answer(error);
+    if matches!(answer.code, Code::Internal | Code::DataLoss) {
+        tracing::error!(error.source = %chain(error), "request failed");
+    }
+    let mut details = answer.details;
+    details.set_error_info(answer.reason, DOMAIN, HashMap::<String, String>::new());
+    Status::with_error_details(answer.code, answer.message, details)
+}
+
+/// The same as a message, for answers inside a stream.
+pub fn message_of(error: &Error) -> tonic_types::Status {
+    use prost::Message as _;
+    let status = of(error);
+    tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
+        code: status.code() as i32,
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
+}
+
+fn answer(error: &Error) -> Answer {
+    match error {
+        Error::Invalid(violations) => {
+            let message = match violations.as_slice() {
+                [one] => format!("{} {}", one.field, one.description),
+                [one, rest @ ..] => {
+                    format!("{} {} (and {} more)", one.field, one.description, rest.len())
+                }
+                [] => "the request is invalid".to_owned(),
+            };
+            let mut answer = Answer::new(Code::InvalidArgument, "INVALID_ARGUMENT", message);
+            answer.details.set_bad_request(
+                violations
+                    .iter()
+                    .map(|violation| FieldViolation::new(&violation.field, &violation.description))
+                    .collect::<Vec<_>>(),
+            );
+            answer
+        }
+        Error::Refused(refusal) => refused(refusal),
+        Error::BadToken(field) => Answer::new(
+            Code::InvalidArgument,
+            "INVALID_TOKEN",
+            format!("{field} is not a token of this request: it is forged, damaged, or of another request"),
+        )
+        .field(field),
+        Error::QueueFull => Answer::new(
+            Code::ResourceExhausted,
+            "QUEUE_FULL",
+            "too many writes are waiting; nothing was applied",
+        )
+        .retry(),
+        Error::ShuttingDown => Answer::new(
+            Code::Unavailable,
+            "SHUTTING_DOWN",
+            "the server is shutting down; go on with another one",
+        )
+        .retry(),
+        Error::Store(error) => store_failed(error),
+    }
+}
+
+fn refused(refusal: &Refusal) -> Answer {
+    match refusal {
+        Refusal::ExecutionNotFound { execution_id } => Answer::new(
+            Code::NotFound,
+            "EXECUTION_NOT_FOUND",
+            format!("there is no execution {execution_id}"),
+        )
+        .resource("execution", execution_id),
+        Refusal::StepNotFound { execution_id, step } => Answer::new(
+            Code::NotFound,
+            "STEP_NOT_FOUND",
+            format!("there is no step {step} in execution {execution_id}"),
+        )
+        .resource("step", format!("{execution_id}/{step}")),
+        Refusal::ExecutionExists { execution_id } => Answer::new(
+            Code::AlreadyExists,
+            "EXECUTION_ALREADY_EXISTS",
+            format!("execution {execution_id} is stored with other content"),
+        )
+        .resource("execution", execution_id),
+        Refusal::StepExists { execution_id, step } => Answer::new(
+            Code::AlreadyExists,
+            "STEP_ALREADY_EXISTS",
+            format!("step {step} of execution {execution_id} is stored with other content"),
+        )
+        .resource("step", format!("{execution_id}/{step}")),
+        Refusal::Status { what, from, to, why } => Answer::new(
+            Code::FailedPrecondition,
+            "WRONG_STATUS",
+            format!("{what} is {from} and cannot become {to}: {why}"),
+        ),
+        Refusal::StaleRevision { execution_id, expected, stored } => Answer::new(
+            Code::Aborted,
+            "STALE_REVISION",
+            format!("execution {execution_id} is at revision {stored}, not at the expected {expected}"),
+        ),
+        Refusal::StillRunning { execution_id } => Answer::new(
+            Code::FailedPrecondition,
+            "EXECUTION_RUNNING",
+            format!("execution {execution_id} is running; finish it first, or delete it with force"),
+        ),
+        Refusal::BeingDeleted { execution_id } => Answer::new(
+            Code::Aborted,
+            "EXECUTION_BEING_DELETED",
+            format!("execution {execution_id} is being deleted; its id is free again shortly"),
+        ),
+        Refusal::UnknownDependency { step_id, depends_on } => Answer::new(
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            format!("step {step_id} depends on step {depends_on}, which is neither stored nor in this plan"),
+        )
+        .field("steps.depends_on"),
+        Refusal::DependencyCycle { step_id } => Answer::new(
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            format!("the dependencies go round in a circle through step {step_id}"),
+        )
+        .field("steps.depends_on"),
+        Refusal::TooLarge { field, size, limit } => Answer::new(
+            Code::InvalidArgument,
+            "TOO_MANY_STEPS",
+            format!("{field}: {size} exceed the limit of {limit}"),
+        )
+        .field(field),
+        Refusal::NeedsPayload => {
+            Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
+        }
+    }
+}
+
+fn store_failed(error: &store::Error) -> Answer {
+    match error {
+        store::Error::Refused(refusal) => refused(refusal),
+        store::Error::Unavailable(_) => Answer::new(
+            Code::Unavailable,
+            "STORE_UNAVAILABLE",
+            "the database is away; send the same request again",
+        )
+        .retry(),
+        store::Error::Contention => Answer::new(
+            Code::Aborted,
+            "CONTENTION",
+            "other writers changed the record every time; nothing was applied",
+        )
+        .retry(),
+        store::Error::CursorExpired => Answer::new(
+            Code::OutOfRange,
+            "RESUME_TOKEN_EXPIRED",
+            "history no longer covers the resume_token: start again without one",
+        ),
+        store::Error::BadCursor => Answer::new(
+            Code::InvalidArgument,
+            "INVALID_TOKEN",
+            "resume_token is not a token of this database",
+        )
+        .field("resume_token"),
+        store::Error::NoLog => {
+            Answer::new(Code::FailedPrecondition, "WATCH_NEEDS_REPLICA_SET", REPLICA_SET_ADVICE)
+        }
+        store::Error::Corrupt { collection, id, field } => Answer::new(
+            Code::DataLoss,
+            "RECORD_UNREADABLE",
+            format!("the stored record {id} in {collection} cannot be read: field {field}"),
+        ),
+        store::Error::Failed(_) => {
+            Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_has_its_code_and_reason() {
+        let id = || "e".to_owned();
+        let table: Vec<(Error, Code, &str)> = vec![
+            (Error::invalid("f", "is bad"), Code::InvalidArgument, "INVALID_ARGUMENT"),
+            (Error::BadToken("page_token"), Code::InvalidArgument, "INVALID_TOKEN"),
+            (Error::QueueFull, Code::ResourceExhausted, "QUEUE_FULL"),
+            (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN"),
+            (
+                Error::Refused(Refusal::ExecutionNotFound { execution_id: id() }),
+                Code::NotFound,
+                "EXECUTION_NOT_FOUND",
+            ),
+            (
+                Error::Refused(Refusal::StepNotFound { execution_id: id(), step: id() }),
+                Code::NotFound,
+                "STEP_NOT_FOUND",
+            ),
+            (
+                Error::Refused(Refusal::ExecutionExists { execution_id: id() }),
+                Code::AlreadyExists,
+                "EXECUTION_ALREADY_EXISTS",
+            ),
+            (
+                Error::Refused(Refusal::StepExists { execution_id: id(), step: id() }),
+                Code::AlreadyExists,
+                "STEP_ALREADY_EXISTS",
+            ),
+            (
+                Error::Refused(Refusal::Status { what: id(), from: "a", to: "b", why: "c" }),
+                Code::FailedPrecondition,
+                "WRONG_STATUS",
+            ),
+            (
+                Error::Refused(Refusal::StaleRevision {
+                    execution_id: id(),
+                    expected: 1,
+                    stored: 2,
+                }),
+                Code::Aborted,
+                "STALE_REVISION",
+            ),
+            (
+                Error::Refused(Refusal::StillRunning { execution_id: id() }),
+                Code::FailedPrecondition,
+                "EXECUTION_RUNNING",
+            ),
+            (
+                Error::Refused(Refusal::BeingDeleted { execution_id: id() }),
+                Code::Aborted,
+                "EXECUTION_BEING_DELETED",
+            ),
+            (
+                Error::Refused(Refusal::UnknownDependency { step_id: 1, depends_on: 2 }),
+                Code::InvalidArgument,
+                "INVALID_ARGUMENT",
+            ),
+            (
+                Error::Refused(Refusal::DependencyCycle { step_id: 1 }),
+                Code::InvalidArgument,
+                "INVALID_ARGUMENT",
+            ),
+            (
+                Error::Refused(Refusal::TooLarge { field: "steps", size: 2, limit: 1 }),
+                Code::InvalidArgument,
+                "TOO_MANY_STEPS",
+            ),
+            (Error::Refused(Refusal::NeedsPayload), Code::Internal, "INTERNAL"),
+            (Error::Store(store::Error::Unavailable(None)), Code::Unavailable, "STORE_UNAVAILABLE"),
+            (Error::Store(store::Error::Contention), Code::Aborted, "CONTENTION"),
+            (Error::Store(store::Error::CursorExpired), Code::OutOfRange, "RESUME_TOKEN_EXPIRED"),
+            (Error::Store(store::Error::BadCursor), Code::InvalidArgument, "INVALID_TOKEN"),
+            (
+                Error::Store(store::Error::NoLog),
+                Code::FailedPrecondition,
+                "WATCH_NEEDS_REPLICA_SET",
+            ),
+            (
+                Error::Store(store::Error::Corrupt { collection: "c", id: id(), field: "f" }),
+                Code::DataLoss,
+                "RECORD_UNREADABLE",
+            ),
+            (
+                Error::Store(store::Error::failed("secret mongodb://user:pass@host")),
+                Code::Internal,
+                "INTERNAL",
+            ),
+        ];
+        for (error, code, reason) in table {
+            let status = of(&error);
+            assert_eq!(status.code(), code, "{error:?}");
+            let details = status.get_error_details();
+            let info = details.error_info().expect("an ErrorInfo");
+            assert_eq!((info.domain.as_str(), info.reason.as_str()), (DOMAIN, reason));
+            assert!(!status.message().contains("mongodb://"), "{}", status.message());
+            let retry = matches!(code, Code::Unavailable | Code::ResourceExhausted);
+            assert!(!retry || details.retry_info().is_some(), "{error:?}");
+            assert!(code != Code::NotFound || details.resource_info().is_some(), "{error:?}");
+        }
+    }
+}
