@@ -4,6 +4,10 @@ pub mod domain;
 
 pub mod clock;
 
+pub mod config;
+
+pub mod telemetry;
+
 pub mod store;
 
 pub mod app;

@@ -1,0 +1,480 @@
+//! Puts the layers together: defaults < file < environment < flags, with every problem found at once.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use toml::{Table, Value};
+
+use super::Config;
+use super::settings::{ENV_PREFIX, Setting, by_key, nearest, settings};
+
+/// Names the configuration file.
+pub const CONFIG_ENV: &str = "STEPWELL_CONFIG";
+/// Variables of other commands and of the test suite: not settings of the server, and not typing errors.
+const NOT_OURS: [&str; 4] = [CONFIG_ENV, "STEPWELL_SERVER", "STEPWELL_OUTPUT", "STEPWELL_COLOR"];
+const NOT_OURS_PREFIXES: [&str; 2] = ["STEPWELL_TEST_", "STEPWELL_CI_"];
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File(PathBuf),
+    Environment(String),
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => out.write_str("default"),
+            Origin::File(path) => write!(out, "{}", path.display()),
+            Origin::Environment(name) => write!(out, "environment {name}"),
+            Origin::Flag(name) => write!(out, "flag --{name}"),
+        }
+    }
+}
+
+/// Something suspicious that does not stop the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Warning {
+    /// A `STEPWELL_*` variable that means nothing here. Orchestrators inject such.
+    UnknownVariable { name: String, suggestion: Option<String> },
+    /// A setting that has no effect beside another.
+    NoEffect { key: &'static str, origin: Origin, because: &'static str },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::UnknownVariable { name, suggestion } => {
+                write!(out, "environment {name} is no setting of stepwell and is ignored")?;
+                match suggestion {
+                    Some(suggestion) => write!(out, "; did you mean {suggestion}?"),
+                    None => Ok(()),
+                }
+            }
+            Warning::NoEffect { key, origin, because } => {
+                write!(out, "{key} ({origin}) has no effect: {because}")
+            }
+        }
+    }
+}
+
+/// One reason to refuse a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    FileUnreadable { path: PathBuf, reason: String },
+    FileSyntax { path: PathBuf, reason: String },
+    UnknownKey { path: PathBuf, key: String, suggestion: Option<String> },
+    BadValue { key: &'static str, origin: Origin, value: String, expected: String },
+    Conflict { key: &'static str, value: String, reason: String },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::FileUnreadable { path, reason } => {
+                write!(out, "configuration file {} cannot be read: {reason}", path.display())
+            }
+            Problem::FileSyntax { path, reason } => {
+                write!(out, "configuration file {} is not TOML: {reason}", path.display())
+            }
+            Problem::UnknownKey { path, key, suggestion } => {
+                write!(out, "configuration file {}: unknown key {key}", path.display())?;
+                match suggestion {
+                    Some(suggestion) => write!(out, "; did you mean {suggestion}?"),
+                    None => Ok(()),
+                }
+            }
+            Problem::BadValue { key, origin, value, expected } => {
+                write!(out, "{key} = {value} ({origin}): expected {expected}")
+            }
+            Problem::Conflict { key, value, reason } => write!(out, "{key} = {value}: {reason}"),
+        }
+    }
+}
+
+/// Every reason why a configuration is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", lines(.problems))]
+pub struct ConfigError {
+    pub problems: Vec<Problem>,
+}
+
+fn lines(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// The flags of `stepwell serve` and `stepwell config`: one per setting, and `--config`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServeFlags {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    values: BTreeMap<&'static str, String>,
+}
+
+impl ServeFlags {
+    /// The same with the flag of this setting given. For callers in the same process, such as tests; a key
+    /// that does not exist is left out.
+    pub fn with(mut self, key: &str, value: impl Into<String>) -> Self {
+        if let Some(setting) = by_key(key) {
+            self.values.insert(setting.key, value.into());
+        }
+        self
+    }
+}
+
+const CONFIG_FLAG: &str = "config";
+
+impl Args for ServeFlags {
+    fn augment_args(command: Command) -> Command {
+        let defaults = Config::default();
+        let command = command.arg(
+            Arg::new(CONFIG_FLAG)
+                .long(CONFIG_FLAG)
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help(format!("Configuration file (TOML). [env: {CONFIG_ENV}]")),
+        );
+        settings().iter().fold(command, |command, setting| {
+            let default = defaults
+                .value(setting.key)
+                .map_or_else(String::new, |value| format!(" [default: {}]", bare(&value)));
+            command.arg(
+                Arg::new(setting.key)
+                    .long(setting.flag.as_str())
+                    .value_name(setting.value_name())
+                    .action(ArgAction::Set)
+                    .hide_short_help(!setting.common)
+                    .help(format!("{} [env: {}]{default}", setting.doc, setting.env)),
+            )
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ServeFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = ServeFlags::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        if let Some(path) = matches.get_one::<PathBuf>(CONFIG_FLAG) {
+            self.config = Some(path.clone());
+        }
+        for setting in settings() {
+            if let Some(value) = matches.get_one::<String>(setting.key) {
+                self.values.insert(setting.key, value.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value as one types it: text without quotes.
+fn bare(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The layers as far as they are put together.
+#[derive(Default)]
+struct Layers {
+    values: BTreeMap<&'static str, Value>,
+    origins: BTreeMap<&'static str, Origin>,
+    problems: Vec<Problem>,
+    warnings: Vec<Warning>,
+}
+
+impl Layers {
+    fn put(
+        &mut self,
+        setting: &'static Setting,
+        origin: Origin,
+        shown: &str,
+        value: Result<Value, String>,
+    ) {
+        match value {
+            Ok(value) => {
+                self.values.insert(setting.key, value);
+                self.origins.insert(setting.key, origin);
+            }
+            Err(expected) => self.problems.push(Problem::BadValue {
+                key: setting.key,
+                origin,
+                value: if setting.secret { "(hidden)".to_owned() } else { shown.to_owned() },
+                expected,
+            }),
+        }
+    }
+
+    fn file(&mut self, path: &Path) {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                let problem =
+                    Problem::FileUnreadable { path: path.to_owned(), reason: error.to_string() };
+                return self.problems.push(problem);
+            }
+        };
+        match text.parse::<Table>() {
+            Ok(table) => self.table(path, "", table),
+            Err(error) => {
+                // Only line and reason: the parser's own display quotes the line, and a line may hold a secret.
+                let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+                let reason = format!("line {line}: {}", error.message());
+                self.problems.push(Problem::FileSyntax { path: path.to_owned(), reason });
+            }
+        }
+    }
+
+    fn table(&mut self, path: &Path, prefix: &str, table: Table) {
+        for (name, value) in table {
+            let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+            if let Some(setting) = by_key(&key) {
+                let shown = value.to_string();
+                let origin = Origin::File(path.to_owned());
+                let checked = setting.check(value);
+                self.put(setting, origin, &shown, checked);
+                continue;
+            }
+            let inside = format!("{key}.");
+            match value {
+                Value::Table(table) if settings().iter().any(|s| s.key.starts_with(&inside)) => {
+                    self.table(path, &key, table);
+                }
+                _ => {
+                    let suggestion = nearest(&key, known_keys()).map(str::to_owned);
+                    self.problems.push(Problem::UnknownKey {
+                        path: path.to_owned(),
+                        key,
+                        suggestion,
+                    });
+                }
+            }
+        }
+    }
+
+    fn variables(&mut self, variables: Vec<Variable>) {
+        for Variable { name, value } in variables {
+            if NOT_OURS.contains(&name.as_str())
+                || NOT_OURS_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            {
+                continue;
+            }
+            let Some(setting) = settings().iter().find(|setting| setting.env == name) else {
+                let suggestion =
+                    nearest(&name, settings().iter().map(|s| s.env.as_str())).map(str::to_owned);
+                self.warnings.push(Warning::UnknownVariable { name, suggestion });
+                continue;
+            };
+            // An empty variable is one that is not set: compose files pass them on like that.
+            if value.is_empty() {
+                continue;
+            }
+            let shown = value.to_string_lossy();
+            let parsed = match value.to_str() {
+                Some(text) => setting.parse(text),
+                None => Err("text in UTF-8".to_owned()),
+            };
+            self.put(setting, Origin::Environment(name), &format!("{shown:?}"), parsed);
+        }
+    }
+
+    fn flags(&mut self, flags: &ServeFlags) {
+        for (key, value) in &flags.values {
+            if let Some(setting) = by_key(key) {
+                let origin = Origin::Flag(setting.flag.clone());
+                self.put(setting, origin, &format!("{value:?}"), setting.parse(value));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<(Config, Vec<Warning>), ConfigError> {
+        let mut whole = Table::new();
+        for (key, value) in self.values {
+            insert(&mut whole, key, value);
+        }
+        let config = match whole.try_into::<Config>() {
+            Ok(config) => Some(Config { origins: self.origins, ..config }),
+            Err(error) => {
+                // Every value was checked against its kind; a test sets each of them. Still no reason to die.
+                self.problems.push(Problem::Conflict {
+                    key: "configuration",
+                    value: "(whole)".to_owned(),
+                    reason: error.message().to_owned(),
+                });
+                None
+            }
+        };
+        if let Some(config) = &config {
+            self.problems.extend(conflicts(config));
+            self.warnings.extend(without_effect(config));
+        }
+        match config {
+            Some(config) if self.problems.is_empty() => Ok((config, self.warnings)),
+            _ => Err(ConfigError { problems: self.problems }),
+        }
+    }
+}
+
+/// A variable with our prefix.
+struct Variable {
+    name: String,
+    value: OsString,
+}
+
+/// What is ours among the environment, sorted, so that warnings and problems come in a stable order.
+fn ours(environment: impl Iterator<Item = (OsString, OsString)>) -> Vec<Variable> {
+    let mut found: Vec<Variable> = environment
+        .filter_map(|(name, value)| {
+            let name = name.to_str().filter(|name| name.starts_with(ENV_PREFIX))?.to_owned();
+            Some(Variable { name, value })
+        })
+        .collect();
+    found.sort_by(|left, right| left.name.cmp(&right.name));
+    found
+}
+
+fn insert(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((part, rest)) => {
+            let inner = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = inner {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Keys and the names of their sections.
+fn known_keys() -> impl Iterator<Item = &'static str> {
+    settings()
+        .iter()
+        .flat_map(|setting| {
+            [Some(setting.key), setting.key.rsplit_once('.').map(|(section, _)| section)]
+        })
+        .flatten()
+}
+
+/// Settings that are fine alone and not together.
+fn conflicts(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut refuse = |key: &'static str, reason: String| {
+        let value =
+            config.value(key).map_or_else(|| "(not set)".to_owned(), |value| value.to_string());
+        problems.push(Problem::Conflict { key, value, reason });
+    };
+    if config.shutdown.streams > config.shutdown.deadline {
+        refuse(
+            "shutdown.streams_seconds",
+            format!(
+                "must not exceed shutdown.deadline_seconds = {}",
+                config.shutdown.deadline.as_secs_f64()
+            ),
+        );
+    }
+    let limits = &config.limits;
+    // MongoDB keeps a document within 16 MiB; one MiB is left for everything that has no limit of its own.
+    let step = 2 * limits.payload_bytes
+        + limits.metadata_bytes
+        + limits.error_message_bytes
+        + limits.stack_trace_bytes;
+    let most = 15 * 1024 * 1024;
+    if step > most {
+        refuse(
+            "limits.payload_bytes",
+            format!(
+                "input, output, metadata and error of a step may together be {step} bytes and no document of \
+                 the store holds more than {most}"
+            ),
+        );
+    }
+    if limits.payload_bytes > limits.request_bytes {
+        refuse(
+            "limits.payload_bytes",
+            format!("must not exceed limits.request_bytes = {}", limits.request_bytes),
+        );
+    }
+    if config.writes.queue_bytes < limits.request_bytes {
+        refuse(
+            "writes.queue_bytes",
+            format!("one request may have limits.request_bytes = {}", limits.request_bytes),
+        );
+    }
+    if let (Some(least), Some(most)) = (config.mongodb.min_pool_size, config.mongodb.max_pool_size)
+        && least > most
+    {
+        refuse("mongodb.min_pool_size", format!("must not exceed mongodb.max_pool_size = {most}"));
+    }
+    let database = &config.mongodb.database;
+    if database.contains(['/', '\\', '.', ' ', '"', '$', '*', '<', '>', ':', '|', '?']) {
+        refuse("mongodb.database", "no name of a MongoDB database".to_owned());
+    }
+    if config.http.listen.is_some_and(|http| http.port() != 0 && http == config.listen) {
+        refuse("http.listen", "is the address of the gRPC port; they need one each".to_owned());
+    }
+    problems
+}
+
+/// Settings that somebody gave and that do nothing.
+fn without_effect(config: &Config) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut warn = |key: &'static str, because: &'static str| {
+        if let Some(origin) = config.origins.get(key) {
+            warnings.push(Warning::NoEffect { key, origin: origin.clone(), because });
+        }
+    };
+    if config.mongodb.uri.is_some() {
+        warn("data_dir", "mongodb.uri selects MongoDB");
+    } else {
+        for setting in settings().iter().filter(|setting| setting.key.starts_with("mongodb.")) {
+            warn(setting.key, "there is no mongodb.uri, so the embedded store is used");
+        }
+    }
+    if config.telemetry.otlp_endpoint.is_none() {
+        warn("telemetry.service_name", "there is no telemetry.otlp_endpoint");
+        warn("telemetry.sample_ratio", "there is no telemetry.otlp_endpoint");
+    }
+    warnings
+}
+
+impl Config {
+    /// The effective configuration out of defaults, file, environment and flags, and what is suspicious about
+    /// it; or every reason to refuse it. Nothing but the configuration file is touched.
+    pub fn load(
+        flags: &ServeFlags,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<(Config, Vec<Warning>), ConfigError> {
+        let mut layers = Layers::default();
+        let variables = ours(environment);
+        let named = variables
+            .iter()
+            .find(|variable| variable.name == CONFIG_ENV && !variable.value.is_empty())
+            .map(|variable| PathBuf::from(&variable.value));
+        if let Some(path) = flags.config.clone().or(named) {
+            layers.file(&path);
+        }
+        layers.variables(variables);
+        layers.flags(flags);
+        layers.finish()
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,284 @@
+//! What an operator can set: one struct per part. Defaults < TOML file < `STEPWELL_*` environment < flags.
+//!
+//! `settings` is the one table from which names, checks, help and documentation come; `load` puts the layers
+//! together. Loading is a pure function of its inputs but for reading the file: it opens no port and no
+//! database, so a bad configuration ends the process before anything else happens.
+
+mod load;
+mod print;
+mod secret;
+pub mod settings;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::limits::Limits;
+
+pub use load::{ConfigError, Origin, Problem, ServeFlags, Warning};
+pub use secret::{Secret, mask_uri};
+pub use settings::reference_table;
+
+/// Exit code of a process that refuses its configuration (`EX_CONFIG` of sysexits).
+pub const EXIT_CODE: u8 = 78;
+
+/// The effective configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub http: Http,
+    pub mongodb: Mongodb,
+    pub grpc: Grpc,
+    pub writes: Writes,
+    pub watch: Watch,
+    pub limits: Limits,
+    pub shutdown: Shutdown,
+    pub log: Log,
+    pub telemetry: Telemetry,
+    /// Where each setting that is not the default came from.
+    #[serde(skip)]
+    pub origins: BTreeMap<&'static str, Origin>,
+}
+
+/// Which database holds the data.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum StoreChoice<'a> {
+    /// The embedded store, in this directory.
+    Sqlite { data_dir: &'a Path },
+    /// A MongoDB deployment.
+    Mongodb { uri: &'a Secret, settings: &'a Mongodb },
+}
+
+impl Config {
+    /// MongoDB when there is a URI for it, else the embedded store.
+    pub fn store(&self) -> StoreChoice<'_> {
+        match &self.mongodb.uri {
+            Some(uri) => StoreChoice::Mongodb { uri, settings: &self.mongodb },
+            None => StoreChoice::Sqlite { data_dir: &self.data_dir },
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50051)),
+            data_dir: PathBuf::from("./stepwell-data"),
+            http: Http::default(),
+            mongodb: Mongodb::default(),
+            grpc: Grpc::default(),
+            writes: Writes::default(),
+            watch: Watch::default(),
+            limits: Limits::default(),
+            shutdown: Shutdown::default(),
+            log: Log::default(),
+            telemetry: Telemetry::default(),
+            origins: BTreeMap::new(),
+        }
+    }
+}
+
+/// The HTTP port: metrics and probes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    pub listen: Option<SocketAddr>,
+}
+
+/// MongoDB. What is `None` is left to the URI, and to the defaults there: pool 10 to 100, 30 s idle,
+/// retryable writes, write concern majority.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mongodb {
+    pub uri: Option<Secret>,
+    pub database: String,
+    pub max_pool_size: Option<u32>,
+    pub min_pool_size: Option<u32>,
+    #[serde(with = "optional_seconds", rename = "max_idle_seconds")]
+    pub max_idle: Option<Duration>,
+    pub retry_writes: Option<bool>,
+    pub write_concern: Option<String>,
+    #[serde(with = "optional_seconds", rename = "server_selection_timeout_seconds")]
+    pub server_selection_timeout: Option<Duration>,
+}
+
+impl Default for Mongodb {
+    fn default() -> Self {
+        Mongodb {
+            uri: None,
+            database: "ai_apps".to_owned(),
+            max_pool_size: None,
+            min_pool_size: None,
+            max_idle: None,
+            retry_writes: None,
+            write_concern: None,
+            server_selection_timeout: None,
+        }
+    }
+}
+
+/// Connections of gRPC clients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grpc {
+    pub streams_per_connection: u32,
+    #[serde(with = "seconds", rename = "ping_interval_seconds")]
+    pub ping_interval: Duration,
+    #[serde(with = "seconds", rename = "ping_timeout_seconds")]
+    pub ping_timeout: Duration,
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Grpc {
+            streams_per_connection: 16_384,
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// The write path: what may wait, and how much goes to the store at once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Writes {
+    pub queue_writes: usize,
+    pub queue_bytes: usize,
+    pub batch_writes: usize,
+    pub batch_bytes: usize,
+    pub ingest_in_flight: usize,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Writes {
+            queue_writes: 16_384,
+            queue_bytes: 128 * 1024 * 1024,
+            batch_writes: 500,
+            batch_bytes: 8 * 1024 * 1024,
+            ingest_in_flight: 1024,
+        }
+    }
+}
+
+/// Watch streams.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Watch {
+    #[serde(with = "seconds", rename = "keepalive_seconds")]
+    pub keepalive: Duration,
+    #[serde(with = "seconds", rename = "linger_seconds")]
+    pub linger: Duration,
+    pub inbox_events: usize,
+    pub inbox_bytes: usize,
+    pub catch_up_readers: usize,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Watch {
+            keepalive: Duration::from_secs(15),
+            linger: Duration::from_secs(30),
+            inbox_events: 64,
+            inbox_bytes: 32 * 1024,
+            catch_up_readers: 2,
+        }
+    }
+}
+
+/// How the process ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shutdown {
+    #[serde(with = "seconds", rename = "streams_seconds")]
+    pub streams: Duration,
+    #[serde(with = "seconds", rename = "deadline_seconds")]
+    pub deadline: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown { streams: Duration::from_secs(4), deadline: Duration::from_secs(18) }
+    }
+}
+
+/// Logs, on stderr.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Export of traces with OpenTelemetry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    pub otlp_endpoint: Option<String>,
+    pub service_name: String,
+    pub sample_ratio: f64,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Telemetry { otlp_endpoint: None, service_name: "stepwell".to_owned(), sample_ratio: 1.0 }
+    }
+}
+
+/// A duration as a number of seconds, whole where it is.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &Duration, out: S) -> Result<S::Ok, S::Error> {
+        if value.subsec_nanos() == 0 {
+            out.serialize_u64(value.as_secs())
+        } else {
+            out.serialize_f64(value.as_secs_f64())
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// The same for one that may be left open.
+mod optional_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &Option<Duration>, out: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::seconds::serialize(value, out),
+            None => out.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        Option::<f64>::deserialize(from)?
+            .map(|value| Duration::try_from_secs_f64(value).map_err(D::Error::custom))
+            .transpose()
+    }
+}
