@@ -12,6 +12,9 @@ pub mod refusal;
 pub mod step;
 pub mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
 pub use refusal::Refusal;
 pub use step::{Attempt, Payload, Step, StepOp, StepRef, StepStatus};

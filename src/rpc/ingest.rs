@@ -17,9 +17,6 @@ use crate::proto::ingest_request::Write;
 use crate::proto::ingest_response::Result as Outcome;
 use crate::store::Answer;
 
-/// Writes of one stream that may wait for their answer; then reading pauses, and HTTP/2 flow control slows the
-/// client down.
-const WINDOW: usize = 2048;
 /// Answers that may wait for the client to read them; then reading pauses too.
 const ANSWERS: usize = 512;
 
@@ -30,6 +27,9 @@ pub struct Ingest {
     pub tasks: TaskTracker,
     /// Ends the streams: no more is read, what was read is answered.
     pub stop: CancellationToken,
+    /// Writes of one stream that may wait for their answer; then reading pauses, and HTTP/2 flow control
+    /// slows the client down.
+    pub in_flight: usize,
 }
 
 /// Which kind of answer a write expects.
@@ -52,6 +52,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
             app: Arc::clone(&self.app),
             lease_made: Arc::clone(&self.lease_made),
             stop: self.stop.clone(),
+            in_flight: self.in_flight.max(1),
             answers,
         };
         self.tasks.spawn(run.run(request.into_inner()));
@@ -63,6 +64,7 @@ struct Run {
     app: Arc<App>,
     lease_made: Arc<Notify>,
     stop: CancellationToken,
+    in_flight: usize,
     answers: mpsc::Sender<Result<proto::IngestResponse, Status>>,
 }
 
@@ -80,7 +82,7 @@ impl Run {
                     continue;
                 }
                 () = self.stop.cancelled() => break Err(Error::ShuttingDown),
-                message = inbound.message(), if waiting.len() < WINDOW => message,
+                message = inbound.message(), if waiting.len() < self.in_flight => message,
             };
             match message {
                 Ok(Some(request)) => {

@@ -1,0 +1,220 @@
+use std::collections::HashMap;
+
+use bson::{Bson, doc};
+
+use super::at;
+use crate::domain::limits::ATTEMPTS_KEPT;
+use crate::domain::step::{Step, StepFields, StepOp, Target, check_plan, decide};
+use crate::domain::{Decision, Payload, Refusal, RunError, StepRef, StepStatus};
+
+fn start(attempt: Option<i32>) -> StepOp {
+    StepOp::Start { step_name: "s".to_owned(), fields: StepFields::default(), attempt }
+}
+
+fn finish(status: StepStatus) -> StepOp {
+    finish_with(status, None, None)
+}
+
+fn finish_with(status: StepStatus, output: Option<Bson>, step_name: Option<&str>) -> StepOp {
+    StepOp::Finish {
+        status,
+        output,
+        error: (status == StepStatus::Failed)
+            .then(|| RunError { message: "x".repeat(9000), ..RunError::default() }),
+        completed_at: None,
+        step_name: step_name.map(str::to_owned),
+        fields: StepFields::default(),
+    }
+}
+
+fn update(output: Option<Bson>) -> StepOp {
+    StepOp::Update {
+        progress: Some(0.5),
+        progress_message: None,
+        metadata: doc! {"m": 1},
+        output,
+    }
+}
+
+fn plan(depends_on: &[i32]) -> StepOp {
+    StepOp::Plan {
+        step_name: "s".to_owned(),
+        fields: StepFields { depends_on: depends_on.to_vec(), ..StepFields::default() },
+    }
+}
+
+fn one(stored: Option<&Step>, op: &StepOp, ms: i64) -> Result<Decision<Step>, Refusal> {
+    let named = StepRef { step_id: Some(1), step_key: None };
+    decide(&Target { execution_id: "e", named: &named, step_id: 1 }, stored, op, at(ms))
+}
+
+fn run(ops: &[StepOp]) -> (Option<Step>, Result<bool, Refusal>) {
+    let mut stored = None;
+    let mut last = Ok(false);
+    for (index, op) in ops.iter().enumerate() {
+        last = match one(stored.as_ref(), op, 100 + index as i64) {
+            Err(refusal) => Err(refusal),
+            Ok(Decision::Put(record)) => {
+                stored = Some(record);
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+        };
+    }
+    (stored, last)
+}
+
+#[test]
+fn transitions_are_these_and_no_others() {
+    use StepStatus::{Completed, Failed, Pending, Running, Skipped};
+    // From, request, and what becomes of it: a status, or a refusal.
+    let begun = |status| match status {
+        Pending => vec![plan(&[])],
+        Running => vec![start(None)],
+        end => vec![start(None), finish(end)],
+    };
+    let table = [
+        (Pending, start(None), Ok(Running)),
+        (Pending, finish(Completed), Ok(Completed)),
+        (Pending, finish(Failed), Ok(Failed)),
+        (Pending, finish(Skipped), Ok(Skipped)),
+        (Running, finish(Completed), Ok(Completed)),
+        (Running, finish(Failed), Ok(Failed)),
+        (Running, finish(Skipped), Ok(Skipped)),
+        (Running, start(Some(2)), Err("status")),
+        (Failed, start(None), Ok(Running)),
+        (Failed, start(Some(2)), Ok(Running)),
+        (Failed, finish(Completed), Err("status")),
+        (Completed, start(Some(2)), Err("status")),
+        (Completed, finish(Failed), Err("status")),
+        (Completed, finish(Skipped), Err("status")),
+        (Skipped, finish(Completed), Err("status")),
+        (Skipped, start(Some(2)), Err("status")),
+    ];
+    for (from, op, expected) in table {
+        let mut ops = begun(from);
+        ops.push(op.clone());
+        let (record, last) = run(&ops);
+        match expected {
+            Ok(status) => {
+                assert_eq!(last, Ok(true), "{from:?} {op:?}");
+                assert_eq!(record.unwrap().status, Some(status), "{from:?} {op:?}");
+            }
+            Err(_) => assert!(matches!(last, Err(Refusal::Status { .. })), "{from:?} {op:?}"),
+        }
+    }
+}
+
+#[test]
+fn repeats_change_nothing() {
+    use StepStatus::{Completed, Failed};
+    for ops in [
+        vec![start(None), start(None)],
+        vec![start(Some(1)), start(Some(1))],
+        vec![start(None), start(Some(1))],
+        vec![start(None), update(None), start(None)],
+        vec![start(None), finish(Completed), start(None)],
+        vec![start(None), finish(Completed), finish(Completed)],
+        vec![start(None), finish(Completed), update(None), finish(Completed)],
+        vec![start(Some(1)), finish(Failed), start(Some(1))],
+        vec![start(Some(1)), finish(Failed), start(Some(2)), start(Some(1))],
+        vec![start(Some(1)), finish(Failed), start(Some(2)), start(Some(2))],
+        vec![plan(&[]), start(None), plan(&[])],
+        vec![plan(&[]), plan(&[])],
+        vec![start(None), update(None), update(None)],
+    ] {
+        assert_eq!(run(&ops).1, Ok(false), "{ops:?}");
+    }
+}
+
+#[test]
+fn a_retry_keeps_the_last_tries_with_cut_errors() {
+    let mut ops = vec![start(None)];
+    for _ in 0..25 {
+        ops.push(finish(StepStatus::Failed));
+        ops.push(start(None));
+    }
+    let step = run(&ops).0.unwrap();
+    assert_eq!(step.retry_count, 25);
+    assert_eq!(step.attempts.len(), ATTEMPTS_KEPT);
+    let error = step.attempts[0].error.as_ref().unwrap();
+    assert_eq!(error.message.len(), 4096);
+    assert_eq!((step.error, step.completed_at, step.duration_ms), (None, None, None));
+}
+
+#[test]
+fn finish_alone_creates_only_with_a_name() {
+    let (_, last) = run(&[finish(StepStatus::Completed)]);
+    assert!(matches!(last, Err(Refusal::StepNotFound { .. })));
+    let whole = finish_with(StepStatus::Completed, Some(Bson::String("out".to_owned())), Some("s"));
+    let (step, last) = run(&[whole.clone(), whole]);
+    assert_eq!(last, Ok(false));
+    let step = step.unwrap();
+    assert_eq!(step.output, Payload::Value(Bson::String("out".to_owned())));
+    assert_eq!(step.input, Payload::Value(Bson::Document(doc! {})));
+    assert_eq!(step.duration_ms, Some(0));
+}
+
+#[test]
+fn an_output_object_is_merged_and_anything_else_replaces() {
+    let object = |n: i32| Some(Bson::Document(doc! {"k": {"n": n}, format!("a{n}"): n}));
+    let (step, _) = run(&[start(None), update(object(1)), update(object(2))]);
+    assert_eq!(
+        step.unwrap().output,
+        Payload::Value(Bson::Document(doc! {"k": {"n": 2}, "a1": 1, "a2": 2}))
+    );
+    let list = Some(Bson::Array(vec![Bson::Int32(1)]));
+    let (step, _) = run(&[start(None), update(object(1)), update(list.clone())]);
+    assert_eq!(step.unwrap().output, Payload::Value(list.unwrap()));
+}
+
+#[test]
+fn an_output_that_is_not_at_hand_is_asked_for_before_it_is_merged() {
+    let stored = run(&[start(None)]).0.unwrap().without_payloads();
+    let merge = update(Some(Bson::Document(doc! {"a": 1})));
+    assert_eq!(one(Some(&stored), &merge, 200), Err(Refusal::NeedsPayload));
+    let replace = update(Some(Bson::Int32(1)));
+    assert!(matches!(one(Some(&stored), &replace, 200), Ok(Decision::Put(_))));
+}
+
+#[test]
+fn keys_and_numbers_must_be_of_one_step() {
+    let named = StepRef { step_id: Some(1), step_key: Some("k".to_owned()) };
+    let target = Target { execution_id: "e", named: &named, step_id: 1 };
+    let Ok(Decision::Put(step)) = decide(&target, None, &start(None), at(1)) else { panic!() };
+    assert_eq!(step.step_key.as_deref(), Some("k"));
+    let other = StepRef { step_id: Some(1), step_key: Some("other".to_owned()) };
+    let target = Target { execution_id: "e", named: &other, step_id: 1 };
+    assert!(matches!(
+        decide(&target, Some(&step), &start(None), at(2)),
+        Err(Refusal::StepExists { .. })
+    ));
+    assert!(matches!(
+        decide(&target, Some(&step), &update(None), at(2)),
+        Err(Refusal::StepNotFound { .. })
+    ));
+}
+
+#[test]
+fn plans_know_their_steps_and_never_go_round() {
+    let known: HashMap<i32, Vec<i32>> = HashMap::from([(10, vec![]), (11, vec![3])]);
+    let check = |planned: &[(i32, &[i32])]| check_plan(planned, &known);
+    assert_eq!(check(&[(1, &[]), (2, &[1]), (3, &[1, 2, 10])]), Ok(()));
+    assert!(matches!(
+        check(&[(1, &[7])]),
+        Err(Refusal::UnknownDependency { step_id: 1, depends_on: 7 })
+    ));
+    for cycle in [
+        &[(1, &[1][..])][..],
+        &[(1, &[2]), (2, &[1])],
+        &[(1, &[2]), (2, &[3]), (3, &[1])],
+        // Through a stored step.
+        &[(3, &[11])],
+    ] {
+        assert!(matches!(check(cycle), Err(Refusal::DependencyCycle { .. })), "{cycle:?}");
+    }
+    let chain: Vec<(i32, Vec<i32>)> = (0..100_000).map(|id| (id, vec![id - 1])).skip(1).collect();
+    let mut planned: Vec<(i32, &[i32])> = vec![(0, &[])];
+    planned.extend(chain.iter().map(|(id, edges)| (*id, edges.as_slice())));
+    assert_eq!(check(&planned), Ok(()));
+}
