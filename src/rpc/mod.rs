@@ -8,6 +8,9 @@ pub mod requests;
 pub mod status;
 pub mod steps;
 
+#[cfg(test)]
+mod tests;
+
 use tonic::Status;
 
 use crate::app::{App, Error, Result};

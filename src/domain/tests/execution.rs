@@ -89,8 +89,7 @@ fn the_same_end_with_other_content_is_refused() {
         completed_at: Some(77),
         metadata: doc! {},
     };
-    let (_, last) =
-        run(&[(1, create("app")), (2, finish(ExecutionStatus::Completed)), (3, other)]);
+    let (_, last) = run(&[(1, create("app")), (2, finish(ExecutionStatus::Completed)), (3, other)]);
     assert!(matches!(last, Err(Refusal::ExecutionExists { .. })));
 }
 
@@ -121,11 +120,8 @@ fn silence_marks_a_heartbeat_revives_and_a_finish_replaces() {
     assert_eq!((revived.error, revived.completed_at, revived.duration_ms), (None, None, None));
     assert!(revived.revision > marked.revision);
 
-    let (replaced, last) = run(&[
-        (1, create("app")),
-        (1001, expire),
-        (1500, finish(ExecutionStatus::Completed)),
-    ]);
+    let (replaced, last) =
+        run(&[(1, create("app")), (1001, expire), (1500, finish(ExecutionStatus::Completed))]);
     assert_eq!(last, Ok("put"));
     assert_eq!(replaced.unwrap().status, Some(ExecutionStatus::Completed));
 }

@@ -28,12 +28,7 @@ fn finish_with(status: StepStatus, output: Option<Bson>, step_name: Option<&str>
 }
 
 fn update(output: Option<Bson>) -> StepOp {
-    StepOp::Update {
-        progress: Some(0.5),
-        progress_message: None,
-        metadata: doc! {"m": 1},
-        output,
-    }
+    StepOp::Update { progress: Some(0.5), progress_message: None, metadata: doc! {"m": 1}, output }
 }
 
 fn plan(depends_on: &[i32]) -> StepOp {

@@ -7,10 +7,7 @@ use crate::domain::value;
 fn merging_goes_deep_into_objects_and_replaces_the_rest() {
     let mut target = doc! {"a": {"x": 1, "y": [1]}, "b": 1, "c.d": 1, "$e": 1};
     value::merge(&mut target, &doc! {"a": {"y": [2], "z": null}, "b": {"n": 1}, "c.d": 2, "$e": 2});
-    assert_eq!(
-        target,
-        doc! {"a": {"x": 1, "y": [2], "z": null}, "b": {"n": 1}, "c.d": 2, "$e": 2}
-    );
+    assert_eq!(target, doc! {"a": {"x": 1, "y": [2], "z": null}, "b": {"n": 1}, "c.d": 2, "$e": 2});
 }
 
 #[test]

@@ -1,0 +1,4 @@
+//! What requests may hold, and how records look to clients, as tables.
+
+mod convert;
+mod requests;
