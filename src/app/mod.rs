@@ -25,6 +25,9 @@ pub use token::Tokens;
 /// fills the memory before it is cut.
 const QUERY_RECORDS: usize = 250;
 
+/// What a reply takes beside its records, at most: the page token and the framing.
+const FRAMING_BYTES: usize = 16 * 1024;
+
 /// The operations over one store.
 pub struct App {
     store: Arc<dyn Store>,
@@ -97,15 +100,16 @@ impl App {
         self.store.execution(execution_id).await?.ok_or_else(|| execution_not_found(execution_id))
     }
 
-    /// The execution and its steps by id, as many as fit a reply by `size_of`.
+    /// The execution and its steps by id, as many as fit a reply by the sizes of the two.
     pub async fn execution_with_steps(
         &self,
         execution_id: &str,
-        size_of: impl Fn(&Step) -> usize,
+        size_of_execution: impl Fn(&Execution) -> usize,
+        size_of_step: impl Fn(&Step) -> usize,
     ) -> Result<ExecutionWithSteps> {
         let execution = self.execution(execution_id).await?;
         let mut steps = Vec::new();
-        let mut bytes = self.limits.page_bytes / 16;
+        let mut bytes = size_of_execution(&execution) + FRAMING_BYTES;
         let mut after = None;
         loop {
             let page = self
@@ -119,7 +123,7 @@ impl App {
                 })
                 .await?;
             for step in page.records {
-                bytes += size_of(&step);
+                bytes += size_of_step(&step);
                 if bytes > self.limits.page_bytes {
                     return Ok(ExecutionWithSteps { execution, steps, steps_truncated: true });
                 }
@@ -235,8 +239,7 @@ impl App {
     {
         let queries = size.div_ceil(QUERY_RECORDS).max(1);
         let examine = (self.limits.page_examined_records / queries).max(1);
-        // Room for the token and the framing.
-        let mut room = self.limits.page_bytes.saturating_sub(16 * 1024);
+        let mut room = self.limits.page_bytes.saturating_sub(FRAMING_BYTES);
         let mut records = Vec::new();
         loop {
             let limit = (size - records.len()).min(QUERY_RECORDS);

@@ -62,7 +62,11 @@ impl proto::execution_service_server::ExecutionService for Executions {
         let answer = if view == Ok(proto::ExecutionView::Full) {
             let found = self
                 .app
-                .execution_with_steps(id, |step| convert::step(step, false).encoded_len() + 8)
+                .execution_with_steps(
+                    id,
+                    |execution| convert::execution(execution).encoded_len(),
+                    |step| convert::step(step, false).encoded_len() + 8,
+                )
                 .await
                 .map_err(|error| status::of(&error))?;
             proto::GetExecutionResponse {

@@ -447,6 +447,17 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
     if request.steps.len() > PLANNED_STEPS {
         check.too_large("steps", request.steps.len(), "steps", PLANNED_STEPS);
     }
+    // The answer has all steps without their inputs, and has to stay a readable reply.
+    let reply_bytes = request
+        .steps
+        .iter()
+        .map(|step| {
+            let input = step.input.as_ref().map_or(0, prost::Message::encoded_len);
+            prost::Message::encoded_len(step) - input + 64
+        })
+        .sum();
+    let reply_limit = limits.page_bytes - limits.page_bytes / 8;
+    check.bytes("steps without input", reply_bytes, reply_limit);
     let mut ids = std::collections::HashSet::new();
     let mut keys = std::collections::HashSet::new();
     let mut steps = Vec::with_capacity(request.steps.len());
