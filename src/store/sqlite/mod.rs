@@ -1,1 +1,329 @@
-//! The SQLite backend.
+//! The SQLite backend: one file, one writer thread, a few connections that read. Everything that blocks runs
+//! on threads of its own, never on the runtime's. Knows nothing of protocols.
+
+mod apply;
+mod changes;
+mod read;
+mod rows;
+mod schema;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rusqlite::{Connection, ErrorCode};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
+use crate::clock::Clock;
+use crate::domain::limits::Limits;
+use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
+use crate::domain::{Execution, Millis, Step, StepRef};
+
+use apply::{Job, Writer};
+
+/// The database in its directory. Other files there are left alone.
+const DATABASE_FILE: &str = "stepwell.db";
+/// Held locked while a server uses the directory; the kernel lets go of it however the server ends.
+const LOCK_FILE: &str = "stepwell.lock";
+/// Calls that may wait for the writer; it takes several into one transaction.
+const QUEUED_JOBS: usize = 64;
+
+/// When a commit counts as durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Synchronous {
+    /// When the disk has it: a power cut loses nothing that was answered.
+    #[default]
+    Full,
+    /// When the system has it: a power cut may lose the last moments, a crash of the server loses nothing.
+    Normal,
+}
+
+/// What an operator may choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqliteOptions {
+    pub synchronous: Synchronous,
+    /// Changes kept for watchers that resume.
+    pub changes_kept: u64,
+    /// How long a change is kept at most.
+    pub changes_age: Duration,
+    /// Connections that read, and so reads at a time.
+    pub readers: usize,
+    /// How long to wait for another program that holds the database file.
+    pub busy_timeout: Duration,
+}
+
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        SqliteOptions {
+            synchronous: Synchronous::Full,
+            changes_kept: 2_000_000,
+            changes_age: Duration::from_secs(7 * 24 * 3600),
+            readers: 4,
+            busy_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a data directory cannot be used. These words are for the operator at the start of the server.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the data directory {} is in use by another server", .dir.display())]
+    InUse { dir: PathBuf },
+    #[error("cannot use {}", .path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} is a database of another program", .path.display())]
+    NotOurs { path: PathBuf },
+    #[error(
+        "{} has schema version {found}, this server knows versions up to {known}: use a newer one",
+        .path.display()
+    )]
+    TooNew { path: PathBuf, found: i64, known: i64 },
+    #[error("the database failed")]
+    Database(#[from] rusqlite::Error),
+}
+
+/// The driver's error in the words of a store.
+fn store_error(error: rusqlite::Error) -> Error {
+    use ErrorCode::*;
+    match error.sqlite_error_code() {
+        // The state of the machine, not of the call: the same call may succeed in a moment.
+        Some(
+            DatabaseBusy
+            | DatabaseLocked
+            | DiskFull
+            | SystemIoFailure
+            | CannotOpen
+            | OutOfMemory
+            | ReadOnly
+            | PermissionDenied
+            | FileLockingProtocolFailed
+            | OperationInterrupted,
+        ) => Error::unavailable(error),
+        _ => Error::failed(error),
+    }
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        store_error(error)
+    }
+}
+
+/// How far the log reaches.
+struct LogEnds {
+    /// The newest number that is committed. Its change is the wake-up of readers.
+    committed: watch::Sender<u64>,
+    /// The newest number that is no longer kept.
+    pruned_through: AtomicU64,
+}
+
+impl LogEnds {
+    fn newest(&self) -> u64 {
+        *self.committed.borrow()
+    }
+
+    fn pruned_through(&self) -> u64 {
+        self.pruned_through.load(Ordering::Acquire)
+    }
+}
+
+/// A bounded number of connections that read.
+struct Readers {
+    path: PathBuf,
+    busy_timeout: Duration,
+    idle: Mutex<Vec<Connection>>,
+    permits: Arc<Semaphore>,
+}
+
+impl Readers {
+    /// Runs `work` on a thread that may block, with a connection of its own.
+    async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let permit = Arc::clone(&self.permits)
+            .acquire_owned()
+            .await
+            .map_err(|_| Error::Unavailable(None))?;
+        let readers = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let idle = readers.idle.lock().pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                // A panic took its connection along.
+                None => schema::open_reader(&readers.path, readers.busy_timeout)
+                    .map_err(Error::unavailable)?,
+            };
+            let done = work(&connection);
+            readers.idle.lock().push(connection);
+            done
+        });
+        done.await.map_err(Error::failed)?
+    }
+}
+
+/// Executions and steps in one SQLite file.
+pub struct SqliteStore {
+    jobs: mpsc::Sender<Job>,
+    readers: Arc<Readers>,
+    ends: Arc<LogEnds>,
+    secret: [u8; 32],
+}
+
+impl SqliteStore {
+    /// Opens the database in `dir`, making both where they are missing, and keeps other servers out.
+    pub fn open(
+        dir: &Path,
+        options: SqliteOptions,
+        limits: Limits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<SqliteStore>, OpenError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            |source| OpenError::Io { path, source }
+        };
+        std::fs::create_dir_all(dir).map_err(io(dir))?;
+        let lock = lock(dir, &dir.join(LOCK_FILE))?;
+        let path = dir.join(DATABASE_FILE);
+        let connection = schema::open_writer(&path, options.synchronous, options.busy_timeout)?;
+        let secret =
+            connection.query_row("SELECT value FROM meta WHERE name = 'secret'", [], |row| {
+                row.get::<_, [u8; 32]>(0)
+            })?;
+        let mut idle = Vec::new();
+        for _ in 0..options.readers.max(1) {
+            idle.push(schema::open_reader(&path, options.busy_timeout)?);
+        }
+        let readers = Arc::new(Readers {
+            path: path.clone(),
+            busy_timeout: options.busy_timeout,
+            permits: Arc::new(Semaphore::new(idle.len())),
+            idle: Mutex::new(idle),
+        });
+        let (newest, pruned_through) = changes::ends(&connection)?;
+        let ends = Arc::new(LogEnds {
+            committed: watch::Sender::new(newest),
+            pruned_through: AtomicU64::new(pruned_through),
+        });
+        let writer = Writer::new(connection, options, limits, clock, Arc::clone(&ends), lock);
+        let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
+        std::thread::Builder::new()
+            .name("sqlite-writer".to_owned())
+            .spawn(move || writer.run(queue))
+            .map_err(io(&path))?;
+        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret }))
+    }
+
+    /// Hands a job to the writer and waits for its answer.
+    async fn job<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(job(reply)).await.map_err(|_| Error::Unavailable(None))?;
+        answer.await.map_err(|_| Error::Unavailable(None))
+    }
+}
+
+fn lock(dir: &Path, path: &Path) -> Result<File, OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn apply(&self, writes: Vec<Write>) -> Applied {
+        let count = writes.len();
+        match self.job(|reply| Job::Apply { writes, reply }).await {
+            Ok(applied) => applied,
+            Err(_) => Applied {
+                outcomes: (0..count).map(|_| Err(Error::Unavailable(None))).collect(),
+                written: Vec::new(),
+            },
+        }
+    }
+
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    async fn execution(&self, execution_id: &str) -> Result<Option<Execution>> {
+        let execution_id = execution_id.to_owned();
+        self.readers.run(move |connection| read::execution(connection, &execution_id)).await
+    }
+
+    async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
+        let (execution_id, step) = (execution_id.to_owned(), step.clone());
+        self.readers.run(move |connection| read::step(connection, &execution_id, &step, true)).await
+    }
+
+    async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
+        let query = query.clone();
+        self.readers.run(move |connection| read::executions(connection, &query)).await
+    }
+
+    async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {
+        let query = query.clone();
+        self.readers.run(move |connection| read::steps(connection, &query)).await
+    }
+
+    async fn leases(&self, now: Millis) -> Result<Leases> {
+        self.readers.run(move |connection| read::leases(connection, now)).await
+    }
+
+    async fn secret(&self) -> Result<[u8; 32]> {
+        Ok(self.secret)
+    }
+
+    async fn ping(&self) -> Result<()> {
+        if self.jobs.is_closed() {
+            return Err(Error::Unavailable(None));
+        }
+        self.readers
+            .run(|connection| {
+                // Reads the file, unlike a constant.
+                connection.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
+                Ok(())
+            })
+            .await
+    }
+
+    fn info(&self) -> StoreInfo {
+        StoreInfo { name: "sqlite", version: rusqlite::version().to_owned(), watchable: true }
+    }
+
+    fn log(&self) -> Result<Arc<dyn ChangeLog>> {
+        Ok(Arc::new(changes::SqliteLog {
+            readers: Arc::clone(&self.readers),
+            ends: Arc::clone(&self.ends),
+        }))
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        // Piece by piece, so that writes get their turn in between.
+        while self.job(|reply| Job::Prune { reply }).await?? {}
+        self.job(|reply| Job::Checkpoint { reply }).await?
+    }
+
+    async fn close(&self) {
+        self.readers.permits.close();
+        self.readers.idle.lock().clear();
+        // An error means that the writer has ended before.
+        let _ = self.job(|reply| Job::Close { reply }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

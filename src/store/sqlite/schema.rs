@@ -1,0 +1,248 @@
+//! The tables, how a database file gets them, and how a connection is set up. Knows nothing of records.
+//!
+//! A start time that is not known is stored as the smallest integer, so that such records are the oldest in
+//! every index and one comparison serves all pages. A status that is no known word is stored as ''.
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use std::path::Path;
+use std::time::Duration;
+
+use super::{OpenError, Synchronous};
+
+/// Stored for a start time that is not known.
+pub const NO_START: i64 = i64::MIN;
+
+/// "STPW": tells our files from other programs' databases of the same name.
+const APPLICATION_ID: i32 = 0x5354_5057;
+
+/// One entry per version of the schema; the database counts in `user_version` how many it has seen. Never
+/// change an entry that was released: add one.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE executions (
+        id                   INTEGER PRIMARY KEY,
+        execution_id         TEXT NOT NULL UNIQUE,
+        stored_at            INTEGER NOT NULL,
+        app_id               INTEGER,
+        app_name             TEXT NOT NULL,
+        sub_app_id           INTEGER,
+        sub_app_name         TEXT,
+        user_id              TEXT,
+        status               TEXT NOT NULL,
+        started_at           INTEGER NOT NULL,
+        completed_at         INTEGER,
+        duration_ms          INTEGER,
+        error                TEXT,
+        error_info           BLOB,
+        metadata             BLOB,
+        created_at           INTEGER,
+        updated_at           INTEGER,
+        revision             INTEGER NOT NULL,
+        heartbeat_timeout_ms INTEGER,
+        last_heartbeat_at    INTEGER,
+        cancel_requested_at  INTEGER,
+        cancel_reason        TEXT,
+        parent_execution_id  TEXT,
+        pinned               INTEGER,
+        create_digest        TEXT,
+        start_digest         TEXT,
+        finish_digest        TEXT
+    ) STRICT;
+    -- The usual filters are one or two of user, app and status, newest first. With the status in the index a
+    -- rare status of a big app is one short range; all statuses are a merge of five ranges.
+    CREATE INDEX executions_app ON executions (app_id, status, started_at, execution_id)
+        WHERE app_id IS NOT NULL;
+    CREATE INDEX executions_sub_app ON executions (app_id, sub_app_id, started_at, execution_id)
+        WHERE sub_app_id IS NOT NULL;
+    CREATE INDEX executions_app_name ON executions (app_name, status, started_at, execution_id);
+    CREATE INDEX executions_user ON executions (user_id, status, started_at, execution_id)
+        WHERE user_id IS NOT NULL;
+    CREATE INDEX executions_status ON executions (status, started_at, execution_id);
+    CREATE INDEX executions_started ON executions (started_at, execution_id);
+    CREATE INDEX executions_lease ON executions (heartbeat_timeout_ms)
+        WHERE status = 'running' AND heartbeat_timeout_ms IS NOT NULL;
+
+    CREATE TABLE steps (
+        id               INTEGER PRIMARY KEY,
+        execution_id     TEXT NOT NULL,
+        step_id          INTEGER NOT NULL,
+        stored_at        INTEGER NOT NULL,
+        step_key         TEXT,
+        step_name        TEXT NOT NULL,
+        step_version     TEXT,
+        status           TEXT NOT NULL,
+        started_at       INTEGER,
+        completed_at     INTEGER,
+        duration_ms      INTEGER,
+        error            TEXT,
+        error_info       BLOB,
+        retry_count      INTEGER NOT NULL,
+        metadata         BLOB,
+        revision         INTEGER NOT NULL,
+        created_at       INTEGER,
+        updated_at       INTEGER,
+        depends_on       TEXT,
+        parent_step_id   INTEGER,
+        progress         REAL,
+        progress_message TEXT,
+        attempts         BLOB,
+        create_digest    TEXT,
+        start_digest     TEXT,
+        finish_digest    TEXT,
+        -- Last, so that reads without payloads need not walk over them.
+        input            BLOB,
+        output           BLOB
+    ) STRICT;
+    CREATE UNIQUE INDEX steps_id ON steps (execution_id, step_id);
+    CREATE UNIQUE INDEX steps_key ON steps (execution_id, step_key) WHERE step_key IS NOT NULL;
+
+    -- Inputs (id = 2 * steps.id) and outputs (id = 2 * steps.id + 1) too long to be rewritten with every
+    -- change of their step, whose own column then is x''.
+    CREATE TABLE step_payloads (
+        id    INTEGER PRIMARY KEY,
+        value BLOB NOT NULL
+    ) STRICT;
+
+    -- The log. Numbers have no gaps: the writer gives them, and a rolled back number is given again.
+    CREATE TABLE changes (
+        seq          INTEGER PRIMARY KEY,
+        at           INTEGER NOT NULL,
+        execution_id TEXT NOT NULL,
+        step_id      INTEGER,
+        kind         INTEGER NOT NULL,
+        flags        INTEGER NOT NULL,
+        revision     INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE meta (
+        name  TEXT PRIMARY KEY,
+        value ANY NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO meta VALUES ('secret', randomblob(32)), ('pruned_through', 0);
+"];
+
+/// Pages of the write-ahead log after which a commit moves it into the database file.
+const CHECKPOINT_PAGES: i64 = 4000;
+/// Length to which the write-ahead log is cut when it starts over.
+const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
+
+/// The one connection that writes, with the newest schema.
+pub fn open_writer(
+    path: &Path,
+    synchronous: Synchronous,
+    busy_timeout: Duration,
+) -> Result<Connection, OpenError> {
+    let mut connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(busy_timeout)?;
+    check_owner(&connection, path)?;
+    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    connection.pragma_update(
+        None,
+        "synchronous",
+        match synchronous {
+            Synchronous::Full => "full",
+            Synchronous::Normal => "normal",
+        },
+    )?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
+    connection.pragma_update(None, "cache_size", -64 * 1024)?;
+    connection.pragma_update(None, "temp_store", "memory")?;
+    migrate(&mut connection, path)?;
+    connection.set_prepared_statement_cache_capacity(256);
+    Ok(connection)
+}
+
+/// A connection that only reads. The schema is there already.
+pub fn open_reader(path: &Path, busy_timeout: Duration) -> Result<Connection, OpenError> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_timeout(busy_timeout)?;
+    connection.pragma_update(None, "cache_size", -16 * 1024)?;
+    connection.pragma_update(None, "temp_store", "memory")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Refuses a database that another program made, before anything in it is touched.
+fn check_owner(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let owner: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if owner == APPLICATION_ID || (owner == 0 && tables == 0) {
+        Ok(())
+    } else {
+        Err(OpenError::NotOurs { path: path.to_owned() })
+    }
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let known = MIGRATIONS.len() as i64;
+    let found = version(connection)?;
+    if found > known {
+        return Err(OpenError::TooNew { path: path.to_owned(), found, known });
+    }
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(found.max(0) as usize) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", index as i64 + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Result<Connection, OpenError> {
+        open_writer(path, Synchronous::Normal, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn opening_twice_migrates_once_and_keeps_the_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stepwell.db");
+        let secret = |connection: &Connection| -> Vec<u8> {
+            connection
+                .query_row("SELECT value FROM meta WHERE name = 'secret'", [], |row| row.get(0))
+                .unwrap()
+        };
+        let first = secret(&open(&path).unwrap());
+        let again = open(&path).unwrap();
+        assert_eq!(secret(&again), first);
+        assert_eq!(first.len(), 32);
+        assert_eq!(version(&again).unwrap(), MIGRATIONS.len() as i64);
+    }
+
+    #[test]
+    fn a_database_of_a_newer_version_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stepwell.db");
+        open(&path).unwrap().pragma_update(None, "user_version", 1000).unwrap();
+        assert!(matches!(open(&path), Err(OpenError::TooNew { found: 1000, .. })));
+    }
+
+    #[test]
+    fn a_database_of_another_program_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stepwell.db");
+        let theirs = Connection::open(&path).unwrap();
+        theirs.execute_batch("CREATE TABLE notes (text)").unwrap();
+        assert!(matches!(open(&path), Err(OpenError::NotOurs { .. })));
+        let tables: i64 =
+            theirs.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
+        assert_eq!(tables, 1);
+    }
+}
