@@ -15,3 +15,7 @@ pub mod app;
 pub mod proto;
 
 pub mod rpc;
+
+pub mod http;
+
+pub mod shutdown;

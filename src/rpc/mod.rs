@@ -2,8 +2,10 @@
 
 pub mod admin;
 pub mod convert;
+pub mod edge_errors;
 pub mod executions;
 pub mod ingest;
+pub mod observe;
 pub mod requests;
 pub mod status;
 pub mod steps;

@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod mongo;
+pub mod observed;
 pub mod plan;
 pub mod sqlite;
 pub mod write;
