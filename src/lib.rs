@@ -19,3 +19,7 @@ pub mod rpc;
 pub mod http;
 
 pub mod shutdown;
+
+pub mod server;
+
+pub mod cli;

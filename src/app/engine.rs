@@ -47,8 +47,8 @@ pub trait Observer: Send + Sync + 'static {
     /// The records as committed. Called after the commit, before the writers hear of it.
     fn written(&self, records: Vec<Record>);
 
-    /// One batch was applied: its writes, and how long that took.
-    fn batch(&self, writes: usize, took: std::time::Duration);
+    /// A write was refused because the queue is full.
+    fn rejected(&self);
 }
 
 struct Queued {
@@ -71,6 +71,7 @@ struct Inner {
     room: Arc<Semaphore>,
     room_kib: u32,
     clock: Arc<dyn Clock>,
+    observer: Arc<dyn Observer>,
 }
 
 /// The answer to come of a write that is in the queue. Dropping it does not take the write back.
@@ -109,6 +110,7 @@ impl Engine {
                 room: Arc::new(Semaphore::new(room_kib as usize)),
                 room_kib,
                 clock,
+                observer,
             }),
         }
     }
@@ -126,17 +128,21 @@ impl Engine {
         &lanes[(hash % lanes.len() as u64) as usize]
     }
 
+    fn full(&self) -> Error {
+        self.inner.observer.rejected();
+        Error::QueueFull
+    }
+
     /// Applies one write. Refuses at once when the queue is full.
     pub async fn write(&self, execution_id: String, op: Op) -> Result<Answer> {
         let (write, bytes, kib) = self.queued(execution_id, op);
-        let room = Arc::clone(&self.inner.room)
-            .try_acquire_many_owned(kib)
-            .map_err(|_| Error::QueueFull)?;
+        let room =
+            Arc::clone(&self.inner.room).try_acquire_many_owned(kib).map_err(|_| self.full())?;
         let (answer, pending) = oneshot::channel();
         self.lane(&write.execution_id)
             .try_send(Queued { write, bytes, answer, _room: room })
             .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => Error::QueueFull,
+                mpsc::error::TrySendError::Full(_) => self.full(),
                 mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
             })?;
         Pending(pending).answer().await
@@ -200,10 +206,7 @@ async fn lane(
             writes.push(queued.write);
             answers.push((queued.answer, queued._room));
         }
-        let count = writes.len();
-        let begun = std::time::Instant::now();
         let applied = store.apply(writes).await;
-        observer.batch(count, begun.elapsed());
         // Only after the commit: a watcher woken earlier would read the log and find nothing.
         if !applied.written.is_empty() {
             observer.written(applied.written);

@@ -1,0 +1,61 @@
+//! `stepwell serve` and `stepwell config`.
+
+use std::process::ExitCode;
+
+use crate::config::{self, Config, ServeFlags};
+use crate::server::Server;
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+/// Serves until a signal ends it.
+pub async fn serve(flags: &ServeFlags) -> ExitCode {
+    let (config, warnings) = match Config::load(flags, std::env::vars_os()) {
+        Ok(loaded) => loaded,
+        Err(error) => return refuse(&error),
+    };
+    let telemetry = match telemetry::init(&config.log, &config.telemetry) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return refuse(&error),
+    };
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let code = run(config).await;
+    telemetry.flush().await;
+    code
+}
+
+async fn run(config: Config) -> ExitCode {
+    let shutdown = Shutdown::new(&config.shutdown);
+    // Before anything is opened: a signal during the start ends the process in order as well.
+    if let Err(error) = shutdown.on_signals() {
+        tracing::error!(%error, "cannot listen to signals");
+        return ExitCode::FAILURE;
+    }
+    match Server::start_with(config, shutdown).await {
+        Ok(server) => ExitCode::from(server.ended().await.exit_code()),
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints the effective configuration, secrets hidden.
+pub fn print_config(flags: &ServeFlags) -> ExitCode {
+    match Config::load(flags, std::env::vars_os()) {
+        Ok((config, warnings)) => {
+            for warning in warnings {
+                eprintln!("warning: {warning}");
+            }
+            print!("{}", config.printable());
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error),
+    }
+}
+
+fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(config::EXIT_CODE)
+}

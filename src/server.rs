@@ -1,0 +1,365 @@
+//! The composition root: the only file that names a backend. Puts the parts together, starts them, and takes
+//! them down in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::app::engine::{Bounds, Observer};
+use crate::app::leases::Keeper;
+use crate::app::{App, Engine};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, StoreChoice};
+use crate::proto;
+use crate::rpc;
+use crate::shutdown::{Ending, Shutdown};
+use crate::store::observed::Observed;
+use crate::store::sqlite::{SqliteOptions, SqliteStore};
+use crate::store::{Record, Store};
+use crate::telemetry::metrics::{self, WriteMetrics};
+
+/// How often the database is asked whether it is there.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the store tidies up.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A running server.
+pub struct Server {
+    addr: SocketAddr,
+    http_addr: Option<SocketAddr>,
+    stop: CancellationToken,
+    ready: watch::Receiver<bool>,
+    ended: tokio::task::JoinHandle<Ending>,
+}
+
+impl Server {
+    /// Opens the store, binds the ports and serves. With MongoDB it returns although the database may be away:
+    /// then the server waits for it, is not ready, and answers UNAVAILABLE.
+    pub async fn start(config: Config) -> anyhow::Result<Server> {
+        let shutdown = Shutdown::new(&config.shutdown);
+        Self::start_with(config, shutdown).await
+    }
+
+    /// The same with the tokens of the process, which signals may cancel.
+    pub async fn start_with(config: Config, shutdown: Shutdown) -> anyhow::Result<Server> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
+        let http = match config.http.listen {
+            None => None,
+            Some(listen) => Some(
+                TcpListener::bind(listen)
+                    .await
+                    .with_context(|| format!("cannot listen on {listen} for HTTP"))?,
+            ),
+        };
+        let store = open_store(&config, &clock).await?;
+        let store: Arc<dyn Store> = Arc::new(Observed::new(store));
+        Self::serve(config, shutdown, clock, store, listener, http).await
+    }
+
+    /// The address of the gRPC port.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The address of the HTTP port, if it is on.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http_addr
+    }
+
+    /// Waits until the health service says SERVING.
+    pub async fn ready(&self) {
+        // The sender lives as long as the server; without it nothing gets ready any more.
+        let _ = self.ready.clone().wait_for(|ready| *ready).await;
+    }
+
+    /// Cancelled: the server drains and ends.
+    pub fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Waits for the end, which the stop token brings about.
+    pub async fn ended(self) -> Ending {
+        self.ended.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the server task failed");
+            Ending::Overdue { tasks: 1 }
+        })
+    }
+
+    /// Drains and ends.
+    pub async fn shutdown(self) -> Ending {
+        self.stop.cancel();
+        self.ended().await
+    }
+
+    async fn serve(
+        config: Config,
+        shutdown: Shutdown,
+        clock: Arc<dyn Clock>,
+        store: Arc<dyn Store>,
+        listener: TcpListener,
+        http: Option<TcpListener>,
+    ) -> anyhow::Result<Server> {
+        metrics::install();
+        metrics::build_info(store.info().name);
+        let addr = listener.local_addr()?;
+        let http_addr = http.as_ref().map(TcpListener::local_addr).transpose()?;
+        let stop = shutdown.soft.clone();
+        let tasks = shutdown.tasks.clone();
+        // The write path ends after everything that writes.
+        let lanes = TaskTracker::new();
+        let lease_made = Arc::new(Notify::new());
+
+        let engine = Engine::start(
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            Arc::new(Committed { metrics: WriteMetrics::new() }),
+            Bounds {
+                batch_writes: config.writes.batch_writes,
+                batch_bytes: config.writes.batch_bytes,
+                lane_writes: (config.writes.queue_writes / store.lanes().max(1)).max(1),
+                queue_bytes: config.writes.queue_bytes,
+            },
+            &lanes,
+        );
+        let app = Arc::new(App::new(Arc::clone(&store), engine.clone(), config.limits.clone()));
+
+        let keeper = Keeper {
+            store: Arc::clone(&store),
+            engine: engine.clone(),
+            clock: Arc::clone(&clock),
+            lease_made: Arc::clone(&lease_made),
+            on_expired: Box::new(|count| metrics::leases_expired().increment(count as u64)),
+        };
+        tasks.spawn(keeper.run(stop.clone()));
+        tasks.spawn(sweep(Arc::clone(&store), stop.clone()));
+
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let (ready_sender, ready) = watch::channel(false);
+        set_ready(&reporter, false).await;
+        let probe = Probe {
+            store: Arc::clone(&store),
+            reporter: reporter.clone(),
+            ready: ready_sender,
+            stop: stop.clone(),
+        };
+        tasks.spawn(probe.run());
+        tasks.spawn(metrics::upkeep(stop.clone()));
+        tasks.spawn(queue_depth(engine.clone(), stop.clone()));
+
+        let reflection = |other_version| {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(other_version)
+        };
+        let observe = rpc::observe::Observe::described(&[proto::DESCRIPTORS], std::process::id());
+        let request_bytes = config.limits.request_bytes;
+        let executions = proto::execution_service_server::ExecutionServiceServer::new(
+            rpc::executions::Executions {
+                app: Arc::clone(&app),
+                lease_made: Arc::clone(&lease_made),
+            },
+        )
+        .max_decoding_message_size(request_bytes);
+        let watches = executions;
+        let steps = proto::step_service_server::StepServiceServer::new(rpc::steps::Steps {
+            app: Arc::clone(&app),
+        })
+        .max_decoding_message_size(request_bytes);
+        let ingest = proto::ingest_service_server::IngestServiceServer::new(rpc::ingest::Ingest {
+            app: Arc::clone(&app),
+            lease_made,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            in_flight: config.writes.ingest_in_flight,
+        })
+        .max_decoding_message_size(request_bytes);
+        let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin { app });
+
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serving = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(config.grpc.ping_interval))
+            .http2_keepalive_timeout(Some(config.grpc.ping_timeout))
+            .max_concurrent_streams(Some(config.grpc.streams_per_connection))
+            .initial_stream_window_size(Some(1024 * 1024))
+            .initial_connection_window_size(Some(8 * 1024 * 1024))
+            .layer(observe)
+            .layer(rpc::edge_errors::EdgeErrors)
+            .add_service(health)
+            .add_service(reflection(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET).build_v1()?)
+            .add_service(reflection(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET).build_v1alpha()?)
+            .add_service(watches)
+            .add_service(steps)
+            .add_service(ingest)
+            .add_service(admin)
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+
+        if let Some(listener) = http {
+            tasks.spawn(crate::http::serve(
+                listener,
+                crate::http::HttpState { ready: ready.clone() },
+                stop.clone(),
+            ));
+        }
+        tasks.spawn(serve_grpc(serving, shutdown.clone()));
+        let down = Down { store, engine, shutdown, lanes, deadline: config.shutdown.deadline };
+        let ended = tokio::spawn(down.run());
+        Ok(Server { addr, http_addr, stop, ready, ended })
+    }
+}
+
+async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn Store>> {
+    let limits = config.limits.clone();
+    Ok(match config.store() {
+        StoreChoice::Sqlite { data_dir } => {
+            let options = SqliteOptions::default();
+            SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?
+        }
+        StoreChoice::Mongodb { .. } => anyhow::bail!("MongoDB is not served yet"),
+    })
+}
+
+/// Tells the watchers and the metrics what became durable.
+struct Committed {
+    metrics: WriteMetrics,
+}
+
+impl Observer for Committed {
+    fn written(&self, _records: Vec<Record>) {}
+
+    fn rejected(&self) {
+        self.metrics.rejected.increment(1);
+    }
+}
+
+/// Shows the depth of the write queue.
+async fn queue_depth(engine: Engine, stop: CancellationToken) {
+    let depth = WriteMetrics::new().queue_depth;
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    while stop.run_until_cancelled(every.tick()).await.is_some() {
+        depth.set(engine.depth() as f64);
+    }
+}
+
+/// Every service that has a health of its own; `""` is the server.
+async fn set_ready(reporter: &HealthReporter, ready: bool) {
+    let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in [
+        "",
+        "stepwell.v1.ExecutionService",
+        "stepwell.v1.StepService",
+        "stepwell.v1.IngestService",
+        "stepwell.v1.AdminService",
+    ] {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+/// Asks the database whether it is there, and says so through health and readiness.
+struct Probe {
+    store: Arc<dyn Store>,
+    reporter: HealthReporter,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+}
+
+impl Probe {
+    async fn run(self) {
+        let mut known = None;
+        loop {
+            let up = tokio::select! {
+                () = self.stop.cancelled() => break,
+                outcome = self.store.ping() => outcome.is_ok(),
+            };
+            if known != Some(up) {
+                match (known, up) {
+                    (_, true) => tracing::info!("ready"),
+                    (None, false) => tracing::warn!("waiting for the database"),
+                    (Some(_), false) => tracing::warn!("the database is away"),
+                }
+                known = Some(up);
+                set_ready(&self.reporter, up).await;
+                self.ready.send_replace(up);
+                metrics::store_up().set(if up { 1.0 } else { 0.0 });
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                () = tokio::time::sleep(PROBE_INTERVAL) => {}
+            }
+        }
+        set_ready(&self.reporter, false).await;
+        self.ready.send_replace(false);
+    }
+}
+
+async fn sweep(store: Arc<dyn Store>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            outcome = store.sweep() => {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "cannot sweep");
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+    }
+}
+
+/// Serves until the calls have drained, or the time for that is over.
+async fn serve_grpc(
+    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+    shutdown: Shutdown,
+) {
+    tokio::select! {
+        outcome = serving => {
+            if let Err(error) = outcome {
+                tracing::error!(%error, "the gRPC port failed");
+            }
+        }
+        () = shutdown.hard.cancelled() => {}
+    }
+    // Without the port there is no server: let the process end.
+    shutdown.soft.cancel();
+}
+
+/// Takes the parts down in order: no new calls, streams end, calls drain, queued writes are applied, the store
+/// closes.
+struct Down {
+    store: Arc<dyn Store>,
+    engine: Engine,
+    shutdown: Shutdown,
+    lanes: TaskTracker,
+    deadline: Duration,
+}
+
+impl Down {
+    async fn run(self) -> Ending {
+        let ending = self.shutdown.finish().await;
+        // The last handle: the lanes apply what is queued and end.
+        drop(self.engine);
+        self.lanes.close();
+        if tokio::time::timeout(self.deadline / 4, self.lanes.wait()).await.is_err() {
+            tracing::warn!("queued writes were not applied in time; none of them was acknowledged");
+        }
+        if tokio::time::timeout(Duration::from_secs(1), self.store.close()).await.is_err() {
+            tracing::warn!("the store did not close in time");
+        }
+        ending
+    }
+}
