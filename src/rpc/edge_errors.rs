@@ -317,4 +317,51 @@ mod tests {
         rewrite_in(&mut fine);
         assert_eq!(fine, before);
     }
+
+    /// A real server and a real client: the texts of this version of the library, and that the layers fit.
+    #[tokio::test]
+    async fn the_library_still_says_what_is_rewritten() {
+        use tonic_health::pb::HealthCheckRequest;
+        use tonic_health::pb::health_client::HealthClient;
+        use tonic_health::pb::health_server::HealthServer;
+
+        crate::telemetry::metrics::install();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let service = tonic_health::server::HealthService::from_health_reporter(
+            tonic_health::server::HealthReporter::new(),
+        );
+        let service = HealthServer::new(service)
+            .max_decoding_message_size(16)
+            .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
+        let server = tonic::transport::Server::builder()
+            .layer(crate::rpc::observe::Observe::described(&[], 1))
+            .layer(EdgeErrors)
+            .add_service(service)
+            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+        let server = tokio::spawn(server);
+        let channel = tonic::transport::Channel::from_shared(format!("http://{address}"))
+            .expect("an address")
+            .connect()
+            .await
+            .expect("connected");
+
+        let request = || HealthCheckRequest { service: "x".repeat(100) };
+        let mut client = HealthClient::new(channel.clone());
+        let refused = client.check(request()).await.expect_err("too large");
+        assert_eq!(
+            violation(&refused),
+            ("message".to_owned(), "is 102 bytes, more than the limit of 16".to_owned())
+        );
+        assert!(refused.metadata().get("x-request-id").is_some());
+
+        let mut packing = HealthClient::new(channel.clone())
+            .send_compressed(tonic::codec::CompressionEncoding::Gzip);
+        let refused = packing.check(request()).await.expect_err("too large");
+        assert!(violation(&refused).1.contains("more than the limit of 16"), "{refused:?}");
+
+        let fine = client.check(HealthCheckRequest::default()).await.expect("small enough");
+        assert!(fine.metadata().get("x-request-id").is_none());
+        server.abort();
+    }
 }

@@ -55,7 +55,7 @@ impl Export {
     }
 
     /// The layer that makes our spans into exported ones.
-    pub(super) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    pub fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
@@ -66,7 +66,8 @@ impl Export {
             .with_filter(filter_fn(exported).with_max_level_hint(LevelFilter::DEBUG))
     }
 
-    pub(super) async fn finish(self) {
+    /// Sends what waits and ends, within seconds whether the collector answers or not.
+    pub async fn finish(self) {
         // Waits on another thread, and so must not on one of the runtime.
         let waited =
             tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH_TIMEOUT))
