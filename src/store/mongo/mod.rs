@@ -1,1 +1,454 @@
-//! The MongoDB backend.
+//! The MongoDB backend: one database beside other programs, which read and write the same documents.
+//!
+//! `documents` says how records look, `schema` which indexes they need, `command` how a write is sent so that
+//! it is executed once, `apply` and `delete` how writes become commands, `read` and `changes` the rest.
+
+mod apply;
+mod cache;
+mod changes;
+mod command;
+mod delete;
+mod documents;
+mod failure;
+mod leases;
+mod read;
+mod schema;
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::raw::RawDocumentBuf;
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, doc};
+use mongodb::action::Action as _;
+use mongodb::options::{
+    Acknowledgment, ClientOptions, CollectionOptions, ConnectionString, ReadConcern,
+    ReadPreference, SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, Collection, Database};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
+use crate::clock::Clock;
+use crate::domain::limits::Limits;
+use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
+use crate::domain::{Execution, Millis, Step, StepRef};
+use cache::Cache;
+use command::Commander;
+
+/// Calls of `apply` at a time: more only make batches smaller.
+const LANES: usize = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How to reach the database. Everything but the URI and the database is a default that the URI overrides.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MongoOptions {
+    pub uri: String,
+    pub database: String,
+    pub max_pool_size: u32,
+    pub min_pool_size: u32,
+    pub max_idle_ms: u64,
+    pub server_selection_timeout_ms: u64,
+}
+
+impl Default for MongoOptions {
+    fn default() -> Self {
+        MongoOptions {
+            uri: "mongodb://127.0.0.1:27017".to_owned(),
+            database: "ai_apps".to_owned(),
+            max_pool_size: 100,
+            min_pool_size: 10,
+            max_idle_ms: 30_000,
+            server_selection_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl std::fmt::Debug for MongoOptions {
+    // The URI carries a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MongoOptions").field("database", &self.database).finish_non_exhaustive()
+    }
+}
+
+/// The database once it has answered and is set up.
+struct Ready {
+    client: Client,
+    database: Database,
+    /// For decisions: what the primary has, committed or not.
+    executions: Collection<RawDocumentBuf>,
+    steps: Collection<RawDocumentBuf>,
+    /// For answers: what a failover cannot take back.
+    committed_executions: Collection<RawDocumentBuf>,
+    committed_steps: Collection<RawDocumentBuf>,
+    commander: Commander,
+    replica_set: bool,
+    version: String,
+    indexes: schema::Indexes,
+    secret: [u8; 32],
+}
+
+#[derive(Clone)]
+enum State {
+    /// The first attempt is under way.
+    Starting,
+    /// The last attempt failed; another follows.
+    Away,
+    Ready(Arc<Ready>),
+}
+
+struct Inner {
+    options: MongoOptions,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+    cache: Cache,
+    state: watch::Sender<State>,
+    patience: Duration,
+}
+
+/// Executions and steps in MongoDB.
+pub struct MongoStore {
+    inner: Arc<Inner>,
+    preparing: tokio::task::JoinHandle<()>,
+}
+
+impl MongoStore {
+    /// A store on the database that `options` name. Returns at once: reaching the database and setting it up
+    /// goes on in the background for as long as it takes. Fails only on a malformed URI.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn connect(
+        options: MongoOptions,
+        limits: Limits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
+        // The parser's own words may quote a piece of a password.
+        let parsed = ConnectionString::parse(&options.uri)
+            .map_err(|_| Error::failed("the MongoDB URI is malformed"))?;
+        let default_ms = options.server_selection_timeout_ms;
+        let inner = Arc::new(Inner {
+            limits,
+            clock,
+            cache: Cache::new(),
+            state: watch::Sender::new(State::Starting),
+            patience: parsed
+                .server_selection_timeout
+                .unwrap_or(Duration::from_millis(default_ms.max(1))),
+            options,
+        });
+        let preparing = tokio::spawn(prepare_until_it_works(Arc::clone(&inner)));
+        Ok(Arc::new(MongoStore { inner, preparing }))
+    }
+}
+
+impl Drop for MongoStore {
+    fn drop(&mut self) {
+        self.preparing.abort();
+    }
+}
+
+async fn prepare_until_it_works(inner: Arc<Inner>) {
+    let mut pause = FIRST_PAUSE;
+    let mut client = None;
+    loop {
+        match prepare(&inner, &mut client).await {
+            Ok(ready) => {
+                tracing::info!(
+                    version = ready.version,
+                    replica_set = ready.replica_set,
+                    "MongoDB is ready"
+                );
+                if !ready.replica_set {
+                    tracing::warn!(
+                        "this mongod is no replica set: nothing can be watched, and a write whose \
+                         answer is lost has to be repeated by its client"
+                    );
+                }
+                inner.state.send_replace(State::Ready(Arc::new(ready)));
+                return;
+            }
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(error = %error, source, retry_ms = pause.as_millis(), "MongoDB is not ready");
+                inner.state.send_replace(State::Away);
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn connect(options: &MongoOptions, patience: Duration) -> Result<Client> {
+    let parsed = ClientOptions::parse(&options.uri).await;
+    let mut parsed = parsed.map_err(failure::error)?;
+    parsed.max_pool_size.get_or_insert(options.max_pool_size);
+    let most = parsed.max_pool_size.filter(|most| *most > 0).unwrap_or(u32::MAX);
+    parsed.min_pool_size.get_or_insert(options.min_pool_size.min(most));
+    parsed.max_idle_time.get_or_insert(Duration::from_millis(options.max_idle_ms));
+    parsed.server_selection_timeout.get_or_insert(patience);
+    parsed.connect_timeout.get_or_insert(patience);
+    parsed.app_name.get_or_insert_with(|| "stepwell".to_owned());
+    let concern = parsed.write_concern.get_or_insert_default();
+    if concern.w.is_none() {
+        concern.w = Some(Acknowledgment::Majority);
+    }
+    Client::with_options(parsed).map_err(failure::error)
+}
+
+/// The write concern as commands carry it. A majority that cannot be reached must not hold a caller for ever.
+fn concern_document(concern: Option<&WriteConcern>, patience: Duration) -> RawDocumentBuf {
+    let mut document = RawDocumentBuf::new();
+    match concern.and_then(|concern| concern.w.clone()) {
+        Some(Acknowledgment::Nodes(nodes)) => {
+            document.append(bson::raw::cstr!("w"), i32::try_from(nodes).unwrap_or(1));
+        }
+        Some(Acknowledgment::Custom(tag)) => document.append(bson::raw::cstr!("w"), tag.as_str()),
+        _ => document.append(bson::raw::cstr!("w"), "majority"),
+    }
+    if let Some(journal) = concern.and_then(|concern| concern.journal) {
+        document.append(bson::raw::cstr!("j"), journal);
+    }
+    let wait = concern.and_then(|concern| concern.w_timeout).unwrap_or(patience);
+    let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    document.append(bson::raw::cstr!("wtimeout"), wait);
+    document
+}
+
+async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
+    let client = match client {
+        Some(client) => client.clone(),
+        None => client.insert(connect(&inner.options, inner.patience).await?).clone(),
+    };
+    let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+    let database = client.database(&inner.options.database);
+    let hello = database.run_command(doc! { "hello": 1 }).selection_criteria(primary.clone());
+    let hello = hello.await.map_err(failure::error)?;
+    let replica_set =
+        hello.contains_key("setName") || hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
+    let build = database.run_command(doc! { "buildInfo": 1 }).await.map_err(failure::error)?;
+    let version = build.get_str("version").unwrap_or_default().to_owned();
+
+    let collection = |name: &str, concern: Option<ReadConcern>| {
+        let mut options = CollectionOptions::default();
+        options.selection_criteria = Some(primary.clone());
+        options.read_concern = concern;
+        database.collection_with_options::<RawDocumentBuf>(name, options)
+    };
+    let committed = replica_set.then(ReadConcern::majority);
+    let concern = concern_document(client.write_concern(), inner.patience);
+    let indexes = schema::prepare(&database).await?;
+    let secret = secret(&database, replica_set).await?;
+    Ok(Ready {
+        executions: collection(schema::EXECUTIONS, Some(ReadConcern::local())),
+        steps: collection(schema::STEPS, Some(ReadConcern::local())),
+        committed_executions: collection(schema::EXECUTIONS, committed.clone()),
+        committed_steps: collection(schema::STEPS, committed),
+        commander: Commander::new(
+            client.clone(),
+            database.clone(),
+            replica_set,
+            concern,
+            inner.patience,
+            Arc::clone(&inner.clock),
+        ),
+        replica_set,
+        version,
+        indexes,
+        secret,
+        database,
+        client,
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "a key is made here once for each database")]
+fn new_secret() -> [u8; 32] {
+    // 244 random bits from the operating system, spread evenly.
+    let mut hash = Sha256::new();
+    hash.update(uuid::Uuid::new_v4().as_bytes());
+    hash.update(uuid::Uuid::new_v4().as_bytes());
+    hash.finalize().into()
+}
+
+/// The secret that all servers on this database share. The first one to insert it wins.
+async fn secret(database: &Database, replica_set: bool) -> Result<[u8; 32]> {
+    const ID: &str = "token_secret";
+    let mut options = CollectionOptions::default();
+    options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+    options.read_concern = replica_set.then(ReadConcern::majority);
+    options.write_concern = Some(WriteConcern::majority());
+    let meta = database.collection_with_options::<Document>(schema::META, options);
+    for _ in 0..10 {
+        if let Some(found) = meta.find_one(doc! { "_id": ID }).await.map_err(failure::error)? {
+            let bytes = match found.get("value") {
+                Some(Bson::Binary(binary)) => <[u8; 32]>::try_from(binary.bytes.as_slice()).ok(),
+                _ => None,
+            };
+            return bytes.ok_or(Error::Corrupt {
+                collection: schema::META,
+                id: ID.to_owned(),
+                field: "value",
+            });
+        }
+        let value = Binary { subtype: BinarySubtype::Generic, bytes: new_secret().to_vec() };
+        match meta.insert_one(doc! { "_id": ID, "value": value }).await {
+            Ok(_) => {}
+            // Another server was first; majority reads see its secret in a moment.
+            Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => return Err(failure::error(error)),
+        }
+    }
+    Err(failure::away())
+}
+
+impl Inner {
+    /// The database, or why there is none. Waits only for the first attempt to reach it.
+    async fn ready(&self) -> Result<Arc<Ready>> {
+        if let State::Ready(ready) = &*self.state.borrow() {
+            return Ok(Arc::clone(ready));
+        }
+        let mut state = self.state.subscribe();
+        let decided = state.wait_for(|state| !matches!(state, State::Starting));
+        match tokio::time::timeout(self.patience, decided).await {
+            Ok(Ok(state)) => match &*state {
+                State::Ready(ready) => Ok(Arc::clone(ready)),
+                State::Starting | State::Away => Err(failure::away()),
+            },
+            Ok(Err(_)) | Err(_) => Err(failure::away()),
+        }
+    }
+
+    /// One call of the driver, which alone would wait for ever on a connection that went silent.
+    async fn call<T, F>(&self, call: F) -> Result<T>
+    where
+        F: IntoFuture<Output = mongodb::error::Result<T>>,
+    {
+        match tokio::time::timeout(self.patience * 2, call.into_future()).await {
+            Ok(answer) => answer.map_err(failure::error),
+            Err(_) => Err(failure::timeout()),
+        }
+    }
+
+    /// All documents that a query finds. `Err` also when they do not come in time.
+    async fn all(
+        &self,
+        collection: &Collection<RawDocumentBuf>,
+        filter: Document,
+        projection: Option<Document>,
+    ) -> Result<Vec<RawDocumentBuf>> {
+        self.call(async {
+            let mut found = Vec::new();
+            let find = collection.find(filter).batch_size(1000);
+            let mut cursor =
+                find.optional(projection, |find, wanted| find.projection(wanted)).await?;
+            while cursor.advance().await? {
+                found.push(cursor.current().to_owned());
+            }
+            Ok(found)
+        })
+        .await
+    }
+}
+
+impl Inner {
+    /// All documents that a pipeline makes.
+    async fn aggregate(
+        &self,
+        collection: &Collection<RawDocumentBuf>,
+        pipeline: impl IntoIterator<Item = Document>,
+    ) -> Result<Vec<RawDocumentBuf>> {
+        let aggregate = collection.aggregate(pipeline).with_type::<RawDocumentBuf>();
+        self.call(async {
+            let mut found = Vec::new();
+            let mut cursor = aggregate.await?;
+            while cursor.advance().await? {
+                found.push(cursor.current().to_owned());
+            }
+            Ok(found)
+        })
+        .await
+    }
+}
+
+/// The projection for steps without payloads.
+fn no_payloads() -> Document {
+    doc! { "input": 0, "output": 0 }
+}
+
+#[async_trait]
+impl Store for MongoStore {
+    async fn apply(&self, writes: Vec<Write>) -> Applied {
+        apply::apply(&self.inner, writes).await
+    }
+
+    fn lanes(&self) -> usize {
+        LANES
+    }
+
+    async fn execution(&self, execution_id: &str) -> Result<Option<Execution>> {
+        read::execution(&self.inner, execution_id).await
+    }
+
+    async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
+        read::step(&self.inner, execution_id, step).await
+    }
+
+    async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
+        read::executions(&self.inner, query).await
+    }
+
+    async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {
+        read::steps(&self.inner, query).await
+    }
+
+    async fn leases(&self, now: Millis) -> Result<Leases> {
+        leases::leases(&self.inner, now).await
+    }
+
+    async fn secret(&self) -> Result<[u8; 32]> {
+        Ok(self.inner.ready().await?.secret)
+    }
+
+    async fn ping(&self) -> Result<()> {
+        let ready = self.inner.ready().await?;
+        self.inner.call(ready.database.run_command(doc! { "ping": 1 })).await?;
+        Ok(())
+    }
+
+    fn info(&self) -> StoreInfo {
+        let (version, watchable) = match &*self.inner.state.borrow() {
+            State::Ready(ready) => (ready.version.clone(), ready.replica_set),
+            State::Starting | State::Away => (String::new(), true),
+        };
+        StoreInfo { name: "mongodb", version, watchable }
+    }
+
+    fn log(&self) -> Result<Arc<dyn ChangeLog>> {
+        if let State::Ready(ready) = &*self.inner.state.borrow()
+            && !ready.replica_set
+        {
+            return Err(Error::NoLog);
+        }
+        Ok(Arc::new(changes::Log::new(Arc::clone(&self.inner))))
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        delete::sweep(&self.inner).await
+    }
+
+    async fn close(&self) {
+        self.preparing.abort();
+        let state = self.inner.state.send_replace(State::Away);
+        if let State::Ready(ready) = state {
+            ready.commander.close();
+            // Ends the server sessions and closes the connections.
+            let shutdown = ready.client.clone().shutdown();
+            let _ = tokio::time::timeout(Duration::from_secs(2), shutdown).await;
+        }
+    }
+}

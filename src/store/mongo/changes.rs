@@ -1,0 +1,510 @@
+//! The log: one change stream over both collections. It alone says what happened and in which order; records
+//! are looked up only where the stream does not carry them.
+//!
+//! The driver's stream must not be abandoned in the middle of a step, so a task of its own drives it and hands
+//! the changes over through a bounded channel.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::raw::{RawBsonRef, RawDocument};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, RawDocumentBuf, doc, rawdoc};
+use mongodb::action::Action as _;
+use mongodb::change_stream::ChangeStream;
+use mongodb::change_stream::event::ResumeToken;
+use tokio::sync::mpsc;
+
+use super::apply::step_alternatives;
+use super::{Inner, Ready, documents, failure, no_payloads, schema};
+use crate::domain::Millis;
+use crate::store::{
+    Change, ChangeKind, ChangeLog, ChangeReader, Changed, Cursor, Error, Record, RecordKey, Result,
+};
+
+/// How long the database waits for a change before it answers that there is none.
+const WAIT: Duration = Duration::from_millis(800);
+/// How long `next` waits.
+const NEXT: Duration = Duration::from_secs(1);
+const CHANGES_AT_ONCE: usize = 500;
+/// Changes read ahead of the reader.
+const READ_AHEAD: usize = 256;
+const PAUSE: Duration = Duration::from_millis(250);
+/// Last byte of a token's key string, and of a cursor that has nothing but that.
+const END: u8 = 4;
+/// Last byte of a cursor that carries type bits as well.
+const WITH_TYPE_BITS: u8 = 1;
+/// First byte of a token: a timestamp follows.
+const TIMESTAMP: u8 = 0x82;
+
+pub(super) struct Log {
+    inner: Arc<Inner>,
+}
+
+impl Log {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Log { inner }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        let _ = write!(text, "{byte:02X}");
+    }
+    text
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    if digits.len() % 2 != 0 {
+        return None;
+    }
+    let value = |digit: u8| char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    digits.chunks_exact(2).map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?)).collect()
+}
+
+/// A resume token as bytes that sort in log order: its key string, then what else it has.
+fn cursor_of(token: &RawDocument) -> Option<Cursor> {
+    let mut bytes = unhex(token.get_str("_data").ok()?)?;
+    if let Ok(Some(RawBsonRef::Binary(bits))) = token.get("_typeBits") {
+        let length = u16::try_from(bits.bytes.len()).ok()?;
+        bytes.extend_from_slice(bits.bytes);
+        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.push(WITH_TYPE_BITS);
+    }
+    Some(Cursor(bytes))
+}
+
+fn token_of(cursor: &Cursor) -> Option<ResumeToken> {
+    position(cursor)?;
+    let (last, rest) = cursor.0.split_last()?;
+    let token = match *last {
+        WITH_TYPE_BITS => {
+            let (rest, length) = rest.split_last_chunk::<2>()?;
+            let start = rest.len().checked_sub(usize::from(u16::from_be_bytes(*length)))?;
+            let (data, bits) = rest.split_at(start);
+            let bits = Binary { subtype: BinarySubtype::Generic, bytes: bits.to_vec() };
+            doc! { "_data": hex(data), "_typeBits": bits }
+        }
+        _ => doc! { "_data": hex(&cursor.0) },
+    };
+    bson::deserialize_from_document(token).ok()
+}
+
+fn position(cursor: &Cursor) -> Option<u64> {
+    let (first, rest) = cursor.0.split_first()?;
+    let (number, rest) = rest.split_first_chunk::<8>()?;
+    let ended = matches!(rest.last(), Some(&END | &WITH_TYPE_BITS));
+    (*first == TIMESTAMP && ended).then(|| u64::from_be_bytes(*number))
+}
+
+fn cursor_of_token(token: &ResumeToken) -> Option<Cursor> {
+    let document = bson::serialize_to_raw_document_buf(&TokenField { token }).ok()?;
+    cursor_of(document.get_document("token").ok()?)
+}
+
+#[derive(serde::Serialize)]
+struct TokenField<'a> {
+    token: &'a ResumeToken,
+}
+
+type Stream = ChangeStream<RawDocumentBuf>;
+
+async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Result<Stream> {
+    let token = match after {
+        None => None,
+        Some(cursor) => Some(token_of(cursor).ok_or(Error::BadCursor)?),
+    };
+    let pipeline = [
+        doc! { "$match": {
+            "ns.coll": { "$in": [schema::EXECUTIONS, schema::STEPS] },
+            "operationType": { "$in": ["insert", "update", "replace", "delete"] },
+        } },
+        // Payloads may be huge, and hardly anybody asks for them.
+        doc! { "$project": {
+            "fullDocument.input": 0,
+            "fullDocument.output": 0,
+            "updateDescription.updatedFields.input": 0,
+            "updateDescription.updatedFields.output": 0,
+        } },
+    ];
+    let watch = ready.database.watch().pipeline(pipeline).max_await_time(WAIT);
+    // `start_after` takes every token, also one of a database that was dropped since.
+    let watch = watch.optional(token, |watch, token| watch.start_after(token));
+    match tokio::time::timeout(inner.patience * 2, watch).await {
+        Ok(Ok(stream)) => Ok(stream.with_type::<RawDocumentBuf>()),
+        Ok(Err(error)) => Err(failure::stream_error(error)),
+        Err(_) => Err(failure::timeout()),
+    }
+}
+
+#[async_trait]
+impl ChangeLog for Log {
+    async fn open(&self, after: Option<&Cursor>) -> Result<Box<dyn ChangeReader>> {
+        let ready = self.inner.ready().await?;
+        if !ready.replica_set {
+            return Err(Error::NoLog);
+        }
+        let stream = open_stream(&self.inner, &ready, after).await?;
+        let cursor = stream.resume_token().as_ref().and_then(cursor_of_token);
+        let Some(cursor) = cursor.or_else(|| after.cloned()) else {
+            return Err(Error::failed("the change stream names no position"));
+        };
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        let inner = Arc::clone(&self.inner);
+        let task = tokio::spawn(drive(inner, ready, stream, cursor.clone(), sender));
+        Ok(Box::new(Reader { receiver, cursor, failed: None, task }))
+    }
+
+    async fn position(&self) -> Result<u64> {
+        let ready = self.inner.ready().await?;
+        if !ready.replica_set {
+            return Err(Error::NoLog);
+        }
+        let reply = self.inner.call(ready.database.run_command(doc! { "ping": 1 })).await?;
+        match reply.get("operationTime") {
+            Some(Bson::Timestamp(at)) => Ok(u64::from(at.time) << 32 | u64::from(at.increment)),
+            _ => Err(Error::NoLog),
+        }
+    }
+
+    fn position_of(&self, cursor: &Cursor) -> Option<u64> {
+        position(cursor)
+    }
+
+    async fn load(&self, what: &[Changed], payloads: bool) -> Result<Vec<(Changed, Record)>> {
+        let ready = self.inner.ready().await?;
+        let mut executions = HashSet::new();
+        let mut steps: HashMap<String, HashSet<i32>> = HashMap::new();
+        let mut execution_ids = HashMap::new();
+        let mut step_ids = HashMap::new();
+        for changed in what {
+            match changed {
+                Changed::Record(RecordKey { execution_id, step_id: None }) => {
+                    executions.insert(execution_id.clone());
+                }
+                Changed::Record(RecordKey { execution_id, step_id: Some(step_id) }) => {
+                    steps.entry(execution_id.clone()).or_default().insert(*step_id);
+                }
+                Changed::Unknown { steps, id } => {
+                    let Some(value) = document_id_value(id) else { continue };
+                    let ids = if *steps { &mut step_ids } else { &mut execution_ids };
+                    ids.insert(id.clone(), value);
+                }
+            }
+        }
+        let mut execution_filters = Vec::new();
+        if !executions.is_empty() {
+            let ids: Vec<&String> = executions.iter().collect();
+            execution_filters.push(doc! { "execution_id": { "$in": ids } });
+        }
+        if !execution_ids.is_empty() {
+            let ids: Vec<Bson> = execution_ids.values().cloned().collect();
+            execution_filters.push(doc! { "_id": { "$in": ids } });
+        }
+        let mut step_filters = step_alternatives(&steps, &HashMap::new());
+        if !step_ids.is_empty() {
+            let ids: Vec<Bson> = step_ids.values().cloned().collect();
+            step_filters.push(doc! { "_id": { "$in": ids } });
+        }
+        let (found_executions, found_steps) = tokio::try_join!(
+            self.find(&ready.committed_executions, execution_filters, None),
+            self.find(&ready.committed_steps, step_filters, (!payloads).then(no_payloads)),
+        )?;
+        let mut loaded = Vec::new();
+        for raw in found_executions {
+            let Ok(execution) = documents::read_execution(&raw) else { continue };
+            if execution.deleted_at.is_some() {
+                continue;
+            }
+            let by_key = executions.contains(&execution.execution_id);
+            let key = RecordKey::execution(&execution.execution_id);
+            let record = Record::Execution(Arc::new(execution));
+            let id = document_id(&raw).filter(|id| execution_ids.contains_key(id));
+            loaded.extend(answers(by_key.then_some(key), id, false, record));
+        }
+        for raw in found_steps {
+            let Ok(step) = documents::read_step(&raw, payloads) else { continue };
+            let numbers = steps.get(&step.execution_id);
+            let by_key = numbers.is_some_and(|numbers| numbers.contains(&step.step_id));
+            let key = RecordKey::step(&step.execution_id, step.step_id);
+            let record = Record::Step(Arc::new(step));
+            let id = document_id(&raw).filter(|id| step_ids.contains_key(id));
+            loaded.extend(answers(by_key.then_some(key), id, true, record));
+        }
+        Ok(loaded)
+    }
+}
+
+/// A record may have been asked for by its key, by its `_id`, or by both.
+fn answers(
+    key: Option<RecordKey>,
+    id: Option<Vec<u8>>,
+    steps: bool,
+    record: Record,
+) -> impl Iterator<Item = (Changed, Record)> {
+    let by_key = key.map(Changed::Record);
+    let by_id = id.map(|id| Changed::Unknown { steps, id });
+    by_key.into_iter().chain(by_id).map(move |changed| (changed, record.clone()))
+}
+
+impl Log {
+    /// All documents that one of the filters finds.
+    async fn find(
+        &self,
+        collection: &mongodb::Collection<RawDocumentBuf>,
+        filters: Vec<Document>,
+        projection: Option<Document>,
+    ) -> Result<Vec<RawDocumentBuf>> {
+        const ALTERNATIVES: usize = 100;
+        let mut found = Vec::new();
+        for filters in filters.chunks(ALTERNATIVES) {
+            let filter = match filters {
+                [one] => one.clone(),
+                several => doc! { "$or": several },
+            };
+            found.extend(self.inner.all(collection, filter, projection.clone()).await?);
+        }
+        Ok(found)
+    }
+}
+
+/// The `_id` of a document as bytes, whatever type another program chose for it.
+fn document_id(document: &RawDocument) -> Option<Vec<u8>> {
+    let id = document.get("_id").ok().flatten()?;
+    Some(rawdoc! { "_id": id }.into_bytes())
+}
+
+fn document_id_value(bytes: &[u8]) -> Option<Bson> {
+    let document = RawDocument::from_bytes(bytes).ok()?;
+    document.get("_id").ok().flatten().and_then(|id| Bson::try_from(id).ok())
+}
+
+/// What the task hands to its reader.
+enum Item {
+    Change(Box<Change>),
+    /// Nothing to tell, but the position moved.
+    Moved(Cursor),
+    Failed(Error),
+}
+
+/// Reads the stream for as long as the reader lives, and opens it anew where the driver gives up.
+async fn drive(
+    inner: Arc<Inner>,
+    ready: Arc<Ready>,
+    stream: Stream,
+    mut cursor: Cursor,
+    sender: mpsc::Sender<Item>,
+) {
+    let silence = WAIT + inner.patience * 2;
+    let mut stream = Some(stream);
+    loop {
+        let Some(open) = &mut stream else {
+            match open_stream(&inner, &ready, Some(&cursor)).await {
+                Ok(open) => stream = Some(open),
+                Err(error) => {
+                    let passing = matches!(error, Error::Unavailable(_));
+                    if sender.send(Item::Failed(error)).await.is_err() || !passing {
+                        return;
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            continue;
+        };
+        let item = match tokio::time::timeout(silence, open.next_if_any()).await {
+            Ok(Ok(Some(event))) => {
+                let token = event.get_document("_id").ok().and_then(cursor_of);
+                let Some(token) = token else { continue };
+                cursor = token;
+                match read_event(&event, &cursor) {
+                    Some(change) => Item::Change(Box::new(change)),
+                    None => Item::Moved(cursor.clone()),
+                }
+            }
+            Ok(Ok(None)) => {
+                if let Some(token) = open.resume_token().as_ref().and_then(cursor_of_token) {
+                    cursor = token;
+                }
+                if !open.is_alive() {
+                    stream = None;
+                }
+                Item::Moved(cursor.clone())
+            }
+            Ok(Err(error)) => match failure::stream_error(error) {
+                Error::Unavailable(_) => {
+                    stream = None;
+                    continue;
+                }
+                error => {
+                    let _ = sender.send(Item::Failed(error)).await;
+                    return;
+                }
+            },
+            // The connection went silent. Dropping the stream is the only safe thing to do with it now.
+            Err(_) => {
+                stream = None;
+                continue;
+            }
+        };
+        if sender.send(item).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Reader {
+    receiver: mpsc::Receiver<Item>,
+    cursor: Cursor,
+    /// A failure that came after changes which had to be told first.
+    failed: Option<Error>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[async_trait]
+impl ChangeReader for Reader {
+    async fn next(&mut self) -> Result<Vec<Change>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let mut changes = Vec::new();
+        let mut item = match tokio::time::timeout(NEXT, self.receiver.recv()).await {
+            Err(_) => return Ok(changes),
+            Ok(None) => return Err(failure::away()),
+            Ok(Some(item)) => Some(item),
+        };
+        while let Some(now) = item {
+            match now {
+                Item::Change(change) => {
+                    self.cursor = change.cursor.clone();
+                    changes.push(*change);
+                }
+                Item::Moved(cursor) => self.cursor = cursor,
+                Item::Failed(error) if changes.is_empty() => return Err(error),
+                Item::Failed(error) => {
+                    self.failed = Some(error);
+                    break;
+                }
+            }
+            if changes.len() == CHANGES_AT_ONCE {
+                break;
+            }
+            item = self.receiver.try_recv().ok();
+        }
+        Ok(changes)
+    }
+
+    fn cursor(&self) -> Cursor {
+        self.cursor.clone()
+    }
+}
+
+/// `execution_id/step_id/revision`; an execution id may itself have slashes.
+fn parse_last_change(text: &str) -> Option<(RecordKey, i64)> {
+    let mut parts = text.rsplitn(3, '/');
+    let revision = parts.next()?.parse().ok()?;
+    let step_id = parts.next()?;
+    let execution_id = parts.next()?;
+    let key = match step_id {
+        "" => RecordKey::execution(execution_id),
+        step_id => RecordKey::step(execution_id, step_id.parse().ok()?),
+    };
+    Some((key, revision))
+}
+
+fn touches(name: &str, field: &str) -> bool {
+    name.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn moment(event: &RawDocument) -> Millis {
+    match (event.get("wallTime"), event.get("clusterTime")) {
+        (Ok(Some(RawBsonRef::DateTime(at))), _) => at.timestamp_millis(),
+        (_, Ok(Some(RawBsonRef::Timestamp(at)))) => i64::from(at.time) * 1000,
+        _ => 0,
+    }
+}
+
+/// What a change event means; `None` where it is no change of a record.
+fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
+    let collection = event.get_document("ns").ok()?.get_str("coll").ok()?;
+    let steps = collection == schema::STEPS;
+    let id = event.get_document("documentKey").ok().and_then(document_id);
+    let mut change = Change {
+        cursor: cursor.clone(),
+        at: moment(event),
+        what: Changed::Unknown { steps, id: id.clone().unwrap_or_default() },
+        kind: ChangeKind::Updated,
+        revision: None,
+        status_changed: true,
+        metadata_changed: true,
+        body: None,
+        document_id: id,
+    };
+    match event.get_str("operationType").ok()? {
+        operation @ ("insert" | "replace") => {
+            let document = event.get_document("fullDocument").ok()?;
+            let (record, deleted) = if steps {
+                (Record::Step(Arc::new(documents::read_step(document, false).ok()?)), false)
+            } else {
+                let execution = documents::read_execution(document).ok()?;
+                let deleted = execution.deleted_at.is_some();
+                (Record::Execution(Arc::new(execution)), deleted)
+            };
+            if deleted {
+                return None;
+            }
+            change.what = Changed::Record(record.key());
+            if operation == "insert" {
+                change.kind = ChangeKind::Created;
+                // We never replace, so only an insert can be ours.
+                change.revision = Some(record.revision()).filter(|revision| *revision > 0);
+            }
+            change.body = Some(record);
+        }
+        "update" => {
+            let description = event.get_document("updateDescription").ok()?;
+            let updated = description.get_document("updatedFields").ok()?;
+            let removed = description.get_array("removedFields").ok();
+            let removed = removed.into_iter().flatten().flatten().filter_map(|name| name.as_str());
+            let mut names: Vec<&str> = removed.collect();
+            let mut last_change = None;
+            let mut deleted = false;
+            for element in updated {
+                let (name, value) = element.ok()?;
+                match name.as_str() {
+                    "last_change" => last_change = value.as_str().and_then(parse_last_change),
+                    "deleted_at" => deleted = true,
+                    _ => {}
+                }
+                names.push(name.as_str());
+            }
+            change.status_changed = names.iter().any(|name| touches(name, "status"));
+            change.metadata_changed = names.iter().any(|name| touches(name, "metadata"));
+            match last_change {
+                Some((key, revision)) => {
+                    change.what = Changed::Record(key);
+                    change.revision = Some(revision);
+                    if deleted {
+                        change.kind = ChangeKind::Deleted;
+                    }
+                }
+                // A heartbeat is stored and is no change.
+                None if names == ["last_heartbeat_at"] => return None,
+                None => {}
+            }
+        }
+        "delete" => change.kind = ChangeKind::Deleted,
+        _ => return None,
+    }
+    Some(change)
+}

@@ -1,0 +1,198 @@
+//! Collections and their indexes. Indexes are made when they are missing; one that another program made with
+//! the same keys is used as it is.
+
+use bson::{Bson, DateTime, Document, doc};
+use mongodb::Database;
+
+use super::failure;
+use crate::store::Result;
+
+pub(super) const EXECUTIONS: &str = "executions";
+pub(super) const STEPS: &str = "execution_steps";
+/// What Stepwell keeps for itself.
+pub(super) const META: &str = "stepwell_meta";
+
+const NAMESPACE_NOT_FOUND: i32 = 26;
+
+/// An index that has to be there.
+struct Index {
+    collection: &'static str,
+    keys: Document,
+    unique: bool,
+    partial: Option<Document>,
+    /// Whether an index that only begins with these keys serves as well.
+    prefix_serves: bool,
+}
+
+/// The oldest date of interest; every real one is greater, and a missing one is not.
+pub(super) fn epoch() -> DateTime {
+    DateTime::from_millis(0)
+}
+
+fn wanted() -> Vec<Index> {
+    let plain = |collection, keys| Index {
+        collection,
+        keys,
+        unique: false,
+        partial: None,
+        prefix_serves: true,
+    };
+    let unique = |collection, keys| Index {
+        collection,
+        keys,
+        unique: true,
+        partial: None,
+        prefix_serves: false,
+    };
+    let partial = |collection, keys, filter| Index {
+        collection,
+        keys,
+        unique: false,
+        partial: Some(filter),
+        prefix_serves: false,
+    };
+    vec![
+        unique(EXECUTIONS, doc! { "execution_id": 1 }),
+        unique(STEPS, doc! { "execution_id": 1, "step_id": 1 }),
+        Index {
+            // Plain equality on `step_key` uses this filter; `$type` or `$exists` would not do.
+            partial: Some(doc! { "step_key": { "$gt": "" } }),
+            ..unique(STEPS, doc! { "execution_id": 1, "step_key": 1 })
+        },
+        plain(
+            EXECUTIONS,
+            doc! { "app_id": 1, "sub_app_id": 1, "started_at": -1, "execution_id": -1 },
+        ),
+        plain(EXECUTIONS, doc! { "app_id": 1, "started_at": -1, "execution_id": -1 }),
+        plain(EXECUTIONS, doc! { "app_name": 1, "started_at": -1, "execution_id": -1 }),
+        plain(EXECUTIONS, doc! { "user_id": 1, "started_at": -1, "execution_id": -1 }),
+        plain(EXECUTIONS, doc! { "status": 1, "started_at": -1, "execution_id": -1 }),
+        plain(EXECUTIONS, doc! { "started_at": -1, "execution_id": -1 }),
+        partial(
+            EXECUTIONS,
+            doc! { "heartbeat_timeout_ms": 1 },
+            doc! { "heartbeat_timeout_ms": { "$gt": 0 }, "status": "running" },
+        ),
+        partial(EXECUTIONS, doc! { "deleted_at": 1 }, doc! { "deleted_at": { "$gt": epoch() } }),
+        plain(STEPS, doc! { "status": 1 }),
+        plain(STEPS, doc! { "step_name": 1 }),
+        plain(STEPS, doc! { "started_at": -1 }),
+    ]
+}
+
+/// What became of the indexes.
+#[derive(Debug, Default)]
+pub(super) struct Indexes {
+    /// Whether the database itself refuses a second record of the same id. Without that a write has to look first.
+    pub(super) unique: bool,
+    /// Key patterns of executions that can be hinted.
+    pub(super) lists: Vec<Document>,
+}
+
+fn direction(value: &Bson) -> Option<i64> {
+    match value {
+        Bson::Int32(value) => Some(i64::from(*value)),
+        Bson::Int64(value) => Some(*value),
+        Bson::Double(value) => Some(*value as i64),
+        _ => None,
+    }
+}
+
+fn begins_with(keys: &Document, wanted: &Document) -> bool {
+    keys.len() >= wanted.len()
+        && keys.iter().zip(wanted).all(|((name, way), (wanted_name, wanted_way))| {
+            name == wanted_name
+                && direction(way).is_some()
+                && direction(way) == direction(wanted_way)
+        })
+}
+
+/// Whether `existing`, as listIndexes describes it, does the job of `wanted`.
+fn serves(existing: &Document, wanted: &Index) -> bool {
+    let Ok(keys) = existing.get_document("key") else { return false };
+    let same_keys = keys.len() == wanted.keys.len();
+    if !begins_with(keys, &wanted.keys) || (!same_keys && !wanted.prefix_serves) {
+        return false;
+    }
+    if existing.get_bool("hidden").unwrap_or(false) || existing.contains_key("collation") {
+        return false;
+    }
+    if wanted.unique && !existing.get_bool("unique").unwrap_or(false) {
+        return false;
+    }
+    let sparse = existing.get_bool("sparse").unwrap_or(false);
+    match (&wanted.partial, existing.get_document("partialFilterExpression").ok()) {
+        (None, None) => !sparse,
+        (None, Some(_)) => false,
+        // One over all documents serves too, unless it is unique and so forbids more.
+        (Some(_), None) => !wanted.unique && !sparse,
+        (Some(wanted), Some(existing)) => wanted == existing,
+    }
+}
+
+async fn existing(database: &Database, collection: &str) -> Result<Vec<Document>> {
+    let reply =
+        database.run_command(doc! { "listIndexes": collection, "cursor": { "batchSize": 1000 } });
+    match reply.await {
+        Ok(reply) => {
+            let cursor = reply.get_document("cursor").ok();
+            let batch = cursor.and_then(|cursor| cursor.get_array("firstBatch").ok());
+            let batch = batch.into_iter().flatten().filter_map(Bson::as_document);
+            Ok(batch.cloned().collect())
+        }
+        Err(error) if failure::code(&error) == Some(NAMESPACE_NOT_FOUND) => Ok(Vec::new()),
+        Err(error) => Err(failure::error(error)),
+    }
+}
+
+fn name_of(keys: &Document) -> String {
+    let parts = keys.iter().map(|(key, way)| format!("{key}_{}", direction(way).unwrap_or(1)));
+    parts.collect::<Vec<_>>().join("_")
+}
+
+/// Makes the indexes that are missing. What cannot be made is told in the log and lived without.
+pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
+    let mut indexes = Indexes { unique: true, lists: Vec::new() };
+    let executions = existing(database, EXECUTIONS).await?;
+    let steps = existing(database, STEPS).await?;
+    for wanted in wanted() {
+        let there = if wanted.collection == EXECUTIONS { &executions } else { &steps };
+        let mut usable = there.iter().any(|existing| serves(existing, &wanted));
+        if !usable {
+            let mut index = doc! { "key": wanted.keys.clone(), "name": name_of(&wanted.keys) };
+            if wanted.unique {
+                index.insert("unique", true);
+            }
+            if let Some(filter) = &wanted.partial {
+                index.insert("partialFilterExpression", filter.clone());
+            }
+            let command = doc! { "createIndexes": wanted.collection, "indexes": [index] };
+            match database.run_command(command).await {
+                Ok(_) => usable = true,
+                Err(error) if failure::is_passing(&error) => return Err(failure::error(error)),
+                Err(error) => tracing::error!(
+                    collection = wanted.collection,
+                    keys = %wanted.keys,
+                    unique = wanted.unique,
+                    error = %failure::words(&error),
+                    "an index cannot be made: drop or repair what is in its way, then restart; \
+                     until then it is done without"
+                ),
+            }
+        }
+        if wanted.unique {
+            indexes.unique &= usable;
+        } else if usable && wanted.collection == EXECUTIONS && wanted.partial.is_none() {
+            let exact = there.iter().any(|existing| {
+                existing.get_document("key").is_ok_and(|keys| {
+                    keys.len() == wanted.keys.len() && begins_with(keys, &wanted.keys)
+                })
+            });
+            let covered = there.iter().any(|existing| serves(existing, &wanted));
+            if exact || !covered {
+                indexes.lists.push(wanted.keys);
+            }
+        }
+    }
+    Ok(indexes)
+}
