@@ -1,16 +1,34 @@
-//! The command line.
+//! The command line: the server, and the commands that talk to one. Client commands reach data only through
+//! gRPC, so that they work with any server.
 
+mod connection;
+mod executions;
+mod exit;
+mod filter;
+mod import;
+mod json;
+mod output;
 pub mod serve;
+mod server_info;
+mod table;
+mod text;
+mod time;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+use crate::clock::SystemClock;
 use crate::config::ServeFlags;
+use connection::ServerArgs;
+use exit::{CODES_HELP, Exit, Failure, Result};
+use output::{OutputArgs, message};
 
 /// The execution-tracking server for AI apps, and its client commands.
 #[derive(Debug, Parser)]
-#[command(name = "stepwell", version, subcommand_required = true)]
+#[command(name = "stepwell", version, after_help = CODES_HELP, subcommand_required = true)]
+#[command(max_term_width = 110)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -19,21 +37,88 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve until a signal ends it.
-    Serve(ServeFlags),
+    #[command(after_help = CODES_HELP)]
+    Serve(Box<ServeFlags>),
     /// Print the effective configuration.
-    Config(ServeFlags),
+    Config(Box<ServeFlags>),
+    /// Look at executions, watch them live, ask them to stop, delete them.
+    #[command(after_help = CODES_HELP)]
+    Executions {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: executions::Command,
+    },
+    /// Import executions and steps from files of Extended JSON, one document a line.
+    #[command(after_help = CODES_HELP)]
+    Import {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: import::Args,
+    },
+    /// Say what the server is: version, store, features and limits.
+    ServerInfo {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+/// What every client command takes.
+#[derive(Debug, Clone, Args)]
+struct ClientArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Runs the command and says with which code the process ends.
 pub fn run(cli: Cli) -> ExitCode {
     match cli.command {
-        Command::Serve(flags) => match tokio::runtime::Runtime::new() {
+        Command::Serve(flags) => match runtime() {
             Ok(runtime) => runtime.block_on(serve::serve(&flags)),
-            Err(error) => {
-                eprintln!("error: no threads can be started: {error}");
-                ExitCode::FAILURE
-            }
+            Err(exit) => exit,
         },
         Command::Config(flags) => serve::print_config(&flags),
+        Command::Executions { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            executions::run(command, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Import { client, args } => block_on(async {
+            let connection = client.server.connect()?;
+            import::run(&args, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::ServerInfo { client } => block_on(async {
+            let connection = client.server.connect()?;
+            server_info::run(&connection, &client.output.open()).await
+        }),
     }
+}
+
+/// Runs a client command on a runtime of its own.
+fn block_on(command: impl Future<Output = Result<Exit>>) -> ExitCode {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(exit) => return exit,
+    };
+    let ended = runtime.block_on(command);
+    // A thread that still reads a file must not keep the process.
+    runtime.shutdown_background();
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if !matches!(failure, Failure::ReaderGone) {
+                message(&format!("error: {failure}"));
+            }
+            failure.exit().into()
+        }
+    }
+}
+
+fn runtime() -> std::result::Result<tokio::runtime::Runtime, ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        message(&format!("error: no threads can be started: {error}"));
+        Exit::CouldNotStart.into()
+    })
 }

@@ -1,0 +1,92 @@
+//! `stepwell import PATH...`: records of the data model, one Extended JSON document a line, into a server.
+
+mod extended_json;
+mod find;
+mod lines;
+mod reader;
+mod record;
+mod send;
+mod summary;
+
+use std::path::PathBuf;
+
+use super::connection::{Connection, call};
+use super::exit::{Exit, Failure, Result};
+use super::output::{Output, message};
+use crate::clock::Clock;
+use crate::domain::limits::Limits;
+use crate::proto;
+use find::Collection;
+use reader::Rules;
+use record::AssumedStatus;
+use send::{Sender, Stopped};
+use summary::Summary;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folders, searched for executions.jsonl, execution_steps.jsonl and the same with .gz; or single files.
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// The status of records whose own is null or absent; without it they are refused. A step that is assumed
+    /// cancelled becomes skipped.
+    #[arg(long, value_enum, value_name = "STATUS")]
+    assume_status: Option<AssumedStatus>,
+}
+
+/// Executions first, as steps need theirs.
+const PHASES: [fn(Collection) -> bool; 2] = [
+    |collection| collection == Collection::Executions,
+    |collection| collection != Collection::Executions,
+];
+
+pub async fn run(
+    args: &Args,
+    connection: &Connection,
+    output: &Output,
+    clock: &dyn Clock,
+) -> Result<Exit> {
+    let files = find::find(&args.paths)?;
+    let info = connection
+        .admin()
+        .get_server_info(call(proto::GetServerInfoRequest {}))
+        .await
+        .map_err(|status| Failure::CouldNotStart(Failure::from(status).to_string()))?
+        .into_inner();
+    let message_bytes = info
+        .limits
+        .get("request_bytes")
+        .and_then(|limit| usize::try_from(*limit).ok())
+        .unwrap_or_else(|| Limits::default().request_bytes);
+    let rules = Rules { assume: args.assume_status, message_bytes };
+
+    let mut summary = Summary::new(&files);
+    let mut sender = Sender::new(connection.clone(), clock.now().micros);
+    let mut stopped = None;
+    for phase in PHASES {
+        let files: Vec<_> = files
+            .iter()
+            .cloned()
+            .enumerate()
+            .filter(|(_, file)| phase(file.collection))
+            .collect();
+        let batches = reader::start(files, rules);
+        if let Err(Stopped(reason)) = sender.send(batches, &mut summary).await {
+            for record in sender.unanswered() {
+                summary.not_sent(record);
+            }
+            stopped = Some(reason);
+            break;
+        }
+    }
+    if stopped.is_none() {
+        sender.close().await;
+    }
+    summary.finish();
+    summary.print(output)?;
+    if let Some(reason) = &stopped {
+        message(&format!(
+            "error: stopped: {reason}. Import the same again later: what is in stays as it is"
+        ));
+    }
+    Ok(Exit::refused_if(stopped.is_some() || summary.anything_refused()))
+}

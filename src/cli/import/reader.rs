@@ -1,0 +1,227 @@
+//! Reads and converts files on a thread of its own, a bounded step ahead of the sender.
+
+use std::path::Path;
+
+use prost::Message as _;
+use tokio::sync::mpsc;
+
+use super::extended_json;
+use super::find::{Collection, Found};
+use super::lines::{LINE_BYTES, Line, Lines};
+use super::record::{self, AssumedStatus, Converted};
+use crate::proto::ingest_request::Write;
+
+/// Documents handed over together at most; a batch also ends when its lines are this long together.
+const BATCH_DOCUMENTS: usize = 64;
+const BATCH_BYTES: usize = 256 * 1024;
+/// Batches waiting for the sender at most.
+const BATCHES: usize = 4;
+/// What a message has around its record: a few tags, lengths and the sequence.
+const ENVELOPE_BYTES: usize = 64;
+
+/// What became of one line, or of a file.
+#[derive(Debug, PartialEq)]
+pub enum Read {
+    /// A document that can be sent.
+    Write(Box<Outgoing>),
+    /// A document that cannot.
+    Refused { file: usize, line: u64, reason: String },
+    /// A document of a collection that cannot be imported yet.
+    NotYet { file: usize },
+    /// The rest of a file cannot be read.
+    Unreadable { file: usize, line: u64, reason: String },
+    /// So much of a file has been read from disk, in bytes since last said.
+    Progress { bytes: u64 },
+}
+
+/// One record on its way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outgoing {
+    /// Index of the file.
+    pub file: usize,
+    pub line: u64,
+    pub write: Write,
+    /// Encoded size.
+    pub bytes: usize,
+    pub assumed: bool,
+    pub left_out: Vec<String>,
+}
+
+/// How to convert.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    pub assume: Option<AssumedStatus>,
+    /// The largest message that the server takes.
+    pub message_bytes: usize,
+}
+
+/// Starts reading; the batches come over the channel, which ends after the last file. A receiver that goes away
+/// ends the thread.
+pub fn start(files: Vec<(usize, Found)>, rules: Rules) -> mpsc::Receiver<Vec<Read>> {
+    let (sender, receiver) = mpsc::channel(BATCHES);
+    tokio::task::spawn_blocking(move || {
+        let mut batches = Batches { sender, batch: Vec::new(), bytes: 0 };
+        for (index, file) in files {
+            if read(index, &file, rules, &mut batches).is_err() {
+                return;
+            }
+        }
+        let _ = batches.flush();
+    });
+    receiver
+}
+
+/// The receiver is gone.
+struct Gone;
+
+struct Batches {
+    sender: mpsc::Sender<Vec<Read>>,
+    batch: Vec<Read>,
+    bytes: usize,
+}
+
+impl Batches {
+    fn push(&mut self, read: Read, bytes: usize) -> Result<(), Gone> {
+        self.batch.push(read);
+        self.bytes += bytes;
+        if self.batch.len() >= BATCH_DOCUMENTS || self.bytes >= BATCH_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Gone> {
+        self.bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.sender.blocking_send(batch).map_err(|_| Gone)
+    }
+}
+
+fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Result<(), Gone> {
+    let unreadable = |line: u64, path: &Path, error: &std::io::Error| Read::Unreadable {
+        file: index,
+        line,
+        reason: format!("{}: cannot be read further: {error}", path.display()),
+    };
+    let mut lines = match Lines::open(&file.path) {
+        Ok(lines) => lines,
+        Err(error) => return batches.push(unreadable(0, &file.path, &error), 0),
+    };
+    let mut said = 0;
+    loop {
+        let (read, bytes) = match lines.next() {
+            Ok(None) => break,
+            Ok(Some(Line::TooLong { number, bytes })) => {
+                let reason = format!("has {bytes} bytes, more than the limit of {LINE_BYTES} a line");
+                (Read::Refused { file: index, line: number, reason }, 0)
+            }
+            Ok(Some(Line::Text { number, text })) => {
+                (document(index, number, text, file.collection, rules), text.len())
+            }
+            Err(error) => {
+                let line = lines.number() + 1;
+                batches.push(unreadable(line, &file.path, &error), 0)?;
+                break;
+            }
+        };
+        batches.push(read, bytes)?;
+        let consumed = lines.consumed();
+        if consumed > said {
+            batches.push(Read::Progress { bytes: consumed - said }, 0)?;
+            said = consumed;
+        }
+    }
+    // Also what was not needed of a broken file: the bar ends at its end.
+    batches.push(Read::Progress { bytes: file.bytes.saturating_sub(said) }, 0)
+}
+
+fn document(file: usize, line: u64, text: &[u8], collection: Collection, rules: Rules) -> Read {
+    let converted = match collection {
+        Collection::NotYet(_) => return Read::NotYet { file },
+        Collection::Executions => extended_json::parse(text)
+            .and_then(|document| record::execution(document, rules.assume))
+            .map(|found| outgoing(file, line, found, Write::PutExecution)),
+        Collection::Steps => extended_json::parse(text)
+            .and_then(|document| record::step(document, rules.assume))
+            .map(|found| outgoing(file, line, found, Write::PutStep)),
+    };
+    match converted {
+        Err(reason) => Read::Refused { file, line, reason },
+        Ok(outgoing) if outgoing.bytes > rules.message_bytes => Read::Refused {
+            file,
+            line,
+            reason: format!(
+                "has {} bytes as a message, more than the server's limit of {}",
+                outgoing.bytes, rules.message_bytes
+            ),
+        },
+        Ok(outgoing) => Read::Write(Box::new(outgoing)),
+    }
+}
+
+fn outgoing<T: prost::Message>(
+    file: usize,
+    line: u64,
+    converted: Converted<T>,
+    write: impl FnOnce(T) -> Write,
+) -> Outgoing {
+    Outgoing {
+        file,
+        line,
+        bytes: converted.record.encoded_len() + ENVELOPE_BYTES,
+        write: write(converted.record),
+        assumed: converted.assumed,
+        left_out: converted.left_out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: Rules = Rules { assume: None, message_bytes: 4096 };
+
+    #[test]
+    fn a_record_larger_than_a_message_is_refused_here() {
+        let text = format!(
+            r#"{{"execution_id":"e","app_name":"a","status":"failed","error":"{}"}}"#,
+            "x".repeat(5000)
+        );
+        let read = document(0, 7, text.as_bytes(), Collection::Executions, RULES);
+        let Read::Refused { file: 0, line: 7, reason } = read else { panic!("{read:?}") };
+        assert!(reason.ends_with("more than the server's limit of 4096"), "{reason}");
+    }
+
+    #[test]
+    fn documents_of_other_collections_are_only_counted() {
+        let read = document(3, 1, b"anything", Collection::NotYet("execution_metrics"), RULES);
+        assert_eq!(read, Read::NotYet { file: 3 });
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_to_its_end_whatever_is_in_it() {
+        let dir = tempfile::tempdir().expect("a temp dir");
+        let path = dir.path().join("executions.jsonl");
+        let content = "{\"execution_id\":\"a\",\"app_name\":\"x\",\"status\":\"completed\"}\nbroken\n\n\
+                       {\"execution_id\":\"b\",\"app_name\":\"x\",\"status\":\"completed\"}";
+        std::fs::write(&path, content).expect("a file");
+        let found = Found { path, collection: Collection::Executions, bytes: content.len() as u64 };
+        let mut batches = start(vec![(0, found)], RULES);
+        let (mut lines, mut refused, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(batch) = batches.recv().await {
+            for read in batch {
+                match read {
+                    Read::Write(outgoing) => lines.push(outgoing.line),
+                    Read::Refused { line, .. } => refused.push(line),
+                    Read::Progress { bytes: more } => bytes += more,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!((lines, refused), (vec![1, 4], vec![2]));
+        assert_eq!(bytes, content.len() as u64);
+    }
+}

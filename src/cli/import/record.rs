@@ -1,0 +1,414 @@
+//! From documents of the data model to the records that a server is asked to put, as they are: nulls, times,
+//! durations and retry counts are kept and nothing is invented. What does not fit the model is refused with
+//! the reason.
+
+use bson::{Bson, Document};
+use clap::ValueEnum;
+use prost_types::{Struct, Timestamp, Value};
+
+use crate::cli::time::rfc3339;
+use crate::domain::limits::NESTING_DEPTH;
+use crate::domain::value;
+use crate::proto;
+use crate::rpc::convert;
+
+/// The status of records that do not say theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AssumedStatus {
+    Completed,
+    Failed,
+    /// Steps become skipped: they have no cancelled.
+    Cancelled,
+    Running,
+}
+
+impl AssumedStatus {
+    fn of_execution(self) -> proto::ExecutionStatus {
+        match self {
+            AssumedStatus::Completed => proto::ExecutionStatus::Completed,
+            AssumedStatus::Failed => proto::ExecutionStatus::Failed,
+            AssumedStatus::Cancelled => proto::ExecutionStatus::Cancelled,
+            AssumedStatus::Running => proto::ExecutionStatus::Running,
+        }
+    }
+
+    fn of_step(self) -> proto::StepStatus {
+        match self {
+            AssumedStatus::Completed => proto::StepStatus::Completed,
+            AssumedStatus::Failed => proto::StepStatus::Failed,
+            AssumedStatus::Cancelled => proto::StepStatus::Skipped,
+            AssumedStatus::Running => proto::StepStatus::Running,
+        }
+    }
+}
+
+/// A converted document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Converted<T> {
+    pub record: T,
+    /// Whether its status is the assumed one.
+    pub assumed: bool,
+    /// Keys of the document that are not part of the model, and were left out.
+    pub left_out: Vec<String>,
+}
+
+/// Why a document is refused.
+pub type Refused = String;
+
+pub fn execution(
+    document: Document,
+    assume: Option<AssumedStatus>,
+) -> Result<Converted<proto::Execution>, Refused> {
+    let mut fields = Fields { document, nested: "" };
+    let word = fields.text("status")?;
+    let status = match &word {
+        Some(word) => execution_status(word)?,
+        None => assume.ok_or_else(no_status)?.of_execution(),
+    };
+    let record = proto::Execution {
+        execution_id: fields.required_text("execution_id")?,
+        app_id: fields.int32("app_id")?,
+        app_name: fields.required_text("app_name")?,
+        sub_app_id: fields.int32("sub_app_id")?,
+        sub_app_name: fields.text("sub_app_name")?,
+        user_id: fields.text("user_id")?,
+        status: status.into(),
+        started_at: fields.time("started_at")?,
+        completed_at: fields.time("completed_at")?,
+        duration_ms: fields.int64("duration_ms")?,
+        error: fields.error()?,
+        metadata: fields.object("metadata")?,
+        created_at: fields.time("created_at")?,
+        updated_at: fields.time("updated_at")?,
+        // The server's own: it grows on this server, whatever it was on another.
+        revision: 0,
+        heartbeat_timeout_ms: fields.int64("heartbeat_timeout_ms")?,
+        last_heartbeat_at: fields.time("last_heartbeat_at")?,
+        cancel_requested_at: fields.time("cancel_requested_at")?,
+        cancel_reason: fields.text("cancel_reason")?,
+        parent_execution_id: fields.text("parent_execution_id")?,
+        pinned: fields.boolean("pinned")?,
+    };
+    Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
+}
+
+pub fn step(
+    document: Document,
+    assume: Option<AssumedStatus>,
+) -> Result<Converted<proto::Step>, Refused> {
+    let mut fields = Fields { document, nested: "" };
+    let word = fields.text("status")?;
+    let status = match &word {
+        Some(word) => step_status(word)?,
+        None => assume.ok_or_else(no_status)?.of_step(),
+    };
+    let (step_id, step_key) = fields.step_ids()?;
+    let record = proto::Step {
+        execution_id: fields.required_text("execution_id")?,
+        step_id,
+        step_key,
+        step_name: fields.required_text("step_name")?,
+        step_version: fields.text("step_version")?,
+        status: status.into(),
+        started_at: fields.time("started_at")?,
+        completed_at: fields.time("completed_at")?,
+        duration_ms: fields.int64("duration_ms")?,
+        input: fields.payload("input")?,
+        output: fields.payload("output")?,
+        error: fields.error()?,
+        retry_count: fields.int32("retry_count")?.unwrap_or(0),
+        metadata: fields.object("metadata")?,
+        revision: 0,
+        created_at: fields.time("created_at")?,
+        updated_at: fields.time("updated_at")?,
+        depends_on: fields.step_numbers("depends_on")?,
+        parent_step_id: fields.int32("parent_step_id")?,
+        progress: fields.double("progress")?,
+        progress_message: fields.text("progress_message")?,
+        attempts: fields.attempts()?,
+    };
+    Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
+}
+
+fn no_status() -> Refused {
+    "has no status (--assume-status gives it one)".to_owned()
+}
+
+fn execution_status(word: &str) -> Result<proto::ExecutionStatus, Refused> {
+    match word {
+        "running" => Ok(proto::ExecutionStatus::Running),
+        "completed" => Ok(proto::ExecutionStatus::Completed),
+        "failed" => Ok(proto::ExecutionStatus::Failed),
+        "cancelled" => Ok(proto::ExecutionStatus::Cancelled),
+        _ => Err(format!("status is {word:?}, not running, completed, failed or cancelled")),
+    }
+}
+
+fn step_status(word: &str) -> Result<proto::StepStatus, Refused> {
+    match word {
+        "pending" => Ok(proto::StepStatus::Pending),
+        "running" => Ok(proto::StepStatus::Running),
+        "completed" => Ok(proto::StepStatus::Completed),
+        "failed" => Ok(proto::StepStatus::Failed),
+        "skipped" => Ok(proto::StepStatus::Skipped),
+        _ => Err(format!("status is {word:?}, not pending, running, completed, failed or skipped")),
+    }
+}
+
+/// Keys that servers keep for themselves; they are not asked to put them.
+const INTERNAL: [&str; 5] = ["_id", "revision", "last_change", "deleted_at", "digests"];
+
+/// The fields of a document that were not taken yet.
+struct Fields {
+    document: Document,
+    /// Begins the names of fields in refusals.
+    nested: &'static str,
+}
+
+impl Fields {
+    /// The value of a field; null is the same as absent.
+    fn take(&mut self, key: &str) -> Option<Bson> {
+        self.document.remove(key).filter(|value| !matches!(value, Bson::Null | Bson::Undefined))
+    }
+
+    fn refused(&self, key: &str, found: &Bson, expected: &str) -> Refused {
+        format!("{}{key} is {}, not {expected}", self.nested, described(found))
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<String>, Refused> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Bson::String(text) | Bson::Symbol(text)) => Ok(Some(text)),
+            Some(other) => Err(self.refused(key, &other, "text")),
+        }
+    }
+
+    fn required_text(&mut self, key: &str) -> Result<String, Refused> {
+        match self.text(key)? {
+            Some(text) if !text.is_empty() => Ok(text),
+            Some(_) => Err(format!("{}{key} is empty", self.nested)),
+            None => Err(format!("has no {}{key}", self.nested)),
+        }
+    }
+
+    fn int64(&mut self, key: &str) -> Result<Option<i64>, Refused> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(found) => match integer(&found) {
+                Some(number) => Ok(Some(number)),
+                None => Err(self.refused(key, &found, "a whole number")),
+            },
+        }
+    }
+
+    fn int32(&mut self, key: &str) -> Result<Option<i32>, Refused> {
+        match self.int64(key)? {
+            None => Ok(None),
+            Some(number) => i32::try_from(number).map(Some).map_err(|_| {
+                format!("{}{key} is {number}, which is no 32-bit number", self.nested)
+            }),
+        }
+    }
+
+    fn double(&mut self, key: &str) -> Result<Option<f64>, Refused> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Bson::Double(number)) => Ok(Some(number)),
+            Some(Bson::Int32(number)) => Ok(Some(f64::from(number))),
+            Some(other) => Err(self.refused(key, &other, "a number")),
+        }
+    }
+
+    fn boolean(&mut self, key: &str) -> Result<Option<bool>, Refused> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Bson::Boolean(value)) => Ok(Some(value)),
+            Some(other) => Err(self.refused(key, &other, "true or false")),
+        }
+    }
+
+    /// A date, or the same written as RFC 3339 text with its zone.
+    fn time(&mut self, key: &str) -> Result<Option<Timestamp>, Refused> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Bson::DateTime(at)) => Ok(Some(convert::timestamp(at.timestamp_millis()))),
+            Some(Bson::String(text)) => match rfc3339(&text) {
+                Some(at) => Ok(Some(at)),
+                None => Err(format!("{}{key} is {text:?}, not a time with its zone", self.nested)),
+            },
+            Some(other) => Err(self.refused(key, &other, "a date")),
+        }
+    }
+
+    fn object(&mut self, key: &str) -> Result<Option<Struct>, Refused> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Bson::Document(document)) => {
+                let found = Bson::Document(document);
+                self.nesting(key, &found)?;
+                match found {
+                    Bson::Document(document) => Ok(Some(convert::object(&document))),
+                    _ => Ok(None),
+                }
+            }
+            Some(other) => Err(self.refused(key, &other, "an object")),
+        }
+    }
+
+    fn payload(&mut self, key: &str) -> Result<Option<Value>, Refused> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(found) => {
+                self.nesting(key, &found)?;
+                Ok(Some(convert::value(&found)))
+            }
+        }
+    }
+
+    /// Checked here and not left to the server, as deeper messages do not even get through a decoder and would
+    /// end the whole stream.
+    fn nesting(&self, key: &str, found: &Bson) -> Result<(), Refused> {
+        let depth = value::depth(found);
+        if depth > NESTING_DEPTH {
+            return Err(format!(
+                "{}{key} nests {depth} deep, more than the limit of {NESTING_DEPTH}",
+                self.nested
+            ));
+        }
+        Ok(())
+    }
+
+    /// `error` is the message, `error_info` the rest.
+    fn error(&mut self) -> Result<Option<proto::Error>, Refused> {
+        let message = self.text("error")?;
+        let info = match self.take("error_info") {
+            None => None,
+            Some(Bson::Document(document)) => {
+                let mut info = Fields { document, nested: "error_info." };
+                Some((info.text("code")?, info.text("stack_trace")?, info.object("details")?))
+            }
+            Some(other) => return Err(self.refused("error_info", &other, "an object")),
+        };
+        if message.is_none() && info.is_none() {
+            return Ok(None);
+        }
+        let (code, stack_trace, details) = info.unwrap_or_default();
+        Ok(Some(proto::Error {
+            message: message.unwrap_or_default(),
+            code: code.unwrap_or_default(),
+            stack_trace: stack_trace.unwrap_or_default(),
+            details,
+        }))
+    }
+
+    /// Number and key of a step. A text in `step_id` is the client's own id, and so the key.
+    fn step_ids(&mut self) -> Result<(Option<i32>, Option<String>), Refused> {
+        let key = self.text("step_key")?;
+        match self.document.get("step_id") {
+            Some(Bson::String(text)) => {
+                let text = text.clone();
+                self.document.remove("step_id");
+                match key {
+                    Some(key) if key != text => {
+                        Err(format!("step_id is the text {text:?}, but step_key is {key:?}"))
+                    }
+                    _ if text.is_empty() => Err("step_id is empty".to_owned()),
+                    _ => Ok((None, Some(text))),
+                }
+            }
+            _ => match (self.int32("step_id")?, key) {
+                (None, None) => Err("has neither step_id nor step_key".to_owned()),
+                (Some(number), _) if number < 0 => {
+                    Err(format!("step_id is {number}, which is negative"))
+                }
+                found => Ok(found),
+            },
+        }
+    }
+
+    fn step_numbers(&mut self, key: &str) -> Result<Vec<i32>, Refused> {
+        let found = match self.take(key) {
+            None => return Ok(Vec::new()),
+            Some(Bson::Array(values)) => values,
+            Some(other) => return Err(self.refused(key, &other, "a list of step numbers")),
+        };
+        found
+            .iter()
+            .map(|found| {
+                integer(found).and_then(|number| i32::try_from(number).ok()).ok_or_else(|| {
+                    format!("{}{key} has {}, which is no step number", self.nested, described(found))
+                })
+            })
+            .collect()
+    }
+
+    fn attempts(&mut self) -> Result<Vec<proto::Attempt>, Refused> {
+        let found = match self.take("attempts") {
+            None => return Ok(Vec::new()),
+            Some(Bson::Array(values)) => values,
+            Some(other) => return Err(self.refused("attempts", &other, "a list")),
+        };
+        found
+            .into_iter()
+            .map(|found| match found {
+                Bson::Document(document) => {
+                    let mut attempt = Fields { document, nested: "attempts." };
+                    Ok(proto::Attempt {
+                        started_at: attempt.time("started_at")?,
+                        completed_at: attempt.time("completed_at")?,
+                        error: attempt.error()?,
+                        duration_ms: attempt.int64("duration_ms")?,
+                    })
+                }
+                other => Err(self.refused("attempts", &other, "a list of objects")),
+            })
+            .collect()
+    }
+
+    /// Keys that nobody took and that say something.
+    fn left_out(self) -> Vec<String> {
+        self.document
+            .into_iter()
+            .filter(|(key, value)| {
+                !INTERNAL.contains(&key.as_str()) && !matches!(value, Bson::Null | Bson::Undefined)
+            })
+            .map(|(key, _)| key)
+            .collect()
+    }
+}
+
+/// A whole number, however it was written.
+fn integer(found: &Bson) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match found {
+        Bson::Int32(number) => Some(i64::from(*number)),
+        Bson::Int64(number) => Some(*number),
+        Bson::Double(number) if number.fract() == 0.0 && number.abs() <= EXACT => Some(*number as i64),
+        _ => None,
+    }
+}
+
+/// What a value is, for refusals: short, whatever its size.
+fn described(found: &Bson) -> String {
+    match found {
+        Bson::String(text) => {
+            let short: String = text.chars().take(40).collect();
+            let more = if short.len() < text.len() { "…" } else { "" };
+            format!("the text {short:?}{more}")
+        }
+        Bson::Double(number) => format!("the number {number}"),
+        Bson::Int32(number) => format!("the number {number}"),
+        Bson::Int64(number) => format!("the number {number}"),
+        Bson::Boolean(value) => value.to_string(),
+        Bson::Null => "null".to_owned(),
+        Bson::Array(_) => "a list".to_owned(),
+        Bson::Document(_) => "an object".to_owned(),
+        Bson::DateTime(_) => "a date".to_owned(),
+        Bson::ObjectId(_) => "an ObjectId".to_owned(),
+        other => format!("of BSON type {:?}", other.element_type()),
+    }
+}
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;
