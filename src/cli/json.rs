@@ -104,9 +104,7 @@ fn point(record: &proto::MetricPoint) -> Json {
 /// An event of a watch.
 pub fn event(event: &proto::WatchExecutionResponse, payloads: bool) -> Json {
     use proto::watch_execution_response::Event;
-    let change = |change_type: proto::ChangeType, name: &str, record: Json| {
-        json!({ "change_type": change_type.as_str_name(), name: record })
-    };
+    let change = |change_type: proto::ChangeType, name: &str, record: Json| json!({ "change_type": change_type.as_str_name(), name: record });
     let (name, body) = match &event.event {
         None => ("unknown", json!({})),
         Some(Event::Execution(changed)) => (

@@ -40,7 +40,8 @@ impl OutputArgs {
         let terminal = io::stdout().is_terminal();
         let width = if terminal { comfy_table::Table::new().width() } else { None };
         // COLUMNS is honoured where there is no terminal to ask: a pager or a test says it.
-        let width = width.or_else(|| env::var("COLUMNS").ok()?.parse().ok()).filter(|width| *width > 0);
+        let width =
+            width.or_else(|| env::var("COLUMNS").ok()?.parse().ok()).filter(|width| *width > 0);
         let colour = terminal
             && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             && env::var_os("TERM").is_none_or(|term| term != "dumb");

@@ -117,7 +117,10 @@ fn build(
     rows: &[Vec<Content>],
 ) -> (Table, usize) {
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_delimiter(NEVER).set_truncation_indicator("…");
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_delimiter(NEVER)
+        .set_truncation_indicator("…");
     table.force_no_tty();
     match output.width {
         Some(width) => {
@@ -130,10 +133,12 @@ fn build(
     if output.colour {
         table.enforce_styling();
     }
-    let mut header =
-        Row::from(shown.iter().map(|index| {
-            Cell::new(columns[*index].title).add_attribute(Attribute::Bold)
-        }).collect::<Vec<_>>());
+    let mut header = Row::from(
+        shown
+            .iter()
+            .map(|index| Cell::new(columns[*index].title).add_attribute(Attribute::Bold))
+            .collect::<Vec<_>>(),
+    );
     header.max_height(1);
     table.set_header(header);
     for row in rows {
@@ -231,7 +236,12 @@ mod tests {
 
     fn rows() -> Vec<Vec<Content>> {
         vec![
-            vec!["1".into(), "a name of forty characters, or a little more".into(), status("failed"), "it\nbroke badly, and the reason is long".into()],
+            vec![
+                "1".into(),
+                "a name of forty characters, or a little more".into(),
+                status("failed"),
+                "it\nbroke badly, and the reason is long".into(),
+            ],
             vec!["22".into(), "短い名前".into(), status("completed"), "".into()],
         ]
     }

@@ -86,7 +86,9 @@ mod tests {
 
     #[test]
     fn a_moment_without_zone_or_unit_is_refused() {
-        for wrong in ["2026-01-31T08:00:00", "2026-01-31", "yesterday", "24", "", "2026-13-01T00:00:00Z"] {
+        for wrong in
+            ["2026-01-31T08:00:00", "2026-01-31", "yesterday", "24", "", "2026-13-01T00:00:00Z"]
+        {
             assert!(Moment::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -51,10 +51,8 @@ pub async fn delete(args: DeleteArgs, connection: &Connection, output: &Output) 
     let mut client = connection.executions();
     let mut refused = false;
     for (position, execution_id) in args.execution_ids.into_iter().enumerate() {
-        let request = proto::DeleteExecutionRequest {
-            execution_id: execution_id.clone(),
-            force: args.force,
-        };
+        let request =
+            proto::DeleteExecutionRequest { execution_id: execution_id.clone(), force: args.force };
         match client.delete_execution(call(request)).await {
             Ok(_) if output.is_json() => {
                 output.json(&json!({ "execution_id": execution_id, "deleted": true }))?;
@@ -63,13 +61,19 @@ pub async fn delete(args: DeleteArgs, connection: &Connection, output: &Output) 
             Err(status) if status.code() == tonic::Code::Unavailable => {
                 let failure = Failure::from(status);
                 // Some are gone already, so it has started.
-                return Err(if position == 0 { failure } else { Failure::Refused(failure.to_string()) });
+                return Err(if position == 0 {
+                    failure
+                } else {
+                    Failure::Refused(failure.to_string())
+                });
             }
             Err(status) => {
                 refused = true;
                 let said = connection::describe(&status);
                 if output.is_json() {
-                    output.json(&json!({ "execution_id": execution_id, "deleted": false, "error": said }))?;
+                    output.json(
+                        &json!({ "execution_id": execution_id, "deleted": false, "error": said }),
+                    )?;
                 }
                 message(&format!("error: {}: {said}", text::one_line(&execution_id)));
             }

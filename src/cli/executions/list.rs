@@ -84,7 +84,9 @@ pub async fn run(
             }
         }
         if more {
-            message(&format!("the first {shown}; there may be more: --limit N, or --limit 0 for all"));
+            message(&format!(
+                "the first {shown}; there may be more: --limit N, or --limit 0 for all"
+            ));
         }
     }
     Ok(Exit::Done)

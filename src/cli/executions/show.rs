@@ -106,7 +106,10 @@ async fn all_steps(args: &Args, connection: &Connection) -> Result<Vec<proto::St
 }
 
 /// Lists leave input and output out, so each step is asked for again.
-async fn with_payloads(steps: Vec<proto::Step>, connection: &Connection) -> Result<Vec<proto::Step>> {
+async fn with_payloads(
+    steps: Vec<proto::Step>,
+    connection: &Connection,
+) -> Result<Vec<proto::Step>> {
     let found: Vec<proto::Step> = stream::iter(steps)
         .map(|step| {
             let mut client = connection.steps();

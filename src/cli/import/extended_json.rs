@@ -78,8 +78,8 @@ fn value(json: Value, path: &str, depth: usize) -> Result<Bson, String> {
                 return Err(format!("{} nests too deep", named(path)));
             }
             let values = values.into_iter().enumerate();
-            let values =
-                values.map(|(index, element)| value(element, &format!("{path}[{index}]"), depth + 1));
+            let values = values
+                .map(|(index, element)| value(element, &format!("{path}[{index}]"), depth + 1));
             Ok(Bson::Array(values.collect::<Result<_, _>>()?))
         }
         Value::Number(number) => match (number.as_i64(), number.as_u64()) {

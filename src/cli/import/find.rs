@@ -174,7 +174,10 @@ mod tests {
             [
                 (executions, Collection::Executions),
                 (steps, Collection::Steps),
-                (dir.path().join("a/execution_metrics.jsonl"), Collection::NotYet("execution_metrics")),
+                (
+                    dir.path().join("a/execution_metrics.jsonl"),
+                    Collection::NotYet("execution_metrics")
+                ),
             ]
         );
 

@@ -16,9 +16,15 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// One line that is not blank, numbered from 1.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line<'a> {
-    Text { number: u64, text: &'a [u8] },
+    Text {
+        number: u64,
+        text: &'a [u8],
+    },
     /// Skipped without being held in memory.
-    TooLong { number: u64, bytes: u64 },
+    TooLong {
+        number: u64,
+        bytes: u64,
+    },
 }
 
 /// Reads a file line by line.
@@ -151,7 +157,10 @@ mod tests {
 
     #[test]
     fn lines_end_at_line_feeds_only() {
-        assert_eq!(texts("a\u{2028}b\u{85}\x0bc\nd".as_bytes()), [text(1, "a\u{2028}b\u{85}\x0bc"), text(2, "d")]);
+        assert_eq!(
+            texts("a\u{2028}b\u{85}\x0bc\nd".as_bytes()),
+            [text(1, "a\u{2028}b\u{85}\x0bc"), text(2, "d")]
+        );
         assert_eq!(texts(b""), []);
         assert_eq!(texts(b"\n"), []);
     }

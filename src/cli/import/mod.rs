@@ -63,12 +63,8 @@ pub async fn run(
     let mut sender = Sender::new(connection.clone(), clock.now().micros);
     let mut stopped = None;
     for phase in PHASES {
-        let files: Vec<_> = files
-            .iter()
-            .cloned()
-            .enumerate()
-            .filter(|(_, file)| phase(file.collection))
-            .collect();
+        let files: Vec<_> =
+            files.iter().cloned().enumerate().filter(|(_, file)| phase(file.collection)).collect();
         let batches = reader::start(files, rules);
         if let Err(Stopped(reason)) = sender.send(batches, &mut summary).await {
             for record in sender.unanswered() {

@@ -1,15 +1,14 @@
 //! Reads and converts files on a thread of its own, a bounded step ahead of the sender.
 
-use std::path::Path;
+use super::extended_json;
 
-use prost::Message as _;
 use tokio::sync::mpsc;
 
-use super::extended_json;
-use super::find::{Collection, Found};
 use super::lines::{LINE_BYTES, Line, Lines};
 use super::record::{self, AssumedStatus, Converted};
 use crate::proto::ingest_request::Write;
+use std::path::Path;
+use tokio::sync::mpsc;
 
 /// Documents handed over together at most; a batch also ends when its lines are this long together.
 const BATCH_DOCUMENTS: usize = 64;
@@ -115,7 +114,8 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
         let (read, bytes) = match lines.next() {
             Ok(None) => break,
             Ok(Some(Line::TooLong { number, bytes })) => {
-                let reason = format!("has {bytes} bytes, more than the limit of {LINE_BYTES} a line");
+                let reason =
+                    format!("has {bytes} bytes, more than the limit of {LINE_BYTES} a line");
                 (Read::Refused { file: index, line: number, reason }, 0)
             }
             Ok(Some(Line::Text { number, text })) => {

@@ -336,7 +336,11 @@ impl Fields {
             .iter()
             .map(|found| {
                 integer(found).and_then(|number| i32::try_from(number).ok()).ok_or_else(|| {
-                    format!("{}{key} has {}, which is no step number", self.nested, described(found))
+                    format!(
+                        "{}{key} has {}, which is no step number",
+                        self.nested,
+                        described(found)
+                    )
                 })
             })
             .collect()
@@ -383,7 +387,9 @@ fn integer(found: &Bson) -> Option<i64> {
     match found {
         Bson::Int32(number) => Some(i64::from(*number)),
         Bson::Int64(number) => Some(*number),
-        Bson::Double(number) if number.fract() == 0.0 && number.abs() <= EXACT => Some(*number as i64),
+        Bson::Double(number) if number.fract() == 0.0 && number.abs() <= EXACT => {
+            Some(*number as i64)
+        }
         _ => None,
     }
 }

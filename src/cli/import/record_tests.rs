@@ -109,7 +109,10 @@ fn a_whole_step_is_put_as_it_is() {
     .expect("converted")
     .record;
     assert_eq!(record.step_key.as_deref(), Some("k"));
-    assert_eq!(record.started_at.map(|at| at.to_string()).as_deref(), Some("2019-01-14T00:49:46.952Z"));
+    assert_eq!(
+        record.started_at.map(|at| at.to_string()).as_deref(),
+        Some("2019-01-14T00:49:46.952Z")
+    );
     assert_eq!((record.duration_ms, record.retry_count), (Some(12), 3));
     assert_eq!(json::value(record.input.as_ref()), serde_json::json!("text"));
     assert_eq!(
@@ -136,8 +139,7 @@ fn step_ids_are_numbers_and_texts_become_keys() {
         (r#""step_key":"k""#, None, Some("k")),
         (r#""step_id":null,"step_key":"k""#, None, Some("k")),
     ] {
-        let text =
-            format!(r#"{{"execution_id":"e","step_name":"n","status":"failed",{fields}}}"#);
+        let text = format!(r#"{{"execution_id":"e","step_name":"n","status":"failed",{fields}}}"#);
         let record = step(parsed(&text), None).expect(fields).record;
         assert_eq!((record.step_id, record.step_key.as_deref()), (id, key), "{fields}");
     }
@@ -147,9 +149,8 @@ fn step_ids_are_numbers_and_texts_become_keys() {
 fn a_status_that_is_absent_is_assumed_and_one_that_is_wrong_is_not() {
     use AssumedStatus::{Cancelled, Completed, Failed, Running};
     for status in [r#""status":null,"#, ""] {
-        let record = format!(
-            r#"{{{status}"execution_id":"e","app_name":"a","step_id":1,"step_name":"n"}}"#
-        );
+        let record =
+            format!(r#"{{{status}"execution_id":"e","app_name":"a","step_id":1,"step_name":"n"}}"#);
         for (assume, of_execution, of_step) in [
             (Completed, proto::ExecutionStatus::Completed, proto::StepStatus::Completed),
             (Failed, proto::ExecutionStatus::Failed, proto::StepStatus::Failed),
@@ -181,7 +182,10 @@ fn what_does_not_fit_is_refused_with_the_reason() {
         (r#""step_id":-1"#, "step_id is -1, which is negative"),
         (r#""step_id":1.5"#, "step_id is the number 1.5, not a whole number"),
         (r#""step_id":99999999999"#, "step_id is 99999999999, which is no 32-bit number"),
-        (r#""step_id":18446744073709551616"#, "step_id is the number 18446744073709552000, not a whole number"),
+        (
+            r#""step_id":18446744073709551616"#,
+            "step_id is the number 18446744073709552000, not a whole number",
+        ),
         (r#""step_id":"""#, "step_id is empty"),
         (r#""step_id":"a","step_key":"b""#, r#"step_id is the text "a", but step_key is "b""#),
         (r#""step_id":null"#, "has neither step_id nor step_key"),
@@ -189,8 +193,14 @@ fn what_does_not_fit_is_refused_with_the_reason() {
         (r#""step_name":null"#, "has no step_name"),
         (r#""step_name":"""#, "step_name is empty"),
         (r#""step_name":7"#, "step_name is the number 7, not text"),
-        (r#""execution_id":{"$oid":"0123456789abcdef01234567"}"#, "execution_id is an ObjectId, not text"),
-        (r#""started_at":"2019-01-14T01:49:46""#, r#"started_at is "2019-01-14T01:49:46", not a time with its zone"#),
+        (
+            r#""execution_id":{"$oid":"0123456789abcdef01234567"}"#,
+            "execution_id is an ObjectId, not text",
+        ),
+        (
+            r#""started_at":"2019-01-14T01:49:46""#,
+            r#"started_at is "2019-01-14T01:49:46", not a time with its zone"#,
+        ),
         (r#""started_at":1547430586952"#, "started_at is the number 1547430586952, not a date"),
         (r#""duration_ms":12.5"#, "duration_ms is the number 12.5, not a whole number"),
         (r#""duration_ms":"12""#, r#"duration_ms is the text "12", not a whole number"#),
@@ -217,7 +227,8 @@ fn what_does_not_fit_is_refused_with_the_reason() {
 
 #[test]
 fn keys_that_are_no_fields_are_named_unless_they_say_nothing() {
-    let found = step_with(r#""extra":1,"empty":null,"_id":1,"last_change":"x""#).expect("converted");
+    let found =
+        step_with(r#""extra":1,"empty":null,"_id":1,"last_change":"x""#).expect("converted");
     assert_eq!(found.left_out, ["extra"]);
 }
 

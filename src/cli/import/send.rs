@@ -258,7 +258,9 @@ impl Sender {
                 Err(Stopped(connection::describe(status)))
             }
             _ if count == 0 => Ok(()),
-            _ if connection::is_passing(status) => self.pause(&connection::describe(status), listener),
+            _ if connection::is_passing(status) => {
+                self.pause(&connection::describe(status), listener)
+            }
             // The server's own verdict about what was in the stream.
             _ if self.one_by_one > 0 && count == 1 => {
                 self.one_by_one -= 1;
@@ -301,9 +303,7 @@ fn is_passing(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::ResourceExhausted | Code::Aborted)
 }
 
-async fn next_answer(
-    stream: &mut Option<Stream>,
-) -> Result<Option<proto::IngestResponse>, Status> {
+async fn next_answer(stream: &mut Option<Stream>) -> Result<Option<proto::IngestResponse>, Status> {
     match stream {
         Some(stream) => stream.answers.message().await,
         None => std::future::pending().await,

@@ -82,7 +82,8 @@ impl<'a> AllView<'a> {
 
     fn step(&mut self, changed: &proto::StepChange) {
         let Some(step) = &changed.step else { return };
-        let (Some(id), Some(running)) = (step.step_id, self.running.get_mut(&step.execution_id)) else {
+        let (Some(id), Some(running)) = (step.step_id, self.running.get_mut(&step.execution_id))
+        else {
             return;
         };
         if changed.change_type() != proto::ChangeType::Deleted

@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn each_event_is_one_line_of_words() {
-        let event = |event| proto::WatchExecutionResponse { event: Some(event), ..Default::default() };
+        let event =
+            |event| proto::WatchExecutionResponse { event: Some(event), ..Default::default() };
         let execution = proto::Execution {
             execution_id: "e-1".to_owned(),
             app_name: "app".to_owned(),

@@ -35,7 +35,10 @@ impl<'a> OneView<'a> {
         OneView {
             screen: Screen::new(output),
             clock,
-            execution: proto::Execution { execution_id: execution_id.to_owned(), ..Default::default() },
+            execution: proto::Execution {
+                execution_id: execution_id.to_owned(),
+                ..Default::default()
+            },
             running: BTreeMap::new(),
             steps: BTreeMap::new(),
             before: Vec::new(),
@@ -71,7 +74,10 @@ impl<'a> OneView<'a> {
     fn snapshot_complete(&mut self) {
         let skipped = self.before.len().saturating_sub(ENDED_SHOWN);
         if skipped > 0 {
-            self.screen.line(&format!("  … {} ended before these", text::count(skipped as u64, "step", "steps")));
+            self.screen.line(&format!(
+                "  … {} ended before these",
+                text::count(skipped as u64, "step", "steps")
+            ));
         }
         for line in self.before.drain(..).skip(skipped) {
             self.screen.line(&line);
@@ -156,7 +162,8 @@ fn ended(step: &proto::Step) -> String {
         proto::StepStatus::Failed => "✘",
         _ => "–",
     };
-    let mut said = format!("{mark} step {} {}", text::step_label(step), text::step_status(step.status));
+    let mut said =
+        format!("{mark} step {} {}", text::step_label(step), text::step_status(step.status));
     if step.duration_ms.is_some() {
         said = format!("{said} in {}", text::duration_ms(step.duration_ms));
     }
@@ -167,12 +174,14 @@ fn ended(step: &proto::Step) -> String {
 }
 
 fn header(execution: &proto::Execution, steps: &BTreeMap<i32, i32>, now_micros: i64) -> String {
-    let status = if execution.status == 0 { "…" } else { text::execution_status(execution.status) };
+    let status =
+        if execution.status == 0 { "…" } else { text::execution_status(execution.status) };
     let clock = match execution.status() {
         proto::ExecutionStatus::Running => since(execution.started_at.as_ref(), now_micros),
         _ => text::duration_ms(execution.duration_ms),
     };
-    let mut said = format!("{status}  {clock}  {}  {}", text::app(execution), execution.execution_id);
+    let mut said =
+        format!("{status}  {clock}  {}  {}", text::app(execution), execution.execution_id);
     let count = |wanted: proto::StepStatus| {
         steps.values().filter(|status| **status == i32::from(wanted)).count()
     };
@@ -192,7 +201,9 @@ fn header(execution: &proto::Execution, steps: &BTreeMap<i32, i32>, now_micros: 
     if !counts.is_empty() {
         said = format!("{said}  steps: {}", counts.join(", "));
     }
-    if execution.cancel_requested_at.is_some() && execution.status() == proto::ExecutionStatus::Running {
+    if execution.cancel_requested_at.is_some()
+        && execution.status() == proto::ExecutionStatus::Running
+    {
         said = format!("{said}  asked to stop");
     }
     said
@@ -201,7 +212,8 @@ fn header(execution: &proto::Execution, steps: &BTreeMap<i32, i32>, now_micros: 
 /// A clock since a start; nothing where the start is unknown.
 pub(super) fn since(start: Option<&Timestamp>, now_micros: i64) -> String {
     let Some(start) = start else { return text::NOTHING.to_owned() };
-    let start = start.seconds.saturating_mul(1_000_000).saturating_add(i64::from(start.nanos) / 1000);
+    let start =
+        start.seconds.saturating_mul(1_000_000).saturating_add(i64::from(start.nanos) / 1000);
     let micros = now_micros.saturating_sub(start).max(0);
     text::elapsed(Duration::from_micros(micros.unsigned_abs()))
 }

@@ -124,13 +124,17 @@ impl Source {
         let mut client = self.connection.executions();
         Ok(match &self.what {
             What::One(request) => {
-                let request =
-                    proto::WatchExecutionRequest { resume_token: self.token.clone(), ..request.clone() };
+                let request = proto::WatchExecutionRequest {
+                    resume_token: self.token.clone(),
+                    ..request.clone()
+                };
                 Stream::One(client.watch_execution(request).await?.into_inner())
             }
             What::All(request) => {
-                let request =
-                    proto::WatchExecutionsRequest { resume_token: self.token.clone(), ..request.clone() };
+                let request = proto::WatchExecutionsRequest {
+                    resume_token: self.token.clone(),
+                    ..request.clone()
+                };
                 Stream::All(client.watch_executions(request).await?.into_inner())
             }
         })
@@ -156,7 +160,8 @@ impl Source {
         let now = Instant::now();
         match &mut self.lost {
             None => {
-                self.lost = Some(Lost { since: now, pause: FIRST_PAUSE, try_at: now + FIRST_PAUSE });
+                self.lost =
+                    Some(Lost { since: now, pause: FIRST_PAUSE, try_at: now + FIRST_PAUSE });
                 let reason = connection::describe(status);
                 Ok(Some(if self.token.is_some() || self.is_changes_only() {
                     Next::Lost(reason)
@@ -165,9 +170,12 @@ impl Source {
                     Next::Restarted(format!("connection lost, beginning again: {reason}"))
                 }))
             }
-            Some(lost) if now.duration_since(lost.since) >= self.retry_for => Err(Failure::Refused(
-                format!("the connection was lost: {}", connection::describe(status)),
-            )),
+            Some(lost) if now.duration_since(lost.since) >= self.retry_for => {
+                Err(Failure::Refused(format!(
+                    "the connection was lost: {}",
+                    connection::describe(status)
+                )))
+            }
             Some(lost) => {
                 lost.pause = (lost.pause * 2).min(LONGEST_PAUSE);
                 lost.try_at = now + lost.pause;
