@@ -1,14 +1,14 @@
 //! Reads and converts files on a thread of its own, a bounded step ahead of the sender.
 
-use super::extended_json;
+use std::path::Path;
 
 use tokio::sync::mpsc;
 
+use super::extended_json;
+use super::find::{Collection, Found};
 use super::lines::{LINE_BYTES, Line, Lines};
 use super::record::{self, AssumedStatus, Converted};
 use crate::proto::ingest_request::Write;
-use std::path::Path;
-use tokio::sync::mpsc;
 
 /// Documents handed over together at most; a batch also ends when its lines are this long together.
 const BATCH_DOCUMENTS: usize = 64;

@@ -66,6 +66,8 @@ pub struct Sender {
     /// Nothing is sent before this.
     pause_until: Option<Instant>,
     tries: u32,
+    /// After the first try; each later pause is twice as long.
+    first_pause: Duration,
     /// After the server ended a stream for what was in it: so many records go one by one, to find the one.
     one_by_one: usize,
 }
@@ -96,6 +98,7 @@ impl Sender {
             later: BTreeSet::new(),
             pause_until: None,
             tries: 0,
+            first_pause: FIRST_PAUSE,
             one_by_one: 0,
         }
     }
@@ -282,7 +285,7 @@ impl Sender {
             return Err(Stopped(reason.to_owned()));
         }
         listener.trouble(reason);
-        let pause = FIRST_PAUSE.saturating_mul(1 << (self.tries - 1)).min(LONGEST_PAUSE);
+        let pause = self.first_pause.saturating_mul(1 << (self.tries - 1)).min(LONGEST_PAUSE);
         self.pause_until = Some(Instant::now() + pause);
         Ok(())
     }
@@ -329,3 +332,7 @@ fn refusal(error: &tonic_types::Status) -> String {
         .collect();
     connection::sentence(&error.message, &fields, Code::from_i32(error.code))
 }
+
+#[cfg(test)]
+#[path = "send_tests.rs"]
+mod tests;
