@@ -1,0 +1,222 @@
+//! The conformance suite: what the contract promises, shown over gRPC, by the same cases on every backend.
+//!
+//! Each case gets a database of its own. The table below is the only list of cases, each with the promises it
+//! shows; `docs/promises.md` has the same seen from the promises, and `promises` compares the two. A case may
+//! not opt out of a backend.
+
+mod bounds;
+mod executions;
+mod heartbeats;
+mod ingest;
+mod pages;
+mod promises;
+mod repeats;
+mod service;
+mod steps;
+mod values;
+mod watching;
+
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "every test binary uses a part of the harness")]
+mod support;
+
+use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use support::{Backend, Kind};
+
+/// One case and the promises it shows.
+struct Case {
+    name: &'static str,
+    promises: &'static [&'static str],
+}
+
+static PASSED: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+
+/// Runs a case on a database of its own. The last case of a backend says how many passed.
+fn conduct<F: Future<Output = ()>>(kind: Kind, case: impl FnOnce(Backend) -> F) {
+    support::run(async {
+        let backend = Backend::fresh(kind);
+        case(backend.clone()).await;
+        backend.remove().await;
+    });
+    let passed = PASSED[kind as usize].fetch_add(1, Ordering::SeqCst) + 1;
+    if passed == CASES.len() {
+        // Past the capturing of the test runner: this line is for the reader of every run.
+        let line = format!("conformance {}: {passed} passed\n", kind.name());
+        std::io::stdout().write_all(line.as_bytes()).expect("stdout can be written");
+    }
+}
+
+macro_rules! cases {
+    ($($module:ident { $($case:ident: $($promise:literal)+,)+ })+) => {
+        const CASES: &[Case] = &[
+            $($(Case {
+                name: concat!(stringify!($module), "::", stringify!($case)),
+                promises: &[$($promise),+],
+            },)+)+
+        ];
+
+        cases! { @backend sqlite Sqlite $($module { $($case)+ })+ }
+        cases! { @backend mongodb Mongodb $($module { $($case)+ })+ }
+    };
+    (@backend $backend:ident $kind:ident $($module:ident { $($case:ident)+ })+) => {
+        mod $backend {
+            $(
+                mod $module {
+                    $(
+                        #[test]
+                        fn $case() {
+                            crate::conduct(crate::Kind::$kind, crate::$module::$case);
+                        }
+                    )+
+                }
+            )+
+        }
+    };
+}
+
+cases! {
+    executions {
+        a_created_execution_has_every_field_that_was_sent: "1.executions" "3.CreateExecution",
+        the_server_fills_in_what_the_client_leaves_out: "1.execution_id" "2.5" "3.CreateExecution",
+        execution_ids_are_1_to_128_printable_ascii_characters: "1.execution_id",
+        ids_that_differ_only_in_case_are_different: "1.execution_id" "1.step_key",
+        times_are_cut_to_milliseconds: "1.times",
+        clients_may_send_their_own_times_and_clocks_may_disagree: "2.5",
+        an_execution_ends_once_and_in_one_of_three_ways: "2.1" "2.3" "3.FinishExecution",
+        an_error_is_stored_whole: "1.executions" "1.steps" "3.names",
+        metadata_is_merged_deeply: "3.UpdateExecution" "3.FinishExecution",
+        merged_metadata_stays_within_its_bound: "3.bounds.metadata",
+        an_execution_can_be_pinned_and_unpinned: "3.UpdateExecution",
+        a_stale_expected_revision_is_aborted: "3.UpdateExecution",
+        of_racing_updates_with_one_expected_revision_one_wins: "2.4" "3.UpdateExecution",
+        racing_finishes_of_an_execution_have_one_winner: "2.4",
+        racing_creates_of_one_id_have_one_winner: "2.3" "2.4",
+        revisions_grow_with_every_change_and_are_microseconds: "2.8",
+        get_answers_basic_or_full: "3.GetExecution",
+        cancelling_is_cooperative: "2.10" "3.RequestCancel" "3.Heartbeat",
+        deleting_takes_the_steps_along: "3.DeleteExecution",
+        a_step_that_races_a_delete_leaves_nothing_behind: "2.4" "3.DeleteExecution",
+        an_unknown_execution_is_not_found: "3.errors.resource" "3.StartStep",
+        a_write_is_read_by_its_writer_at_once: "2.7",
+    }
+    steps {
+        the_statuses_of_a_step_obey_their_transitions: "2.1" "3.FinishStep",
+        racing_finishes_of_a_step_have_one_winner: "2.4",
+        steps_may_come_after_their_execution_ended: "2.2",
+        finish_creates_an_unknown_step_when_it_is_named: "2.2" "1.steps" "3.FinishStep",
+        writes_answer_with_everything_but_input_and_output: "2.7",
+        a_retry_keeps_the_earlier_tries: "1.steps" "2.1",
+        a_retry_starts_afresh: "2.1" "3.StartStep",
+        the_attempt_tells_a_repeat_from_a_retry: "2.3" "3.StartStep",
+        a_step_has_a_number_and_may_have_a_key: "1.step_key" "3.GetStep" "3.UpdateStep" "3.FinishStep",
+        assigned_step_ids_start_at_1_and_exceed_every_id_seen: "2.6" "3.StartStep",
+        one_key_started_by_many_is_one_step: "1.step_key" "2.3" "2.4",
+        a_plan_is_pending_steps: "2.1" "2.3" "3.PlanSteps",
+        a_plan_with_a_cycle_or_an_unknown_step_is_refused_whole: "3.PlanSteps",
+        an_update_of_a_step_merges: "3.UpdateStep",
+        steps_are_listed_by_id_without_payloads: "3.ListSteps" "3.bounds.reply",
+    }
+    repeats {
+        creating_again_returns_the_stored_record: "2.3",
+        creating_with_other_content_is_refused: "2.3",
+        absent_null_and_empty_are_the_same_request: "2.3",
+        starting_again_returns_the_stored_record: "2.3",
+        starting_again_by_key_returns_the_number_it_got: "2.3" "2.6",
+        finishing_an_execution_again_returns_the_stored_record: "2.3",
+        finishing_a_step_again_returns_the_stored_record: "2.3",
+        a_repeat_is_no_change: "2.3" "2.8" "4.2",
+        unary_calls_and_ingest_share_their_idempotence: "2.3" "3.Ingest",
+    }
+    values {
+        keys_may_have_dots_dollars_and_any_unicode: "1.keys",
+        a_key_with_a_zero_character_is_refused: "1.keys",
+        integers_up_to_2_to_the_53_come_back_unchanged: "1.integers",
+        numbers_that_are_none_are_refused: "1.non_finite",
+        values_nest_30_deep_and_no_deeper: "1.nesting",
+        null_absent_and_empty_are_told_apart_inside_values: "1.steps" "1.executions",
+        input_and_output_are_any_json_value: "1.steps",
+        a_change_leaves_alone_what_it_does_not_set: "1.untouched",
+        great_values_come_back_whole: "3.bounds.payload" "3.bounds.reply",
+    }
+    pages {
+        pages_are_complete_with_equal_and_missing_start_times: "1.executions" "3.ListExecutions" "3.pages.keyset",
+        pages_stay_in_place_while_records_come_and_go: "3.pages.keyset",
+        the_default_page_has_50_and_the_greatest_1000_records: "3.ListExecutions" "3.bounds.page",
+        filters_mean_what_they_say: "3.ExecutionFilter",
+        metadata_filters_compare_values_at_paths: "3.ExecutionFilter",
+        a_page_examines_a_bounded_number_of_records: "3.pages.examined",
+        a_page_ends_early_at_4_mib: "3.GetExecution" "3.bounds.reply",
+        forged_and_foreign_page_tokens_are_refused: "3.errors.tokens",
+        page_tokens_are_good_on_every_server: "3.pages.keyset",
+    }
+    bounds {
+        names_and_ids_have_at_most_256_characters: "3.bounds.names",
+        required_names_are_required: "3.errors.bad_request",
+        metadata_has_at_most_256_kib: "3.bounds.metadata",
+        errors_have_at_most_64_kib_of_message: "3.bounds.error",
+        input_and_output_have_at_most_6_mib: "3.bounds.payload",
+        merged_output_stays_within_its_bound: "3.bounds.payload",
+        depends_on_has_at_most_10_000_ids: "3.bounds.depends_on",
+        a_filter_list_has_at_most_50_values: "3.ExecutionFilter",
+        an_execution_has_a_bounded_number_of_steps: "3.bounds.steps",
+        an_incoming_message_has_at_most_16_mib: "3.bounds.message",
+        every_bad_field_is_named_at_once_before_any_look_up: "3.errors.bad_request",
+        a_full_queue_is_resource_exhausted: "3.errors.retry",
+        an_unknown_call_is_unimplemented: "3.errors.reason",
+        a_refusal_carries_its_reason_in_ingest_too: "3.errors.reason" "3.Ingest",
+    }
+    heartbeats {
+        silence_ends_an_execution_exactly_once_and_in_time: "2.9",
+        a_heartbeat_revives_what_silence_ended: "2.9" "3.Heartbeat",
+        a_finish_replaces_what_silence_ended: "2.9",
+        a_finish_that_races_the_timeout_wins: "2.4" "2.9",
+        every_write_is_a_sign_of_life: "2.9",
+        heartbeats_are_no_change_and_seldom_stored: "2.9",
+        a_heartbeat_needs_no_timeout: "3.Heartbeat",
+    }
+    ingest {
+        every_write_is_answered_in_short: "3.Ingest",
+        writes_of_one_execution_apply_in_order: "3.Ingest",
+        a_refused_write_does_not_end_the_stream: "3.Ingest",
+        an_answer_comes_without_the_end_of_the_stream: "3.Ingest",
+        thousands_of_writes_flow_through_one_stream: "3.Ingest",
+        a_whole_execution_is_kept_as_it_is: "3.put",
+        a_whole_step_is_kept_as_it_is: "3.put",
+        a_put_record_is_watched_and_goes_on_like_any_other: "3.put" "4.2",
+        a_slow_reader_of_answers_holds_up_only_itself: "3.Ingest",
+    }
+    watching {
+        a_watch_begins_with_the_current_state: "4.1",
+        watching_many_begins_with_what_was_asked_for: "4.1",
+        a_token_resumes_with_every_change_after_it: "4.1" "4.7",
+        tokens_survive_a_restart: "4.7",
+        an_acknowledged_write_reaches_every_watcher: "4.2" "4.4",
+        a_watch_of_one_ends_when_all_has_ended: "4.3",
+        a_pending_step_does_not_keep_a_watch_open: "4.3",
+        a_silent_stream_gets_keepalives_with_tokens: "4.events" "4.1",
+        a_keepalive_token_moves_on_past_changes_of_others: "4.1",
+        a_deletion_is_told_with_the_ids: "4.4" "4.events",
+        an_id_that_is_used_again_is_a_new_record: "4.4",
+        a_record_that_leaves_the_filter_is_sent_once_more: "4.5",
+        a_record_may_enter_a_filter: "4.5",
+        steps_follow_their_execution: "4.5",
+        payloads_come_only_when_asked_for: "4.events",
+        a_slow_watcher_gets_the_latest_and_slows_nobody: "4.6",
+        many_watchers_resume_together: "4.1",
+        forged_and_foreign_resume_tokens_are_refused: "3.errors.tokens",
+        a_token_that_history_no_longer_covers_is_out_of_range: "4.7",
+        a_graceful_shutdown_ends_every_stream_in_time: "4.8",
+        a_writer_that_opens_first_and_commits_last_is_not_missed: "4.2" "4.4",
+        an_unknown_execution_cannot_be_watched: "3.errors.resource",
+        a_great_snapshot_arrives_whole: "4.1",
+        a_write_during_the_snapshot_is_not_lost: "4.2",
+    }
+    service {
+        reflection_lists_every_service_with_its_imports: "3.reflection",
+        the_names_are_those_of_the_contract: "3.names",
+        health_says_serving: "3.health" "5.ready",
+        the_server_says_what_it_is: "3.GetServerInfo" "3.bounds.page",
+    }
+}

@@ -1,0 +1,236 @@
+//! A database of a test's own, on either backend, and what other programs do to it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mongodb::bson::{Document, doc};
+use stepwell::config::{Config, Secret};
+use tempfile::TempDir;
+
+use super::mongod::{self, Mongod};
+use super::server::Server;
+
+/// Which database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Sqlite,
+    Mongodb,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 2] = [Kind::Sqlite, Kind::Mongodb];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Sqlite => "sqlite",
+            Kind::Mongodb => "mongodb",
+        }
+    }
+}
+
+/// A database that is empty at first and that no other test sees.
+#[derive(Clone)]
+pub struct Backend {
+    pub kind: Kind,
+    place: Arc<Place>,
+}
+
+struct Place {
+    /// The data directory of SQLite; of MongoDB nothing is in it.
+    dir: TempDir,
+    uri: String,
+    database: String,
+    /// A mongod of its own, where the shared one will not do.
+    _own: Option<Mongod>,
+}
+
+impl Backend {
+    pub fn fresh(kind: Kind) -> Backend {
+        let uri = match kind {
+            Kind::Sqlite => String::new(),
+            Kind::Mongodb => mongod::shared().to_owned(),
+        };
+        Backend::at(kind, uri, None)
+    }
+
+    /// A database on this deployment of MongoDB.
+    pub fn on(uri: &str) -> Backend {
+        Backend::at(Kind::Mongodb, uri.to_owned(), None)
+    }
+
+    fn at(kind: Kind, uri: String, own: Option<Mongod>) -> Backend {
+        let dir = TempDir::with_prefix("stepwell-test-").expect("a temp dir");
+        let database = format!("test_{:016x}", rand::random::<u64>());
+        Backend { kind, place: Arc::new(Place { dir, uri, database, _own: own }) }
+    }
+
+    /// The same, where history can be made to be forgotten quickly.
+    pub fn with_short_history(self) -> Backend {
+        match self.kind {
+            Kind::Sqlite => self,
+            Kind::Mongodb => {
+                let own = Mongod::with(true, &["--oplogSize", "2"]);
+                Backend::at(Kind::Mongodb, own.uri(), Some(own))
+            }
+        }
+    }
+
+    /// The configuration of a server on this database, on any free port.
+    pub fn config(&self) -> Config {
+        let mut config = Config { data_dir: self.data_dir(), ..Config::default() };
+        config.listen.set_port(0);
+        if self.kind == Kind::Mongodb {
+            config.mongodb.uri = Some(Secret::new(&self.place.uri));
+            config.mongodb.database = self.place.database.clone();
+            // Many tests run side by side; none of them needs ten idle connections.
+            config.mongodb.min_pool_size = Some(0);
+        }
+        config
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.place.uri
+    }
+
+    pub fn database_name(&self) -> &str {
+        &self.place.database
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.place.dir.path().join("data")
+    }
+
+    /// A server on this database.
+    pub async fn serve(&self) -> Server {
+        self.serve_with(|_| {}).await
+    }
+
+    pub async fn serve_with(&self, change: impl FnOnce(&mut Config)) -> Server {
+        let mut config = self.config();
+        change(&mut config);
+        Server::start(config).await
+    }
+
+    /// Two ways in: two servers where the database can be shared, else two connections to one server.
+    pub async fn pair(&self) -> (Server, Server) {
+        let one = self.serve().await;
+        let two = match self.kind {
+            Kind::Sqlite => one.second_connection(),
+            Kind::Mongodb => self.serve().await,
+        };
+        (one, two)
+    }
+
+    /// A server, and another one where the database can be shared.
+    pub async fn pair_of_servers(&self) -> (Server, Option<Server>) {
+        let one = self.serve().await;
+        match self.kind {
+            Kind::Sqlite => (one, None),
+            Kind::Mongodb => (one, Some(self.serve().await)),
+        }
+    }
+
+    /// The database as other programs see it.
+    pub async fn mongodb(&self) -> mongodb::Database {
+        assert_eq!(self.kind, Kind::Mongodb, "this is for MongoDB only");
+        let client = mongodb::Client::with_uri_str(&self.place.uri).await.expect("the URI is valid");
+        client.database(&self.place.database)
+    }
+
+    pub async fn executions(&self) -> mongodb::Collection<Document> {
+        self.mongodb().await.collection("executions")
+    }
+
+    pub async fn steps(&self) -> mongodb::Collection<Document> {
+        self.mongodb().await.collection("execution_steps")
+    }
+
+    /// The file of SQLite as other programs see it.
+    pub fn sqlite(&self) -> rusqlite::Connection {
+        let connection = rusqlite::Connection::open(self.data_dir().join("stepwell.db"))
+            .expect("the database file can be opened");
+        connection.busy_timeout(Duration::from_secs(10)).expect("a timeout can be set");
+        connection
+    }
+
+    /// Another program opens a transaction and writes in it; on MongoDB it marks the execution `late`.
+    pub async fn open_transaction(&self, execution_id: &str) -> Foreign {
+        match self.kind {
+            Kind::Sqlite => {
+                let connection = self.sqlite();
+                connection.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes just now");
+                Foreign::Sqlite(connection)
+            }
+            Kind::Mongodb => {
+                let executions = self.executions().await;
+                let mut session = executions.client().start_session().await.expect("a session");
+                session.start_transaction().await.expect("a transaction");
+                let changed = executions
+                    .update_one(
+                        doc! { "execution_id": execution_id },
+                        doc! { "$set": { "metadata.late": true } },
+                    )
+                    .session(&mut session)
+                    .await
+                    .expect("the update is taken");
+                assert_eq!(changed.matched_count, 1);
+                Foreign::Mongodb(Box::new(session))
+            }
+        }
+    }
+
+    /// Makes the store forget all changes so far; the server is another one afterwards.
+    pub async fn forget_history(&self, server: Server) -> Server {
+        let keepalive = |config: &mut Config| config.watch.keepalive = Duration::from_millis(100);
+        server.shutdown().await;
+        match self.kind {
+            Kind::Sqlite => {
+                // What the server does by itself when its table of changes is full or old.
+                let server = self.serve().await;
+                server.create("later").await;
+                server.shutdown().await;
+                let connection = self.sqlite();
+                connection
+                    .execute_batch(
+                        "UPDATE meta SET value = (SELECT max(seq) FROM changes)
+                             WHERE name = 'pruned_through';
+                         DELETE FROM changes;",
+                    )
+                    .expect("the log can be cut");
+            }
+            Kind::Mongodb => {
+                let client = self.mongodb().await.client().clone();
+                let filler = client.database("filler").collection::<Document>("filler");
+                let big = "x".repeat(1024 * 1024);
+                for _ in 0..40 {
+                    filler.insert_one(doc! { "big": &big }).await.expect("inserted");
+                }
+            }
+        }
+        self.serve_with(keepalive).await
+    }
+
+    /// Takes the database away.
+    pub async fn remove(&self) {
+        if self.kind == Kind::Mongodb {
+            // Only tidiness: the whole deployment goes away in the end.
+            let _ = self.mongodb().await.drop().await;
+        }
+    }
+}
+
+/// A transaction of another program.
+pub enum Foreign {
+    Sqlite(rusqlite::Connection),
+    Mongodb(Box<mongodb::ClientSession>),
+}
+
+impl Foreign {
+    pub async fn commit(self) {
+        match self {
+            Foreign::Sqlite(connection) => connection.execute_batch("COMMIT").expect("committed"),
+            Foreign::Mongodb(mut session) => session.commit_transaction().await.expect("committed"),
+        }
+    }
+}

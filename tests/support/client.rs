@@ -1,0 +1,307 @@
+//! The generated client behind short names: every call in two forms, one that must succeed and returns the
+//! record, one (`try_…`) that returns the status too.
+
+use stepwell::proto::admin_service_client::AdminServiceClient;
+use stepwell::proto::execution_service_client::ExecutionServiceClient;
+use stepwell::proto::ingest_service_client::IngestServiceClient;
+use stepwell::proto::step_service_client::StepServiceClient;
+use stepwell::proto::*;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{Watch, in_time};
+
+/// Records alone may pass the 4 MiB of a reply: input and output have 6 MiB each.
+const GREATEST_REPLY: usize = 32 * 1024 * 1024;
+
+pub type Answer<T> = Result<T, Status>;
+
+/// A client of one server. Cheap to clone; clones share a connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub channel: Channel,
+}
+
+fn one<T>(
+    answer: Result<Response<T>, Status>,
+) -> Answer<T> {
+    answer.map(Response::into_inner)
+}
+
+/// The record of a call that must succeed.
+#[track_caller]
+pub fn ok<T>(answer: Answer<T>) -> T {
+    match answer {
+        Ok(record) => record,
+        Err(status) => panic!("refused: {:?} {}", status.code(), status.message()),
+    }
+}
+
+/// The details of a call that must be refused with this code and reason.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(answer: Answer<T>, code: Code, reason: &str) -> ErrorDetails {
+    let status = match answer {
+        Ok(record) => panic!("not refused: {record:?}"),
+        Err(status) => status,
+    };
+    check_refusal(&status, code, reason)
+}
+
+#[track_caller]
+pub fn check_refusal(status: &Status, code: Code, reason: &str) -> ErrorDetails {
+    let details = status.get_error_details();
+    let info = details.error_info().map(|info| (info.domain.as_str(), info.reason.as_str()));
+    assert_eq!((status.code(), info), (code, Some(("stepwell", reason))), "{status:?}");
+    for secret in ["mongodb://", "127.0.0.1", ".rs:", "/tmp/", "sqlite3"] {
+        assert!(!status.message().contains(secret), "the message leaks: {}", status.message());
+    }
+    match code {
+        Code::Unavailable | Code::ResourceExhausted => {
+            assert!(details.retry_info().is_some(), "no RetryInfo: {status:?}");
+        }
+        Code::NotFound => {
+            let resource = details.resource_info().expect("NOT_FOUND has a ResourceInfo");
+            assert!(!resource.resource_type.is_empty() && !resource.resource_name.is_empty());
+        }
+        Code::InvalidArgument => {
+            let fields = details.bad_request().map_or(0, |bad| bad.field_violations.len());
+            assert!(fields > 0, "INVALID_ARGUMENT names no field: {status:?}");
+        }
+        _ => {}
+    }
+    details
+}
+
+/// The bad fields of a call that must be INVALID_ARGUMENT, with their descriptions.
+#[track_caller]
+pub fn bad_fields<T: std::fmt::Debug>(answer: Answer<T>) -> Vec<(String, String)> {
+    let details = refused(answer, Code::InvalidArgument, "INVALID_ARGUMENT");
+    let mut fields: Vec<_> = details
+        .bad_request()
+        .expect("checked by refused")
+        .field_violations
+        .iter()
+        .map(|violation| (violation.field.clone(), violation.description.clone()))
+        .collect();
+    fields.sort();
+    fields
+}
+
+macro_rules! calls {
+    ($($client:ident . $call:ident / $try_call:ident ($request:ty) -> $answer:ty $(, $field:ident)?;)*) => {
+        impl Client {
+            $(
+                pub async fn $try_call(&self, request: $request) -> Answer<$answer> {
+                    let answer = in_time(stringify!($call), self.$client().$call(request)).await;
+                    one(answer)$(.map(|answer| answer.$field.expect("the answer carries the record")))?
+                }
+
+                #[track_caller]
+                pub fn $call(&self, request: $request) -> impl Future<Output = $answer> + Send + use<> {
+                    let caller = std::panic::Location::caller();
+                    let client = self.clone();
+                    async move {
+                        match client.$try_call(request).await {
+                            Ok(answer) => answer,
+                            Err(status) => panic!(
+                                "{} at {caller} is refused: {:?} {}",
+                                stringify!($call), status.code(), status.message()
+                            ),
+                        }
+                    }
+                }
+            )*
+        }
+    };
+}
+
+calls! {
+    executions.create_execution / try_create_execution (CreateExecutionRequest) -> Execution, execution;
+    executions.get_execution / try_get_execution (GetExecutionRequest) -> GetExecutionResponse;
+    executions.list_executions / try_list_executions (ListExecutionsRequest) -> ListExecutionsResponse;
+    executions.update_execution / try_update_execution (UpdateExecutionRequest) -> Execution, execution;
+    executions.finish_execution / try_finish_execution (FinishExecutionRequest) -> Execution, execution;
+    executions.heartbeat / try_heartbeat (HeartbeatRequest) -> HeartbeatResponse;
+    executions.request_cancel / try_request_cancel (RequestCancelRequest) -> Execution, execution;
+    executions.delete_execution / try_delete_execution (DeleteExecutionRequest) -> DeleteExecutionResponse;
+    steps.plan_steps / try_plan_steps (PlanStepsRequest) -> PlanStepsResponse;
+    steps.start_step / try_start_step (StartStepRequest) -> Step, step;
+    steps.update_step / try_update_step (UpdateStepRequest) -> Step, step;
+    steps.finish_step / try_finish_step (FinishStepRequest) -> Step, step;
+    steps.get_step / try_get_step (GetStepRequest) -> Step, step;
+    steps.list_steps / try_list_steps (ListStepsRequest) -> ListStepsResponse;
+    admin.get_server_info / try_get_server_info (GetServerInfoRequest) -> GetServerInfoResponse;
+}
+
+impl Client {
+    /// A client of the server at `address` (host:port), connected when it is first used.
+    pub fn of(address: impl std::fmt::Display) -> Client {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+        // Watches of slow readers share the connection with everything else of a test.
+        let endpoint = endpoint.initial_connection_window_size(16 * 1024 * 1024);
+        Client { channel: endpoint.connect_lazy() }
+    }
+
+    pub fn executions(&self) -> ExecutionServiceClient<Channel> {
+        ExecutionServiceClient::new(self.channel.clone()).max_decoding_message_size(GREATEST_REPLY)
+    }
+
+    pub fn steps(&self) -> StepServiceClient<Channel> {
+        StepServiceClient::new(self.channel.clone()).max_decoding_message_size(GREATEST_REPLY)
+    }
+
+    pub fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub fn ingest(&self) -> IngestServiceClient<Channel> {
+        IngestServiceClient::new(self.channel.clone())
+    }
+
+    /// Creates an execution of the app `app`.
+    pub async fn create(&self, id: &str) -> Execution {
+        self.create_execution(create(id)).await
+    }
+
+    /// The stored execution.
+    pub async fn execution(&self, id: &str) -> Execution {
+        self.try_execution(id).await.expect("the execution is stored")
+    }
+
+    pub async fn try_execution(&self, id: &str) -> Answer<Execution> {
+        let request = GetExecutionRequest { execution_id: id.into(), ..Default::default() };
+        let answer = self.try_get_execution(request).await?;
+        Ok(answer.execution.expect("the answer carries the execution"))
+    }
+
+    /// The stored step, with payloads.
+    pub async fn step(&self, id: &str, step_id: i32) -> Step {
+        ok(self.try_step(id, step_id).await)
+    }
+
+    pub async fn try_step(&self, id: &str, step_id: i32) -> Answer<Step> {
+        self.try_get_step(GetStepRequest {
+            execution_id: id.into(),
+            step_id: Some(step_id),
+            step_key: None,
+        })
+        .await
+    }
+
+    /// Starts step `step_id`, named `work`.
+    pub async fn start(&self, id: &str, step_id: i32) -> Step {
+        self.start_step(start(id, step_id)).await
+    }
+
+    /// Finishes a step.
+    pub async fn end(&self, id: &str, step_id: i32, status: StepStatus) -> Step {
+        self.finish_step(finish_step(id, step_id, status)).await
+    }
+
+    /// Finishes an execution.
+    pub async fn finish(&self, id: &str, status: ExecutionStatus) -> Execution {
+        self.finish_execution(finish(id, status)).await
+    }
+
+    pub async fn try_watch(&self, request: WatchExecutionRequest) -> Answer<Watch> {
+        let answer = in_time("watch_execution", self.executions().watch_execution(request)).await;
+        one(answer).map(Watch::one)
+    }
+
+    pub async fn watch(&self, request: WatchExecutionRequest) -> Watch {
+        ok(self.try_watch(request).await)
+    }
+
+    pub async fn try_watch_all(&self, request: WatchExecutionsRequest) -> Answer<Watch> {
+        let answer = in_time("watch_executions", self.executions().watch_executions(request)).await;
+        one(answer).map(Watch::many)
+    }
+
+    pub async fn watch_all(&self, request: WatchExecutionsRequest) -> Watch {
+        ok(self.try_watch_all(request).await)
+    }
+
+    /// Sends writes over one Ingest stream, numbered from 0; the answers by number.
+    pub async fn ingest_all(&self, writes: Vec<ingest_request::Write>) -> Vec<ingest_response::Result> {
+        let count = writes.len();
+        let requests = writes.into_iter().enumerate().map(|(sequence, write)| IngestRequest {
+            sequence: i64::try_from(sequence).expect("few writes"),
+            write: Some(write),
+        });
+        let requests: Vec<_> = requests.collect();
+        let mut ingest = self.ingest();
+        let answers = in_time("ingest", ingest.ingest(tokio_stream::iter(requests))).await;
+        let mut answers: Streaming<IngestResponse> = ok(one(answers));
+        let mut results: Vec<Option<ingest_response::Result>> = (0..count).map(|_| None).collect();
+        while let Some(answer) = ok(in_time("an answer of ingest", answers.message()).await) {
+            let slot = &mut results[usize::try_from(answer.sequence).expect("our own number")];
+            assert!(slot.is_none(), "write {} is answered twice", answer.sequence);
+            *slot = Some(answer.result.expect("an answer says what became of the write"));
+        }
+        results.into_iter().map(|result| result.expect("every write is answered")).collect()
+    }
+}
+
+/// CreateExecution of `id` for the app `app`.
+pub fn create(id: &str) -> CreateExecutionRequest {
+    CreateExecutionRequest {
+        execution_id: Some(id.into()),
+        app_name: "app".into(),
+        ..Default::default()
+    }
+}
+
+/// FinishExecution with nothing but its status.
+pub fn finish(id: &str, status: ExecutionStatus) -> FinishExecutionRequest {
+    FinishExecutionRequest {
+        execution_id: id.into(),
+        status: status.into(),
+        ..Default::default()
+    }
+}
+
+/// StartStep of a step named `work`.
+pub fn start(id: &str, step_id: i32) -> StartStepRequest {
+    StartStepRequest {
+        execution_id: id.into(),
+        step_id: Some(step_id),
+        step_name: "work".into(),
+        ..Default::default()
+    }
+}
+
+/// FinishStep with nothing but its status.
+pub fn finish_step(id: &str, step_id: i32, status: StepStatus) -> FinishStepRequest {
+    FinishStepRequest {
+        execution_id: id.into(),
+        step_id: Some(step_id),
+        status: status.into(),
+        ..Default::default()
+    }
+}
+
+/// UpdateStep that changes nothing yet.
+pub fn update_step(id: &str, step_id: i32) -> UpdateStepRequest {
+    UpdateStepRequest { execution_id: id.into(), step_id: Some(step_id), ..Default::default() }
+}
+
+/// UpdateExecution that changes nothing yet.
+pub fn update(id: &str) -> UpdateExecutionRequest {
+    UpdateExecutionRequest { execution_id: id.into(), ..Default::default() }
+}
+
+/// WatchExecution with steps.
+pub fn watch(id: &str) -> WatchExecutionRequest {
+    WatchExecutionRequest { execution_id: id.into(), include_steps: true, ..Default::default() }
+}
+
+/// WatchExecutions of everything, with steps.
+pub fn watch_all() -> WatchExecutionsRequest {
+    WatchExecutionsRequest { include_steps: true, ..Default::default() }
+}
+
+/// An error of a run.
+pub fn run_error(message: &str) -> Error {
+    Error { message: message.into(), ..Default::default() }
+}
