@@ -169,6 +169,12 @@ fn refused(refusal: &Refusal) -> Answer {
             format!("the dependencies go round in a circle through step {step_id}"),
         )
         .field("steps.depends_on"),
+        Refusal::TooLarge { field: field @ ("metadata" | "output"), size, limit } => Answer::new(
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            format!("{field} would have {size} bytes when merged, more than the limit of {limit}"),
+        )
+        .field(field),
         Refusal::TooLarge { field, size, limit } => Answer::new(
             Code::InvalidArgument,
             "TOO_MANY_STEPS",
@@ -302,6 +308,11 @@ mod tests {
                 Error::Refused(Refusal::TooLarge { field: "steps", size: 2, limit: 1 }),
                 Code::InvalidArgument,
                 "TOO_MANY_STEPS",
+            ),
+            (
+                Error::Refused(Refusal::TooLarge { field: "metadata", size: 2, limit: 1 }),
+                Code::InvalidArgument,
+                "INVALID_ARGUMENT",
             ),
             (Error::Refused(Refusal::NeedsPayload), Code::Internal, "INTERNAL"),
             (Error::Store(store::Error::Unavailable(None)), Code::Unavailable, "STORE_UNAVAILABLE"),

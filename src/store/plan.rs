@@ -8,7 +8,9 @@ use std::sync::Arc;
 use super::write::{Answer, Op, RecordKey, Write};
 use crate::domain::limits::Limits;
 use crate::domain::step::{self, Target};
-use crate::domain::{Decision, Execution, ExecutionOp, Refusal, Step, StepOp, StepRef, execution};
+use crate::domain::{
+    Decision, Execution, ExecutionOp, Refusal, Step, StepOp, StepRef, execution, value,
+};
 
 /// What has to be known before the rules can run.
 #[derive(Debug, Default, PartialEq)]
@@ -167,6 +169,19 @@ pub fn plan(writes: &[Write], facts: &Facts, limits: &Limits) -> Plan {
     work.plan
 }
 
+/// Merging may make a value of many small ones; only another program may have made it larger than its bound.
+fn grown_in_bounds(
+    field: &'static str,
+    before: usize,
+    after: usize,
+    limit: usize,
+) -> Result<(), Refusal> {
+    if after > limit && after > before {
+        return Err(Refusal::TooLarge { field, size: after, limit });
+    }
+    Ok(())
+}
+
 struct Work<'a> {
     facts: &'a Facts,
     limits: &'a Limits,
@@ -209,6 +224,14 @@ impl Work<'_> {
         let id = &write.execution_id;
         let stored = self.execution(id);
         let decision = execution::decide(id, stored.as_deref(), op, write.now)?;
+        if let (Some(stored), Decision::Put(record)) = (&stored, &decision) {
+            grown_in_bounds(
+                "metadata",
+                value::size_of_document(&stored.metadata),
+                value::size_of_document(&record.metadata),
+                self.limits.metadata_bytes,
+            )?;
+        }
         let dirty = self.plan.executions.entry(id.clone()).or_insert_with(|| Dirty {
             before: stored.clone(),
             after: stored.clone(),
@@ -268,6 +291,16 @@ impl Work<'_> {
         };
         let target = Target { execution_id: id, named, step_id };
         let decision = step::decide(&target, stored.as_deref(), op, write.now)?;
+        if let (Some(stored), Decision::Put(record)) = (&stored, &decision) {
+            grown_in_bounds(
+                "metadata",
+                value::size_of_document(&stored.metadata),
+                value::size_of_document(&record.metadata),
+                self.limits.metadata_bytes,
+            )?;
+            let output = |step: &Step| step.output.value().map_or(0, value::size);
+            grown_in_bounds("output", output(stored), output(record), self.limits.payload_bytes)?;
+        }
         if stored.is_none() && step_id as usize >= self.limits.steps_per_execution {
             let known = match self.facts.step_counts.get(id) {
                 Some(count) => *count,
