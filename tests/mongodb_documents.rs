@@ -13,6 +13,7 @@ use tonic::Code;
 
 use support::client::*;
 use support::mongod::Mongod;
+use support::watch::Event;
 use support::*;
 
 /// A case on a database of its own.

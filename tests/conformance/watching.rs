@@ -7,6 +7,7 @@ use stepwell::proto::*;
 use tonic::Code;
 
 use crate::support::client::*;
+use crate::support::watch::Event;
 use crate::support::*;
 
 fn everything() -> WatchExecutionsRequest {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub use backend::{Backend, Kind};
 pub use client::Client;
 pub use values::*;
-pub use watch::{Event, Watch};
+pub use watch::Watch;
 
 /// How long a test waits for something that is sure to come. Only a failing test ever waits that long.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -20,7 +20,8 @@ impl Server {
             Ok(running) => running,
             Err(error) => panic!("the server does not start: {error:#}"),
         };
-        let address = running.addr;
+        let address = running.addr();
+        super::in_time("a server that is ready", running.ready()).await;
         Server { client: Client::of(address), address, running: Some(running) }
     }
 
