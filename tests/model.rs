@@ -68,7 +68,8 @@ fn histories(kind: Kind) {
         for round in 0..ROUNDS {
             // Every round has the same id: nothing of the round before may shine through its deletion.
             let calls = play(&servers, "e", seed.wrapping_add(round as u64)).await;
-            let revisions = calls.iter().filter_map(|call| call.answer.as_ref().ok()).map(|r| r.revision);
+            let revisions =
+                calls.iter().filter_map(|call| call.answer.as_ref().ok()).map(|r| r.revision);
             let (least, last) = revisions.fold((i64::MAX, 0), |(least, last), revision| {
                 (least.min(revision), last.max(revision))
             });
@@ -139,8 +140,7 @@ async fn send(server: &Client, id: &str, write: &Write) -> Result<Record, Status
             server.try_finish_execution(request).await.map(|e| Record::of_execution(&e))
         }
         Write::Cancel { reason } => {
-            let request =
-                RequestCancelRequest { execution_id: id.into(), reason: reason.clone() };
+            let request = RequestCancelRequest { execution_id: id.into(), reason: reason.clone() };
             server.try_request_cancel(request).await.map(|e| Record::of_execution(&e))
         }
         Write::Plan { step } => {
@@ -270,7 +270,9 @@ fn judge(
             met.push(format!("{expected:?}"));
             match (&call.answer, expected) {
                 (Ok(answer), Answered::Changed(after)) => {
-                    history.get(position).is_some_and(|(cause, state)| *cause == number && state == answer)
+                    history
+                        .get(position)
+                        .is_some_and(|(cause, state)| *cause == number && state == answer)
                         && after.same_content(answer)
                 }
                 (Ok(answer), Answered::Unchanged) => before == Some(answer),

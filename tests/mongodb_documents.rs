@@ -46,7 +46,15 @@ fn an_execution_is_stored_as_the_contract_says() {
         s.create("bare").await;
         let bare = stored_execution(&b, "bare").await;
         assert!(matches!(bare["_id"], Bson::ObjectId(_)));
-        for nullable in ["app_id", "sub_app_id", "sub_app_name", "user_id", "completed_at", "duration_ms", "error"] {
+        for nullable in [
+            "app_id",
+            "sub_app_id",
+            "sub_app_name",
+            "user_id",
+            "completed_at",
+            "duration_ms",
+            "error",
+        ] {
             assert_eq!(bare.get(nullable), Some(&Bson::Null), "{nullable}");
         }
         assert_eq!(bare["execution_id"], Bson::from("bare"));
@@ -71,7 +79,8 @@ fn an_execution_is_stored_as_the_contract_says() {
         })
         .await;
         s.heartbeat(HeartbeatRequest { execution_id: "full".into() }).await;
-        s.request_cancel(RequestCancelRequest { execution_id: "full".into(), reason: "r".into() }).await;
+        s.request_cancel(RequestCancelRequest { execution_id: "full".into(), reason: "r".into() })
+            .await;
         s.update_execution(UpdateExecutionRequest { pinned: Some(true), ..update("full") }).await;
         let ended = s
             .finish_execution(FinishExecutionRequest {
@@ -87,7 +96,10 @@ fn an_execution_is_stored_as_the_contract_says() {
             .await;
         let full = stored_execution(&b, "full").await;
         assert_eq!((&full["app_id"], &full["sub_app_id"]), (&Bson::Int32(7), &Bson::Int32(8)));
-        assert_eq!((&full["sub_app_name"], &full["user_id"]), (&Bson::from("sub"), &Bson::from("u")));
+        assert_eq!(
+            (&full["sub_app_name"], &full["user_id"]),
+            (&Bson::from("sub"), &Bson::from("u"))
+        );
         assert_eq!(full["status"], Bson::from("failed"));
         assert!(is_date(&full["started_at"], 1_000) && is_date(&full["completed_at"], 3_000));
         assert_eq!(full["duration_ms"], Bson::Int64(2_000));
@@ -116,7 +128,10 @@ fn a_step_is_stored_as_the_contract_says() {
         let bare = stored_step(&b, "e", 0).await;
         assert!(matches!(bare["_id"], Bson::ObjectId(_)));
         assert_eq!((&bare["execution_id"], &bare["step_id"]), (&Bson::from("e"), &Bson::Int32(0)));
-        assert_eq!((&bare["step_name"], &bare["status"]), (&Bson::from("work"), &Bson::from("running")));
+        assert_eq!(
+            (&bare["step_name"], &bare["status"]),
+            (&Bson::from("work"), &Bson::from("running"))
+        );
         for nullable in ["step_version", "completed_at", "duration_ms", "output", "error"] {
             assert_eq!(bare.get(nullable), Some(&Bson::Null), "{nullable}");
         }
@@ -157,15 +172,24 @@ fn a_step_is_stored_as_the_contract_says() {
             })
             .await;
         let full = stored_step(&b, "e", 1).await;
-        assert_eq!((&full["step_key"], &full["step_version"]), (&Bson::from("k"), &Bson::from("v")));
+        assert_eq!(
+            (&full["step_key"], &full["step_version"]),
+            (&Bson::from("k"), &Bson::from("v"))
+        );
         assert_eq!(full["status"], Bson::from("completed"));
         assert!(is_date(&full["started_at"], 2_000) && is_date(&full["completed_at"], 2_250));
-        assert_eq!((&full["duration_ms"], &full["retry_count"]), (&Bson::Int64(250), &Bson::Int32(1)));
+        assert_eq!(
+            (&full["duration_ms"], &full["retry_count"]),
+            (&Bson::Int64(250), &Bson::Int32(1))
+        );
         assert_eq!(full["input"], Bson::Array(vec!["in".into(), 1.into()]));
         assert_eq!(full["output"], Bson::from("out"));
         assert_eq!(full["depends_on"], Bson::Array(vec![0.into()]));
         assert_eq!(full["parent_step_id"], Bson::Int32(0));
-        assert_eq!((&full["progress"], &full["progress_message"]), (&Bson::Double(0.5), &Bson::from("half")));
+        assert_eq!(
+            (&full["progress"], &full["progress_message"]),
+            (&Bson::Double(0.5), &Bson::from("half"))
+        );
         let attempts = full.get_array("attempts").expect("attempts");
         let attempt = attempts[0].as_document().expect("a document");
         assert!(is_date(&attempt["started_at"], 1_000) && is_date(&attempt["completed_at"], 1_500));
@@ -187,10 +211,14 @@ fn integers_are_stored_as_integers() {
             ..create("e")
         })
         .await;
-        let metadata = stored_execution(&b, "e").await.get_document("metadata").expect("metadata").clone();
+        let metadata =
+            stored_execution(&b, "e").await.get_document("metadata").expect("metadata").clone();
         assert_eq!(metadata["small"], Bson::Int32(1));
         assert_eq!(metadata["large"], Bson::Int64(i64::from(i32::MAX) + 1));
-        assert_eq!((&metadata["greatest"], &metadata["least"]), (&Bson::Int64(big), &Bson::Int64(-big)));
+        assert_eq!(
+            (&metadata["greatest"], &metadata["least"]),
+            (&Bson::Int64(big), &Bson::Int64(-big))
+        );
         assert_eq!(metadata["beyond"], Bson::Double(9_007_199_254_740_994.0));
         assert_eq!(metadata["half"], Bson::Double(0.5));
         assert_eq!(metadata["list"], Bson::Array(vec![Bson::Int32(1), Bson::Double(2.5)]));
@@ -268,9 +296,11 @@ fn documents_with_fields_missing_are_read_and_changed() {
         b.executions().await.insert_one(old).await.expect("inserted");
         let least = doc! { "execution_id": "least" };
         b.executions().await.insert_one(least).await.expect("inserted");
-        let odd = doc! { "execution_id": "with space and ü", "status": "exploded", "app_id": 7_i64 };
+        let odd =
+            doc! { "execution_id": "with space and ü", "status": "exploded", "app_id": 7_i64 };
         b.executions().await.insert_one(odd).await.expect("inserted");
-        let step = doc! { "execution_id": "old", "step_id": 3, "step_name": "s", "status": "running" };
+        let step =
+            doc! { "execution_id": "old", "step_id": 3, "step_name": "s", "status": "running" };
         b.steps().await.insert_one(step).await.expect("inserted");
 
         let execution = s.execution("old").await;
@@ -288,12 +318,23 @@ fn documents_with_fields_missing_are_read_and_changed() {
         assert_eq!((step.started_at, step.duration_ms), (None, None));
         let assign = StartStepRequest { step_id: None, ..start("old", 0) };
         assert_eq!(s.start_step(assign).await.step_id, Some(4));
-        let changed =
-            s.update_execution(UpdateExecutionRequest { metadata: meta(json!({ "a": 1 })), ..update("old") }).await;
+        let changed = s
+            .update_execution(UpdateExecutionRequest {
+                metadata: meta(json!({ "a": 1 })),
+                ..update("old")
+            })
+            .await;
         assert!(changed.revision > 0);
-        assert_eq!(s.finish("old", ExecutionStatus::Completed).await.status(), ExecutionStatus::Completed);
-        assert_eq!(s.finish("least", ExecutionStatus::Failed).await.status(), ExecutionStatus::Failed);
-        let delete = DeleteExecutionRequest { execution_id: "with space and ü".into(), force: true };
+        assert_eq!(
+            s.finish("old", ExecutionStatus::Completed).await.status(),
+            ExecutionStatus::Completed
+        );
+        assert_eq!(
+            s.finish("least", ExecutionStatus::Failed).await.status(),
+            ExecutionStatus::Failed
+        );
+        let delete =
+            DeleteExecutionRequest { execution_id: "with space and ü".into(), force: true };
         s.delete_execution(delete).await;
         assert_eq!(s.list_executions(ListExecutionsRequest::default()).await.executions.len(), 2);
     });
@@ -305,8 +346,10 @@ fn a_change_leaves_foreign_values_alone() {
         let s = b.serve().await;
         b.executions().await.insert_one(foreign_execution("old")).await.expect("inserted");
         let mut before = stored_execution(&b, "old").await;
-        let request =
-            UpdateExecutionRequest { metadata: meta(json!({ "ours": { "x": 1 } })), ..update("old") };
+        let request = UpdateExecutionRequest {
+            metadata: meta(json!({ "ours": { "x": 1 } })),
+            ..update("old")
+        };
         s.update_execution(request).await;
         s.update_execution(UpdateExecutionRequest { pinned: Some(true), ..update("old") }).await;
         s.finish("old", ExecutionStatus::Completed).await;
@@ -341,7 +384,11 @@ fn a_change_leaves_foreign_values_alone() {
             assert_eq!(removed, Some(Bson::Int32(ours)));
         }
         for part in ["input", "output", "metadata"] {
-            assert_eq!(text(after.get_document(part).expect("a document")), text(&odd_values()), "{part}");
+            assert_eq!(
+                text(after.get_document(part).expect("a document")),
+                text(&odd_values()),
+                "{part}"
+            );
         }
         assert_eq!(after["their_own_field"], Bson::Int32(7));
     });
@@ -362,13 +409,21 @@ fn records_without_a_digest_are_compared_by_field() {
         };
         b.executions().await.insert_one(old).await.expect("inserted");
         let stored = s.create_execution(request.clone()).await;
-        assert_eq!((stored.revision, millis(&stored.started_at)), (0, Some(9)), "the same, untouched");
+        assert_eq!(
+            (stored.revision, millis(&stored.started_at)),
+            (0, Some(9)),
+            "the same, untouched"
+        );
         for other in [
             CreateExecutionRequest { user_id: None, ..request.clone() },
             CreateExecutionRequest { metadata: meta(json!({ "b": 2 })), ..request.clone() },
             CreateExecutionRequest { started_at: Some(time(10)), ..request.clone() },
         ] {
-            refused(s.try_create_execution(other).await, Code::AlreadyExists, "EXECUTION_ALREADY_EXISTS");
+            refused(
+                s.try_create_execution(other).await,
+                Code::AlreadyExists,
+                "EXECUTION_ALREADY_EXISTS",
+            );
         }
         let step = doc! {
             "execution_id": "old", "step_id": 1, "step_name": "work", "status": "completed",
@@ -413,9 +468,11 @@ fn a_write_sees_what_another_program_has_just_changed() {
         refused(answer, Code::FailedPrecondition, "WRONG_STATUS");
 
         set("b", doc! { "metadata": { "theirs": DateTime::from_millis(7) } }).await;
-        let request = UpdateExecutionRequest { metadata: meta(json!({ "ours": 1 })), ..update("b") };
+        let request =
+            UpdateExecutionRequest { metadata: meta(json!({ "ours": 1 })), ..update("b") };
         s.update_execution(request).await;
-        let metadata = stored_execution(&b, "b").await.get_document("metadata").expect("metadata").clone();
+        let metadata =
+            stored_execution(&b, "b").await.get_document("metadata").expect("metadata").clone();
         assert_eq!(metadata, doc! { "theirs": DateTime::from_millis(7), "ours": 1 });
 
         executions.delete_one(doc! { "execution_id": "c" }).await.expect("deleted");
@@ -472,7 +529,11 @@ fn a_foreign_change_is_delivered_with_its_revision_unchanged() {
         of_one.snapshot().await;
         for round in 0..5 {
             let set = doc! { "$set": { "metadata.round": round } };
-            b.executions().await.update_one(doc! { "execution_id": "e" }, set.clone()).await.expect("updated");
+            b.executions()
+                .await
+                .update_one(doc! { "execution_id": "e" }, set.clone())
+                .await
+                .expect("updated");
             for watch in [&mut of_all, &mut of_one] {
                 let event = watch.next_change().await;
                 let (change, execution) = event.execution().expect("the execution changed");
@@ -510,11 +571,16 @@ fn foreign_inserts_and_deletes_are_seen() {
         let event = watch.next_change().await;
         let (change, execution) = event.execution().expect("the execution is new");
         assert_eq!((change, execution.execution_id.as_str()), (ChangeType::Created, "old"));
-        let step = doc! { "execution_id": "old", "step_id": 1, "step_name": "s", "status": "running" };
+        let step =
+            doc! { "execution_id": "old", "step_id": 1, "step_name": "s", "status": "running" };
         b.steps().await.insert_one(step).await.expect("inserted");
         let event = watch.next_change().await;
-        assert_eq!(event.step().map(|(change, s)| (change, s.step_id)), Some((ChangeType::Created, Some(1))));
-        let replacement = doc! { "execution_id": "old", "app_name": "replaced", "status": "running" };
+        assert_eq!(
+            event.step().map(|(change, s)| (change, s.step_id)),
+            Some((ChangeType::Created, Some(1)))
+        );
+        let replacement =
+            doc! { "execution_id": "old", "app_name": "replaced", "status": "running" };
         let query = doc! { "execution_id": "old" };
         b.executions().await.replace_one(query.clone(), replacement).await.expect("replaced");
         let event = watch.next_change().await;
@@ -524,7 +590,9 @@ fn foreign_inserts_and_deletes_are_seen() {
         let events = watch.until_revision(("later", None), later.revision).await;
         // Foreign deletes are best effort; this server has just seen the record, so it knows.
         let deleted = events.iter().any(|event| {
-            event.execution().is_some_and(|(change, e)| change == ChangeType::Deleted && e.execution_id == "old")
+            event
+                .execution()
+                .is_some_and(|(change, e)| change == ChangeType::Deleted && e.execution_id == "old")
         });
         assert!(deleted, "{events:?}");
     });
@@ -549,7 +617,8 @@ fn every_write_sets_last_change() {
             let stored = stored_step(&b, "e", 5).await;
             assert_eq!(stored["last_change"], Bson::from(format!("e/5/{revision}")));
         };
-        let steps = vec![PlannedStep { step_id: Some(5), step_name: "work".into(), ..Default::default() }];
+        let steps =
+            vec![PlannedStep { step_id: Some(5), step_name: "work".into(), ..Default::default() }];
         let planned = s.plan_steps(PlanStepsRequest { execution_id: "e".into(), steps }).await;
         of_step(planned.steps[0].revision).await;
         of_step(s.start("e", 5).await.revision).await;
@@ -592,8 +661,13 @@ fn every_lookup_of_the_contract_has_its_index() {
         let s = b.serve().await;
         s.create("e").await;
         s.start("e", 1).await;
-        let executions: [&[&str]; 5] =
-            [&["execution_id"], &["app_id", "sub_app_id"], &["user_id"], &["status"], &["started_at"]];
+        let executions: [&[&str]; 5] = [
+            &["execution_id"],
+            &["app_id", "sub_app_id"],
+            &["user_id"],
+            &["status"],
+            &["started_at"],
+        ];
         let steps: [&[&str]; 6] = [
             &["execution_id", "step_id"],
             &["execution_id", "step_key"],
@@ -602,15 +676,15 @@ fn every_lookup_of_the_contract_has_its_index() {
             &["step_name"],
             &["started_at"],
         ];
-        for (collection, indexes) in [("executions", &executions[..]), ("execution_steps", &steps[..])] {
+        for (collection, indexes) in
+            [("executions", &executions[..]), ("execution_steps", &steps[..])]
+        {
             for keys in indexes {
                 let index = served_by(&b, collection, keys).await;
                 let index = index.unwrap_or_else(|| panic!("{collection}: no index on {keys:?}"));
                 let unique = index.get_bool("unique").unwrap_or(false);
-                let must_be_unique = matches!(
-                    keys,
-                    [_, "step_id"] | [_, "step_key"]
-                ) || (collection == "executions" && keys[0] == "execution_id");
+                let must_be_unique = matches!(keys, [_, "step_id"] | [_, "step_key"])
+                    || (collection == "executions" && keys[0] == "execution_id");
                 assert!(unique || !must_be_unique, "{collection}: {keys:?} is not unique");
             }
         }
@@ -685,7 +759,11 @@ fn the_usual_lists_are_served_by_an_index() {
         while found.advance().await.expect("readable") {
             let entry: Document = found.deserialize_current().expect("a document");
             count += 1;
-            let shown = format!("{} {:?}", entry.get_str("planSummary").unwrap_or(""), entry.get("command"));
+            let shown = format!(
+                "{} {:?}",
+                entry.get_str("planSummary").unwrap_or(""),
+                entry.get("command")
+            );
             assert!(shown.contains("IXSCAN"), "not by an index: {shown}");
             assert!(!entry.get_bool("hasSortStage").unwrap_or(false), "sorted in memory: {shown}");
         }
@@ -700,7 +778,8 @@ fn the_pool_keeps_ten_connections_unless_told_otherwise() {
         let connections = async |uri: &str| {
             let b = Backend::on(uri);
             let _s = b.serve_with(|config| config.mongodb.min_pool_size = None).await;
-            let admin = mongodb::Client::with_uri_str(mongod.uri()).await.expect("valid").database("admin");
+            let admin =
+                mongodb::Client::with_uri_str(mongod.uri()).await.expect("valid").database("admin");
             let name = "stepwell-pool-test";
             let wanted = if uri.contains("minPoolSize=3") { 3 } else { 10 };
             eventually("the pool has its least size", async || {
@@ -745,7 +824,9 @@ fn a_standalone_mongod_does_everything_but_watching() {
                 Err(status) => status,
             };
             check_refusal(&status, Code::FailedPrecondition, "WATCH_NEEDS_REPLICA_SET");
-            assert!(status.message().contains("--replSet") && status.message().contains("rs.initiate"));
+            assert!(
+                status.message().contains("--replSet") && status.message().contains("rs.initiate")
+            );
         }
         let info = s.get_server_info(GetServerInfoRequest {}).await;
         assert!(!info.features.iter().any(|feature| feature == "watch"), "{:?}", info.features);

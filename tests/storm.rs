@@ -71,7 +71,8 @@ fn storm(kind: Kind) {
             let random = StdRng::seed_from_u64(seed.wrapping_add(1000 + number as u64));
             // Every third watches one execution, the others all of them.
             let only = (number % 3 == 0).then(|| format!("e{}", number / 3 % EXECUTIONS));
-            let watcher = Watcher { servers: servers.clone(), random, only, kind, wanted: wanted.clone() };
+            let watcher =
+                Watcher { servers: servers.clone(), random, only, kind, wanted: wanted.clone() };
             watchers.spawn(watcher.run());
         }
         let foreign = tokio::spawn(foreign_program(b.clone(), Arc::clone(&done)));
@@ -94,7 +95,8 @@ async fn true_state(server: &Client) -> State {
     let list = ListExecutionsRequest { page_size: 1000, ..Default::default() };
     for execution in server.list_executions(list).await.executions {
         let id = execution.execution_id.clone();
-        let list = ListStepsRequest { execution_id: id.clone(), page_size: 1000, ..Default::default() };
+        let list =
+            ListStepsRequest { execution_id: id.clone(), page_size: 1000, ..Default::default() };
         for step in server.list_steps(list).await.steps {
             state.insert((id.clone(), step.step_id), Known::Step(Box::new(step)));
         }
@@ -110,12 +112,18 @@ async fn writer(number: usize, server: Client, mut random: StdRng) {
         let answer = match random.random_range(0..12) {
             0..4 => {
                 let metadata = meta(json!({ format!("w{number}"): round }));
-                server.try_update_execution(UpdateExecutionRequest { metadata, ..update(&id) }).await.map(drop)
+                server
+                    .try_update_execution(UpdateExecutionRequest { metadata, ..update(&id) })
+                    .await
+                    .map(drop)
             }
             4..7 => server.try_start_step(start(&id, step_id)).await.map(drop),
             7..9 => {
                 let metadata = meta(json!({ format!("w{number}"): round }));
-                server.try_update_step(UpdateStepRequest { metadata, ..update_step(&id, step_id) }).await.map(drop)
+                server
+                    .try_update_step(UpdateStepRequest { metadata, ..update_step(&id, step_id) })
+                    .await
+                    .map(drop)
             }
             9..11 => {
                 let request = FinishStepRequest {
@@ -187,7 +195,8 @@ impl Watcher {
                     server.watch_all(request).await
                 }
             };
-            let mut watch = if self.kind == Kind::Mongodb { watch.with_foreign_changes() } else { watch };
+            let mut watch =
+                if self.kind == Kind::Mongodb { watch.with_foreign_changes() } else { watch };
             let mut events = self.random.random_range(1..120);
             while events > 0 {
                 if self.knows_the_truth(&state) {
@@ -233,7 +242,9 @@ fn learn(state: &mut State, what: &What) {
         What::SnapshotComplete | What::Keepalive => return,
     };
     if change == ChangeType::Deleted {
-        state.retain(|(execution, step), _| *execution != key.0 || key.1.is_some_and(|id| *step != Some(id)));
+        state.retain(|(execution, step), _| {
+            *execution != key.0 || key.1.is_some_and(|id| *step != Some(id))
+        });
         return;
     }
     if state.get(&key).is_none_or(|before| before.revision() <= known.revision()) {

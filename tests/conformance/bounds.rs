@@ -64,11 +64,23 @@ pub async fn names_and_ids_have_at_most_256_characters(b: Backend) {
         names(s.try_start_step(request).await, field, Some(257), 256);
     }
     let finishes = [
-        ("step_key", FinishStepRequest { step_key: Some(long()), ..finish_step("e", 1, StepStatus::Failed) }),
-        ("step_name", FinishStepRequest { step_name: Some(long()), ..finish_step("e", 1, StepStatus::Failed) }),
+        (
+            "step_key",
+            FinishStepRequest { step_key: Some(long()), ..finish_step("e", 1, StepStatus::Failed) },
+        ),
+        (
+            "step_name",
+            FinishStepRequest {
+                step_name: Some(long()),
+                ..finish_step("e", 1, StepStatus::Failed)
+            },
+        ),
         (
             "step_version",
-            FinishStepRequest { step_version: Some(long()), ..finish_step("e", 1, StepStatus::Failed) },
+            FinishStepRequest {
+                step_version: Some(long()),
+                ..finish_step("e", 1, StepStatus::Failed)
+            },
         ),
         (
             "error.code",
@@ -172,7 +184,8 @@ pub async fn input_and_output_have_at_most_6_mib(b: Backend) {
     s.start("e", 1).await;
     let request = UpdateStepRequest { output: large(), ..update_step("e", 1) };
     names(s.try_update_step(request).await, "output", None, limit);
-    let request = FinishStepRequest { output: large(), ..finish_step("e", 1, StepStatus::Completed) };
+    let request =
+        FinishStepRequest { output: large(), ..finish_step("e", 1, StepStatus::Completed) };
     names(s.try_finish_step(request).await, "output", None, limit);
     let request = FinishStepRequest {
         input: large(),
@@ -268,7 +281,8 @@ pub async fn an_execution_has_a_bounded_number_of_steps(b: Backend) {
         assert!(shown.contains("10") && shown.contains("11"), "{shown}");
     };
     too_many(s.try_start_step(start("e", 10)).await.map(drop)).await;
-    too_many(s.try_start_step(StartStepRequest { step_id: None, ..start("e", 0) }).await.map(drop)).await;
+    too_many(s.try_start_step(StartStepRequest { step_id: None, ..start("e", 0) }).await.map(drop))
+        .await;
     let whole = FinishStepRequest {
         step_name: Some("work".into()),
         ..finish_step("e", 5000, StepStatus::Completed)
@@ -288,10 +302,8 @@ pub async fn an_incoming_message_has_at_most_16_mib(b: Backend) {
     let s = b.serve().await;
     s.create("e").await;
     // Two fields that would each be refused as well: the message is refused before it is read.
-    let request = StartStepRequest {
-        input: Some(value(json!(text(17 * KIB * KIB)))),
-        ..start("e", 1)
-    };
+    let request =
+        StartStepRequest { input: Some(value(json!(text(17 * KIB * KIB)))), ..start("e", 1) };
     let status = s.try_start_step(request).await.expect_err("17 MiB");
     let details = check_refusal(&status, Code::InvalidArgument, "INVALID_ARGUMENT");
     let shown = format!("{} {:?}", status.message(), details.bad_request());
@@ -317,8 +329,16 @@ pub async fn every_bad_field_is_named_at_once_before_any_look_up(b: Backend) {
     let fields = bad_fields(s.try_start_step(request).await);
     let named: Vec<_> = fields.iter().map(|(field, _)| field.as_str()).collect();
     let expected = [
-        "attempt", "depends_on", "input", "metadata", "parent_step_id", "started_at", "step_id",
-        "step_key", "step_name", "step_version",
+        "attempt",
+        "depends_on",
+        "input",
+        "metadata",
+        "parent_step_id",
+        "started_at",
+        "step_id",
+        "step_key",
+        "step_name",
+        "step_version",
     ];
     assert_eq!(named, expected);
     let request = FinishExecutionRequest {
@@ -332,7 +352,11 @@ pub async fn every_bad_field_is_named_at_once_before_any_look_up(b: Backend) {
     let named: Vec<_> = fields.iter().map(|(field, _)| field.as_str()).collect();
     assert_eq!(named, ["completed_at", "error.message", "metadata", "status"]);
     let request = ListExecutionsRequest {
-        filter: Some(ExecutionFilter { user_ids: vec![text(300)], statuses: vec![42], ..Default::default() }),
+        filter: Some(ExecutionFilter {
+            user_ids: vec![text(300)],
+            statuses: vec![42],
+            ..Default::default()
+        }),
         order: 9,
         page_size: -1,
         page_token: "forged".into(),
@@ -410,6 +434,11 @@ pub async fn a_refusal_carries_its_reason_in_ingest_too(b: Backend) {
         assert_eq!(answer.message, unary.message());
         let details = unary.get_error_details_vec();
         assert_eq!(answer.details.len(), details.len());
-        assert!(answer.details.iter().all(|any| any.type_url.starts_with("type.googleapis.com/google.rpc.")));
+        assert!(
+            answer
+                .details
+                .iter()
+                .all(|any| any.type_url.starts_with("type.googleapis.com/google.rpc."))
+        );
     }
 }

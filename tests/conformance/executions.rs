@@ -99,11 +99,8 @@ pub async fn ids_that_differ_only_in_case_are_different(b: Backend) {
         assert_eq!(s.execution(id).await.user_id.as_deref(), Some(user));
     }
     for (number, key) in ["key", "KEY"].into_iter().enumerate() {
-        let request = StartStepRequest {
-            step_id: None,
-            step_key: Some(key.into()),
-            ..start("abc", 0)
-        };
+        let request =
+            StartStepRequest { step_id: None, step_key: Some(key.into()), ..start("abc", 0) };
         let step = s.start_step(request).await;
         assert_eq!(step.step_id, Some(i32::try_from(number).expect("small") + 1));
     }
@@ -152,7 +149,8 @@ pub async fn times_are_cut_to_milliseconds(b: Backend) {
 
 pub async fn clients_may_send_their_own_times_and_clocks_may_disagree(b: Backend) {
     let s = b.serve().await;
-    s.create_execution(CreateExecutionRequest { started_at: Some(time(10_000)), ..create("e") }).await;
+    s.create_execution(CreateExecutionRequest { started_at: Some(time(10_000)), ..create("e") })
+        .await;
     let step = s
         .finish_step(FinishStepRequest {
             step_name: Some("work".into()),
@@ -171,7 +169,10 @@ pub async fn clients_may_send_their_own_times_and_clocks_may_disagree(b: Backend
             ..finish_step("e", 2, StepStatus::Failed)
         })
         .await;
-    assert_eq!((millis(&step.started_at), millis(&step.completed_at)), (Some(1_000_000), Some(100_000)));
+    assert_eq!(
+        (millis(&step.started_at), millis(&step.completed_at)),
+        (Some(1_000_000), Some(100_000))
+    );
     assert_eq!(step.duration_ms, Some(0));
     let ended = s
         .finish_execution(FinishExecutionRequest {
@@ -179,7 +180,10 @@ pub async fn clients_may_send_their_own_times_and_clocks_may_disagree(b: Backend
             ..finish("e", ExecutionStatus::Cancelled)
         })
         .await;
-    assert_eq!((millis(&ended.started_at), millis(&ended.completed_at)), (Some(10_000), Some(9_000)));
+    assert_eq!(
+        (millis(&ended.started_at), millis(&ended.completed_at)),
+        (Some(10_000), Some(9_000))
+    );
     assert_eq!(ended.duration_ms, Some(0));
 }
 
@@ -235,7 +239,9 @@ pub async fn an_error_is_stored_whole(b: Backend) {
 pub async fn metadata_is_merged_deeply(b: Backend) {
     let s = b.serve().await;
     s.create_execution(CreateExecutionRequest {
-        metadata: meta(json!({ "keep": 1, "deep": { "a": 1, "b": { "c": [1, 2] } }, "list": [1, 2] })),
+        metadata: meta(
+            json!({ "keep": 1, "deep": { "a": 1, "b": { "c": [1, 2] } }, "list": [1, 2] }),
+        ),
         ..create("e")
     })
     .await;
@@ -255,7 +261,8 @@ pub async fn metadata_is_merged_deeply(b: Backend) {
             ..update("e")
         })
         .await;
-    let expected = json!({ "keep": { "was": "a number" }, "deep": "flat now", "list": [3], "new": {} });
+    let expected =
+        json!({ "keep": { "was": "a number" }, "deep": "flat now", "list": [3], "new": {} });
     assert_eq!(plain_meta(&updated.metadata), expected);
     let ended = s
         .finish_execution(FinishExecutionRequest {
@@ -327,7 +334,8 @@ pub async fn of_racing_updates_with_one_expected_revision_one_wins(b: Backend) {
         };
         racers.spawn(async move { client.try_update_execution(request).await });
     }
-    let (won, lost): (Vec<_>, Vec<_>) = racers.join_all().await.into_iter().partition(Result::is_ok);
+    let (won, lost): (Vec<_>, Vec<_>) =
+        racers.join_all().await.into_iter().partition(Result::is_ok);
     assert_eq!(won.len(), 1, "{lost:?}");
     for answer in lost {
         refused(answer, Code::Aborted, "STALE_REVISION");
@@ -343,8 +351,9 @@ pub async fn racing_finishes_of_an_execution_have_one_winner(b: Backend) {
         let mut racers = tokio::task::JoinSet::new();
         for racer in 0..12 {
             let client = if racer % 2 == 0 { (*one).clone() } else { (*two).clone() };
-            let status = [ExecutionStatus::Completed, ExecutionStatus::Failed, ExecutionStatus::Cancelled]
-                [racer % 3];
+            let status =
+                [ExecutionStatus::Completed, ExecutionStatus::Failed, ExecutionStatus::Cancelled]
+                    [racer % 3];
             let request = finish(&id, status);
             racers.spawn(async move { (status, client.try_finish_execution(request).await) });
         }
@@ -392,7 +401,10 @@ pub async fn revisions_grow_with_every_change_and_are_microseconds(b: Backend) {
     let s = b.serve().await;
     let before = wall_clock_ms() * 1000;
     let mut last = s.create("e").await.revision;
-    assert!(last >= before && last <= (wall_clock_ms() + 1) * 1000, "{last} is no time in microseconds");
+    assert!(
+        last >= before && last <= (wall_clock_ms() + 1) * 1000,
+        "{last} is no time in microseconds"
+    );
     for round in 0..20 {
         let request =
             UpdateExecutionRequest { metadata: meta(json!({ "round": round })), ..update("e") };
@@ -414,7 +426,8 @@ pub async fn get_answers_basic_or_full(b: Backend) {
     let s = b.serve().await;
     let created = s.create("e").await;
     for step_id in [3, 0, 2, 11] {
-        let request = StartStepRequest { input: Some(value(json!({ "a": 1 }))), ..start("e", step_id) };
+        let request =
+            StartStepRequest { input: Some(value(json!({ "a": 1 }))), ..start("e", step_id) };
         s.start_step(request).await;
         let request = FinishStepRequest {
             output: Some(value(json!("text"))),
@@ -422,7 +435,8 @@ pub async fn get_answers_basic_or_full(b: Backend) {
         };
         s.finish_step(request).await;
     }
-    let get = |view: ExecutionView| GetExecutionRequest { execution_id: "e".into(), view: view.into() };
+    let get =
+        |view: ExecutionView| GetExecutionRequest { execution_id: "e".into(), view: view.into() };
     for view in [ExecutionView::Unspecified, ExecutionView::Basic] {
         let answer = s.get_execution(get(view)).await;
         assert_eq!(answer.execution.as_ref(), Some(&created));
@@ -444,7 +458,8 @@ pub async fn cancelling_is_cooperative(b: Backend) {
     watch.snapshot().await;
     assert!(!s.heartbeat(HeartbeatRequest { execution_id: "e".into() }).await.cancel_requested);
 
-    let cancel = |reason: &str| RequestCancelRequest { execution_id: "e".into(), reason: reason.into() };
+    let cancel =
+        |reason: &str| RequestCancelRequest { execution_id: "e".into(), reason: reason.into() };
     let before = wall_clock_ms();
     let asked = s.request_cancel(cancel("too expensive")).await;
     assert_eq!(asked.status(), ExecutionStatus::Running, "only asked for");
@@ -471,8 +486,7 @@ pub async fn cancelling_is_cooperative(b: Backend) {
 
 pub async fn deleting_takes_the_steps_along(b: Backend) {
     let s = b.serve().await;
-    let delete =
-        |id: &str, force| DeleteExecutionRequest { execution_id: id.into(), force };
+    let delete = |id: &str, force| DeleteExecutionRequest { execution_id: id.into(), force };
     s.create("e").await;
     for step_id in 1..=5 {
         s.start("e", step_id).await;
@@ -497,7 +511,8 @@ pub async fn deleting_takes_the_steps_along(b: Backend) {
 
     // The id is free again, and nothing of the old record comes back.
     s.create("e").await;
-    let steps = s.list_steps(ListStepsRequest { execution_id: "e".into(), ..Default::default() }).await;
+    let steps =
+        s.list_steps(ListStepsRequest { execution_id: "e".into(), ..Default::default() }).await;
     assert_eq!(steps.steps, []);
     s.finish("e", ExecutionStatus::Failed).await;
     s.delete_execution(delete("e", false)).await;
@@ -524,7 +539,8 @@ pub async fn a_step_that_races_a_delete_leaves_nothing_behind(b: Backend) {
             }
         }
         one.create(&id).await;
-        let steps = two.list_steps(ListStepsRequest { execution_id: id, ..Default::default() }).await;
+        let steps =
+            two.list_steps(ListStepsRequest { execution_id: id, ..Default::default() }).await;
         assert_eq!(steps.steps, [], "a step of the deleted execution came back");
     }
 }
@@ -535,7 +551,10 @@ pub async fn an_unknown_execution_is_not_found(b: Backend) {
     let not_found = |answer: Answer<()>| {
         let details = refused(answer, Code::NotFound, "EXECUTION_NOT_FOUND");
         let resource = details.resource_info().expect("checked by refused");
-        assert_eq!((resource.resource_type.as_str(), resource.resource_name.as_str()), ("execution", "nobody"));
+        assert_eq!(
+            (resource.resource_type.as_str(), resource.resource_name.as_str()),
+            ("execution", "nobody")
+        );
     };
     not_found(s.try_execution("nobody").await.map(drop));
     not_found(s.try_update_execution(update("nobody")).await.map(drop));
@@ -548,7 +567,11 @@ pub async fn an_unknown_execution_is_not_found(b: Backend) {
     not_found(s.try_start_step(start("nobody", 1)).await.map(drop));
     let plan = PlanStepsRequest {
         execution_id: id(),
-        steps: vec![PlannedStep { step_id: Some(1), step_name: "work".into(), ..Default::default() }],
+        steps: vec![PlannedStep {
+            step_id: Some(1),
+            step_name: "work".into(),
+            ..Default::default()
+        }],
     };
     not_found(s.try_plan_steps(plan).await.map(drop));
     let whole = FinishStepRequest {

@@ -48,12 +48,13 @@ pub async fn silence_ends_an_execution_exactly_once_and_in_time(b: Backend) {
 
     // Once: nothing more happens to it although two servers look after it.
     let marker = one.create_execution(watched_over("marker", 200)).await;
-    watch.until("the marker's end", |event| {
-        let (_, execution) = event.execution().expect("only executions change");
-        assert!(execution.execution_id != "e", "ended a second time: {execution:?}");
-        execution.execution_id == "marker" && execution.revision > marker.revision
-    })
-    .await;
+    watch
+        .until("the marker's end", |event| {
+            let (_, execution) = event.execution().expect("only executions change");
+            assert!(execution.execution_id != "e", "ended a second time: {execution:?}");
+            execution.execution_id == "marker" && execution.revision > marker.revision
+        })
+        .await;
     assert_eq!(one.execution("e").await, ended);
     assert_eq!(one.execution("not watched over").await.status(), ExecutionStatus::Running);
 }
@@ -118,7 +119,8 @@ pub async fn a_finish_that_races_the_timeout_wins(b: Backend) {
         let id = format!("e{round}");
         let created = one.create_execution(watched_over(&id, 150)).await;
         let due = millis(&created.created_at).expect("set") + 150;
-        eventually("the moment of the timeout", async || (wall_clock_ms() >= due).then_some(())).await;
+        eventually("the moment of the timeout", async || (wall_clock_ms() >= due).then_some(()))
+            .await;
         let ended = two.finish(&id, ExecutionStatus::Completed).await;
         assert_eq!(ended.status(), ExecutionStatus::Completed, "whichever came first");
         let marker = format!("marker{round}");
@@ -146,11 +148,15 @@ pub async fn every_write_is_a_sign_of_life(b: Backend) {
         round += 1;
         let client = if round % 2 == 0 { &one } else { &two };
         client.heartbeat(beat("beats")).await;
-        let request =
-            UpdateExecutionRequest { metadata: meta(json!({ "round": round })), ..update("updates") };
+        let request = UpdateExecutionRequest {
+            metadata: meta(json!({ "round": round })),
+            ..update("updates")
+        };
         client.update_execution(request).await;
-        let request =
-            UpdateStepRequest { metadata: meta(json!({ "round": round })), ..update_step("steps", 0) };
+        let request = UpdateStepRequest {
+            metadata: meta(json!({ "round": round })),
+            ..update_step("steps", 0)
+        };
         client.update_step(request).await;
         client.start("repeats", round).await;
     }

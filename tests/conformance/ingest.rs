@@ -24,7 +24,11 @@ pub async fn every_write_is_answered_in_short(b: Backend) {
     let answers = s
         .ingest_all(vec![
             W::CreateExecution(create("e")),
-            W::StartStep(StartStepRequest { step_id: None, step_key: Some("k".into()), ..start("e", 0) }),
+            W::StartStep(StartStepRequest {
+                step_id: None,
+                step_key: Some("k".into()),
+                ..start("e", 0)
+            }),
             W::UpdateStep(UpdateStepRequest { progress: Some(0.5), ..update_step("e", 1) }),
             W::FinishStep(finish_step("e", 1, StepStatus::Skipped)),
             W::PlanSteps(plan),
@@ -81,7 +85,10 @@ pub async fn writes_of_one_execution_apply_in_order(b: Backend) {
     for answer in &answers {
         let R::Execution(answer) = answer else { panic!("{answer:?}") };
         let before = last.insert(&answer.execution_id, answer.revision);
-        assert!(before.is_none_or(|before| before < answer.revision), "in the order they were sent");
+        assert!(
+            before.is_none_or(|before| before < answer.revision),
+            "in the order they were sent"
+        );
     }
     for id in &ids {
         let execution = s.execution(id).await;
@@ -94,7 +101,8 @@ pub async fn a_refused_write_does_not_end_the_stream(b: Backend) {
     let s = b.serve().await;
     let (send, requests) = tokio::sync::mpsc::channel(16);
     let mut ingest = s.ingest();
-    let mut answers = ok(in_time("ingest", ingest.ingest(ReceiverStream::new(requests))).await).into_inner();
+    let mut answers =
+        ok(in_time("ingest", ingest.ingest(ReceiverStream::new(requests))).await).into_inner();
     let mut sequence = 40;
     let mut ask = async |write: Option<W>| {
         sequence += 1;
@@ -117,7 +125,10 @@ pub async fn a_refused_write_does_not_end_the_stream(b: Backend) {
         assert!(matches!(ask(Some(fine)).await, R::Execution(_)), "the stream goes on");
     }
     drop(send);
-    assert!(ok(in_time("the end", answers.message()).await).is_none(), "it ends when the client ends it");
+    assert!(
+        ok(in_time("the end", answers.message()).await).is_none(),
+        "it ends when the client ends it"
+    );
 }
 
 pub async fn an_answer_comes_without_the_end_of_the_stream(b: Backend) {
@@ -125,7 +136,8 @@ pub async fn an_answer_comes_without_the_end_of_the_stream(b: Backend) {
     let s = b.serve().await;
     let (send, requests) = tokio::sync::mpsc::channel(1);
     let mut ingest = s.ingest();
-    let mut answers = ok(in_time("ingest", ingest.ingest(ReceiverStream::new(requests))).await).into_inner();
+    let mut answers =
+        ok(in_time("ingest", ingest.ingest(ReceiverStream::new(requests))).await).into_inner();
     for sequence in 0..50 {
         let write = Some(W::CreateExecution(create(&format!("e{sequence}"))));
         send.send(IngestRequest { sequence, write }).await.expect("the stream is open");
@@ -311,7 +323,8 @@ pub async fn a_whole_step_is_kept_as_it_is(b: Backend) {
             other => panic!("{other:?}"),
         })
         .collect();
-    let expected = [Code::InvalidArgument, Code::NotFound, Code::InvalidArgument].map(|code| code as i32);
+    let expected =
+        [Code::InvalidArgument, Code::NotFound, Code::InvalidArgument].map(|code| code as i32);
     assert_eq!(codes, expected);
 }
 
@@ -327,7 +340,10 @@ pub async fn a_put_record_is_watched_and_goes_on_like_any_other(b: Backend) {
     };
     s.ingest_all(vec![W::PutExecution(record)]).await;
     let event = watch.next_change().await;
-    assert_eq!(event.execution().map(|(change, e)| (change, e.execution_id.as_str())), Some((ChangeType::Created, "e")));
+    assert_eq!(
+        event.execution().map(|(change, e)| (change, e.execution_id.as_str())),
+        Some((ChangeType::Created, "e"))
+    );
     let step = s.start("e", 1).await;
     watch.until_revision(("e", Some(1)), step.revision).await;
     let ended = s.finish("e", ExecutionStatus::Completed).await;
@@ -344,15 +360,19 @@ pub async fn a_slow_reader_of_answers_holds_up_only_itself(b: Backend) {
     let requests: Vec<_> = writes.collect();
     let stuck = Client::of(s.address());
     let mut ingest = stuck.ingest();
-    let answers = ok(in_time("ingest", ingest.ingest(tokio_stream::iter(requests))).await).into_inner();
+    let answers =
+        ok(in_time("ingest", ingest.ingest(tokio_stream::iter(requests))).await).into_inner();
     // Nobody reads these answers yet; everybody else goes on.
     for n in 0..50 {
         s.create(&format!("e{n}")).await;
     }
-    let counted = in_time("all answers", answers.fold(0, |count, answer| {
-        assert!(answer.is_ok());
-        count + 1
-    }))
+    let counted = in_time(
+        "all answers",
+        answers.fold(0, |count, answer| {
+            assert!(answer.is_ok());
+            count + 1
+        }),
+    )
     .await;
     assert_eq!(counted, 20_000, "nothing was dropped");
 }

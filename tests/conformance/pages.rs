@@ -44,13 +44,25 @@ fn record(id: &str, started_at: Option<i64>) -> Execution {
 pub async fn pages_are_complete_with_equal_and_missing_start_times(b: Backend) {
     let s = b.serve().await;
     let records = [
-        ("n1", None), ("n2", None), ("n3", None), ("N2", None),
-        ("a", Some(5)), ("b", Some(5)), ("B", Some(5)), ("c", Some(5)), ("d", Some(5)),
-        ("e", Some(4)), ("f", Some(6)), ("g", Some(-1)), ("h", Some(6)),
+        ("n1", None),
+        ("n2", None),
+        ("n3", None),
+        ("N2", None),
+        ("a", Some(5)),
+        ("b", Some(5)),
+        ("B", Some(5)),
+        ("c", Some(5)),
+        ("d", Some(5)),
+        ("e", Some(4)),
+        ("f", Some(6)),
+        ("g", Some(-1)),
+        ("h", Some(6)),
     ];
     put_all(&s, records.iter().map(|(id, at)| record(id, *at)).collect()).await;
     let times: HashMap<_, _> = records.into_iter().collect();
-    for order in [ExecutionOrder::Unspecified, ExecutionOrder::StartedAtDesc, ExecutionOrder::StartedAtAsc] {
+    for order in
+        [ExecutionOrder::Unspecified, ExecutionOrder::StartedAtDesc, ExecutionOrder::StartedAtAsc]
+    {
         let mut reference: Option<Vec<String>> = None;
         for page_size in [1, 2, 3, 4, 5, 12, 13, 14, 0] {
             let request =
@@ -68,7 +80,11 @@ pub async fn pages_are_complete_with_equal_and_missing_start_times(b: Backend) {
             unique.sort();
             unique.dedup();
             assert_eq!(unique.len(), records.len(), "{order:?} by {page_size}: {ids:?}");
-            assert_eq!(*reference.get_or_insert_with(|| ids.clone()), ids, "one order for all sizes");
+            assert_eq!(
+                *reference.get_or_insert_with(|| ids.clone()),
+                ids,
+                "one order for all sizes"
+            );
         }
     }
 }
@@ -91,7 +107,8 @@ pub async fn pages_stay_in_place_while_records_come_and_go(b: Backend) {
     }
     let expected: Vec<_> = (0..20).rev().map(|n| format!("e{n:02}")).collect();
     assert_eq!(ids, expected);
-    let again = all_pages(&s, &ListExecutionsRequest { page_size: 1000, ..Default::default() }).await;
+    let again =
+        all_pages(&s, &ListExecutionsRequest { page_size: 1000, ..Default::default() }).await;
     assert_eq!(again.len(), 23);
 }
 
@@ -107,7 +124,8 @@ pub async fn the_default_page_has_50_and_the_greatest_1000_records(b: Backend) {
         assert_eq!(fields[0].0, "page_size");
     }
     s.create("steps").await;
-    let bad = ListStepsRequest { execution_id: "steps".into(), page_size: 1001, ..Default::default() };
+    let bad =
+        ListStepsRequest { execution_id: "steps".into(), page_size: 1001, ..Default::default() };
     let fields = bad_fields(s.try_list_steps(bad).await);
     assert_eq!(fields[0].0, "page_size");
     assert!(fields[0].1.contains("1001") && fields[0].1.contains("1000"), "{fields:?}");
@@ -116,21 +134,49 @@ pub async fn the_default_page_has_50_and_the_greatest_1000_records(b: Backend) {
 pub async fn filters_mean_what_they_say(b: Backend) {
     let s = b.serve().await;
     let sample = [
-        ("a", Some(1), "alpha", Some(10), Some("ann"), ExecutionStatus::Completed, Some(100), Some(5)),
-        ("b", Some(1), "alpha", Some(11), Some("bob"), ExecutionStatus::Failed, Some(200), Some(50)),
+        (
+            "a",
+            Some(1),
+            "alpha",
+            Some(10),
+            Some("ann"),
+            ExecutionStatus::Completed,
+            Some(100),
+            Some(5),
+        ),
+        (
+            "b",
+            Some(1),
+            "alpha",
+            Some(11),
+            Some("bob"),
+            ExecutionStatus::Failed,
+            Some(200),
+            Some(50),
+        ),
         ("c", Some(2), "beta", None, Some("ann"), ExecutionStatus::Running, Some(300), None),
         ("d", None, "gamma", None, None, ExecutionStatus::Cancelled, None, None),
-        ("e", Some(2), "Beta", Some(10), Some("ann"), ExecutionStatus::Completed, Some(400), Some(500)),
+        (
+            "e",
+            Some(2),
+            "Beta",
+            Some(10),
+            Some("ann"),
+            ExecutionStatus::Completed,
+            Some(400),
+            Some(500),
+        ),
     ];
-    let records = sample.into_iter().map(|(id, app_id, app, sub, user, status, at, duration_ms)| Execution {
-        app_id,
-        app_name: app.into(),
-        sub_app_id: sub,
-        user_id: user.map(Into::into),
-        status: status.into(),
-        duration_ms,
-        ..record(id, at)
-    });
+    let records =
+        sample.into_iter().map(|(id, app_id, app, sub, user, status, at, duration_ms)| Execution {
+            app_id,
+            app_name: app.into(),
+            sub_app_id: sub,
+            user_id: user.map(Into::into),
+            status: status.into(),
+            duration_ms,
+            ..record(id, at)
+        });
     put_all(&s, records.collect()).await;
     let none = ExecutionFilter::default;
     let statuses = |list: &[ExecutionStatus]| list.iter().map(|status| (*status).into()).collect();
@@ -238,7 +284,8 @@ pub async fn metadata_filters_compare_values_at_paths(b: Backend) {
         assert_eq!(found.concat(), expected, "{path} = {wanted}");
     }
     let both = ExecutionFilter {
-        metadata: [("model".to_owned(), value(json!("m1"))), ("n".to_owned(), value(json!(1)))].into(),
+        metadata: [("model".to_owned(), value(json!("m1"))), ("n".to_owned(), value(json!(1)))]
+            .into(),
         ..Default::default()
     };
     let request = ListExecutionsRequest { filter: Some(both), ..Default::default() };
@@ -319,7 +366,8 @@ pub async fn a_page_ends_early_at_4_mib(b: Backend) {
     let s = b.serve().await;
     let metadata = || meta(json!({ "text": text(250 * 1024) }));
     for n in 0..20 {
-        let request = CreateExecutionRequest { metadata: metadata(), ..create(&format!("e{n:02}")) };
+        let request =
+            CreateExecutionRequest { metadata: metadata(), ..create(&format!("e{n:02}")) };
         s.create_execution(request).await;
     }
     let (mut found, mut pages) = (0, 0);
@@ -327,7 +375,10 @@ pub async fn a_page_ends_early_at_4_mib(b: Backend) {
     loop {
         let page = s.list_executions(request.clone()).await;
         assert!(page.encoded_len() <= LIMIT, "a page of {} bytes", page.encoded_len());
-        assert!(page.encoded_len() > LIMIT / 2 || page.next_page_token.is_empty(), "pages are well filled");
+        assert!(
+            page.encoded_len() > LIMIT / 2 || page.next_page_token.is_empty(),
+            "pages are well filled"
+        );
         found += page.executions.len();
         pages += 1;
         request.page_token = page.next_page_token;
@@ -391,7 +442,8 @@ pub async fn forged_and_foreign_page_tokens_are_refused(b: Backend) {
     // Another filter, another order, no filter.
     bad(ListExecutionsRequest { page_token: token.clone(), ..by_app("other") }).await;
     let ascending = ExecutionOrder::StartedAtAsc.into();
-    bad(ListExecutionsRequest { page_token: token.clone(), order: ascending, ..by_app("app") }).await;
+    bad(ListExecutionsRequest { page_token: token.clone(), order: ascending, ..by_app("app") })
+        .await;
     bad(ListExecutionsRequest { page_token: token.clone(), ..Default::default() }).await;
 
     s.create("e").await;
@@ -407,10 +459,8 @@ pub async fn forged_and_foreign_page_tokens_are_refused(b: Backend) {
     };
     let step_token = s.list_steps(steps("e", "")).await.next_page_token;
     assert_eq!(s.list_steps(steps("e", &step_token)).await.steps[0].step_id, Some(2));
-    let by_status = ListStepsRequest {
-        statuses: vec![StepStatus::Running.into()],
-        ..steps("e", &step_token)
-    };
+    let by_status =
+        ListStepsRequest { statuses: vec![StepStatus::Running.into()], ..steps("e", &step_token) };
     for foreign in [steps("f", &step_token), steps("e", &token), by_status] {
         let status = s.try_list_steps(foreign).await.expect_err("a token of another request");
         check_refusal(&status, Code::InvalidArgument, "INVALID_TOKEN");

@@ -20,7 +20,8 @@ fn rows() -> Vec<Row> {
         .filter_map(|line| line.strip_prefix("| `"))
         .map(|line| {
             let (id, rest) = line.split_once("` |").expect("a promise has an id");
-            let (_, tests) = rest.trim_end_matches([' ', '|']).rsplit_once('|').expect("three columns");
+            let (_, tests) =
+                rest.trim_end_matches([' ', '|']).rsplit_once('|').expect("three columns");
             let tests = tests.split('`').skip(1).step_by(2).map(str::to_owned).collect();
             Row { id: id.to_owned(), tests }
         })
@@ -79,11 +80,8 @@ fn every_promise_has_a_case() {
             wrong.push(format!("{id} has no case"));
         }
         let expected = registered.remove(id.as_str()).unwrap_or_default();
-        let named: BTreeSet<&str> = tests
-            .iter()
-            .map(String::as_str)
-            .filter(|test| !others.contains(*test))
-            .collect();
+        let named: BTreeSet<&str> =
+            tests.iter().map(String::as_str).filter(|test| !others.contains(*test)).collect();
         for test in named.difference(&expected) {
             wrong.push(format!("{id} names {test}, which is no test, or is not registered for it"));
         }

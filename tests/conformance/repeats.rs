@@ -80,7 +80,14 @@ pub async fn absent_null_and_empty_are_the_same_request(b: Backend) {
             assert_eq!(s.create_execution(request).await, created);
         }
     }
-    let inputs = || [None, Some(prost_types::Value { kind: None }), Some(value(json!(null))), Some(value(json!({})))];
+    let inputs = || {
+        [
+            None,
+            Some(prost_types::Value { kind: None }),
+            Some(value(json!(null))),
+            Some(value(json!({}))),
+        ]
+    };
     for (step_id, first) in inputs().into_iter().enumerate() {
         let step_id = i32::try_from(step_id).expect("small");
         let started = s.start_step(StartStepRequest { input: first, ..start("e0", step_id) }).await;
@@ -93,7 +100,11 @@ pub async fn absent_null_and_empty_are_the_same_request(b: Backend) {
         }
         let other = StartStepRequest { input: Some(value(json!([]))), ..start("e0", step_id) };
         refused(s.try_start_step(other).await, Code::AlreadyExists, "STEP_ALREADY_EXISTS");
-        assert_eq!(plain_field(&s.step("e0", step_id).await.input), json!({}), "stored as an empty object");
+        assert_eq!(
+            plain_field(&s.step("e0", step_id).await.input),
+            json!({}),
+            "stored as an empty object"
+        );
     }
 }
 
@@ -184,10 +195,8 @@ pub async fn finishing_a_step_again_returns_the_stored_record(b: Backend) {
     };
     let ended = one.finish_step(request.clone()).await;
     assert_eq!(two.finish_step(request.clone()).await, ended);
-    let update = UpdateStepRequest {
-        output: Some(value(json!({ "more": 1 }))),
-        ..update_step("e", 1)
-    };
+    let update =
+        UpdateStepRequest { output: Some(value(json!({ "more": 1 }))), ..update_step("e", 1) };
     let updated = two.update_step(update).await;
     assert_eq!(one.finish_step(request.clone()).await, updated);
     let others = [
@@ -233,7 +242,8 @@ pub async fn a_repeat_is_no_change(b: Backend) {
     let last = s.finish("e", ExecutionStatus::Completed).await;
     s.finish("e", ExecutionStatus::Completed).await;
     let events = watch.until_revision(("e", None), last.revision).await;
-    let seen: Vec<i64> = events.iter().filter_map(|e| e.record()).map(|(_, revision)| revision).collect();
+    let seen: Vec<i64> =
+        events.iter().filter_map(|e| e.record()).map(|(_, revision)| revision).collect();
     for revision in &seen {
         assert!([half.revision, ended.revision, last.revision].contains(revision), "{events:?}");
     }

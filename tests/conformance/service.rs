@@ -23,10 +23,10 @@ const SERVICES: [&str; 5] = [
 /// Every service by reflection, and every file that holds one, with all that it imports.
 macro_rules! reflect {
     ($version:ident, $channel:expr) => {{
+        use tonic_reflection::pb::$version::ServerReflectionRequest;
         use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
         use tonic_reflection::pb::$version::server_reflection_request::MessageRequest as Ask;
         use tonic_reflection::pb::$version::server_reflection_response::MessageResponse as Answer;
-        use tonic_reflection::pb::$version::ServerReflectionRequest;
         let mut client = ServerReflectionClient::new($channel);
         let mut ask = async |ask: Ask| {
             let request =
@@ -84,7 +84,11 @@ pub async fn reflection_lists_every_service_with_its_imports(b: Backend) {
         assert_eq!(*listed, SERVICES);
     }
     assert_eq!(files, old_files);
-    for import in ["google/protobuf/struct.proto", "google/protobuf/timestamp.proto", "google/rpc/status.proto"] {
+    for import in [
+        "google/protobuf/struct.proto",
+        "google/protobuf/timestamp.proto",
+        "google/rpc/status.proto",
+    ] {
         assert!(files.contains_key(import), "{import} is missing");
     }
 }
@@ -130,8 +134,10 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
     ];
     assert_eq!(calls.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 
-    let messages: BTreeMap<&str, &DescriptorProto> =
-        ours().flat_map(|file| &file.message_type).map(|message| (message.name(), message)).collect();
+    let messages: BTreeMap<&str, &DescriptorProto> = ours()
+        .flat_map(|file| &file.message_type)
+        .map(|message| (message.name(), message))
+        .collect();
     let words = |text: &'static str| text.split_whitespace().collect::<Vec<_>>();
     for (message, names) in [
         (
@@ -213,7 +219,10 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
     for (name, message) in &messages {
         for (field, (_, label, optional)) in fields(message) {
             let is_id = matches!(field, "step_id" | "parent_step_id");
-            assert!(!is_id || (label == Label::Optional && optional), "{name}.{field} is not optional");
+            assert!(
+                !is_id || (label == Label::Optional && optional),
+                "{name}.{field} is not optional"
+            );
         }
     }
     let enums: BTreeMap<&str, Vec<&str>> = ours()
@@ -237,7 +246,9 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
 pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
-    for service in ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService"] {
+    for service in
+        ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService"]
+    {
         let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");

@@ -111,7 +111,8 @@ pub async fn steps_may_come_after_their_execution_ended(b: Backend) {
     assert_eq!(s.end("e", 1, StepStatus::Failed).await.status(), StepStatus::Failed);
     assert_eq!(s.end("e", 2, StepStatus::Completed).await.status(), StepStatus::Completed);
     s.plan_steps(plan("e", vec![planned(3, &[])])).await;
-    let update = UpdateStepRequest { metadata: meta(json!({ "late": true })), ..update_step("e", 3) };
+    let update =
+        UpdateStepRequest { metadata: meta(json!({ "late": true })), ..update_step("e", 3) };
     s.update_step(update).await;
     assert_eq!(s.execution("e").await, ended);
 }
@@ -179,7 +180,8 @@ pub async fn writes_answer_with_everything_but_input_and_output(b: Backend) {
     let step = s.start_step(request).await;
     bare(&step);
     assert_eq!(plain_meta(&step.metadata), json!({ "m": 1 }));
-    let request = UpdateStepRequest { output: Some(value(json!({ "a": 1 }))), ..update_step("e", 1) };
+    let request =
+        UpdateStepRequest { output: Some(value(json!({ "a": 1 }))), ..update_step("e", 1) };
     bare(&s.update_step(request).await);
     let request = FinishStepRequest {
         output: Some(value(json!({ "b": 2 }))),
@@ -215,7 +217,10 @@ pub async fn a_retry_keeps_the_earlier_tries(b: Backend) {
     }
     let step = s.step("e", 1).await;
     assert_eq!(step.retry_count, 24);
-    assert!(step.error.as_ref().is_some_and(|error| error.message.ends_with(&long)), "the last is whole");
+    assert!(
+        step.error.as_ref().is_some_and(|error| error.message.ends_with(&long)),
+        "the last is whole"
+    );
     assert_eq!(step.attempts.len(), 20, "the last 20 are kept");
     for (attempt, number) in step.attempts.iter().zip(4..) {
         assert_eq!(millis(&attempt.started_at), Some(1000 * number));
@@ -309,7 +314,8 @@ pub async fn a_step_has_a_number_and_may_have_a_key(b: Backend) {
     refused(taken, Code::AlreadyExists, "STEP_ALREADY_EXISTS");
     let taken = s.try_start_step(keyed(Some(5), "another key")).await;
     refused(taken, Code::AlreadyExists, "STEP_ALREADY_EXISTS");
-    s.start_step(StartStepRequest { execution_id: "other".into(), ..keyed(Some(6), "parse") }).await;
+    s.start_step(StartStepRequest { execution_id: "other".into(), ..keyed(Some(6), "parse") })
+        .await;
 
     // Step names repeat in loops.
     s.start_step(keyed(None, "second round")).await;
@@ -464,7 +470,11 @@ pub async fn an_update_of_a_step_merges(b: Backend) {
     let stored = async || plain_field(&s.step("e", 1).await.output);
     s.update_step(output(json!({ "a": { "x": 1 }, "b": [1] }))).await;
     s.update_step(output(json!({ "a": { "y": 2 }, "b": [2, 3] }))).await;
-    assert_eq!(stored().await, json!({ "a": { "x": 1, "y": 2 }, "b": [2, 3] }), "an object is merged");
+    assert_eq!(
+        stored().await,
+        json!({ "a": { "x": 1, "y": 2 }, "b": [2, 3] }),
+        "an object is merged"
+    );
     for other in [json!([1, 2]), json!("text"), json!(7), json!(false)] {
         s.update_step(output(other.clone())).await;
         assert_eq!(stored().await, other, "anything else replaces");

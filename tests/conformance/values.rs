@@ -70,10 +70,8 @@ pub async fn a_key_with_a_zero_character_is_refused(b: Backend) {
     let s = b.serve().await;
     s.create("e").await;
     let bad = || json!({ "fine": [{ "ze\0ro": 1 }] });
-    let answer = s.try_create_execution(CreateExecutionRequest {
-        metadata: meta(bad()),
-        ..create("other")
-    });
+    let answer =
+        s.try_create_execution(CreateExecutionRequest { metadata: meta(bad()), ..create("other") });
     assert_eq!(bad_fields(answer.await)[0].0, "metadata");
     let answer = s.try_start_step(StartStepRequest { input: Some(value(bad())), ..start("e", 1) });
     assert_eq!(bad_fields(answer.await)[0].0, "input");
@@ -94,8 +92,17 @@ pub async fn integers_up_to_2_to_the_53_come_back_unchanged(b: Backend) {
     s.create("e").await;
     let greatest = 1_i64 << 53;
     let integers = json!([
-        0, 1, -1, i32::MAX, i32::MIN, i64::from(i32::MAX) + 1, i64::from(i32::MIN) - 1,
-        greatest, -greatest, greatest - 1, -(greatest - 1)
+        0,
+        1,
+        -1,
+        i32::MAX,
+        i32::MIN,
+        i64::from(i32::MAX) + 1,
+        i64::from(i32::MIN) - 1,
+        greatest,
+        -greatest,
+        greatest - 1,
+        -(greatest - 1)
     ]);
     for found in round_trip(&s, 1, integers.clone()).await {
         assert_eq!(plain(&found), integers);
@@ -103,7 +110,9 @@ pub async fn integers_up_to_2_to_the_53_come_back_unchanged(b: Backend) {
     // Beyond, and between the integers, a number is a double and comes back as the same double.
     let doubles = [9_007_199_254_740_994.0, -1e300, 0.1, -2.5, f64::MIN_POSITIVE, f64::MAX, 5e-324];
     for found in round_trip(&s, 2, json!(doubles)).await {
-        let Some(prost_types::value::Kind::ListValue(list)) = found.kind else { panic!("{found:?}") };
+        let Some(prost_types::value::Kind::ListValue(list)) = found.kind else {
+            panic!("{found:?}")
+        };
         let back: Vec<_> = list.values.into_iter().map(|value| value.kind).collect();
         let sent = doubles.map(|double| Some(prost_types::value::Kind::NumberValue(double)));
         assert_eq!(back, sent);
@@ -131,7 +140,8 @@ pub async fn numbers_that_are_none_are_refused(b: Backend) {
             ..finish("e", ExecutionStatus::Failed)
         };
         assert_eq!(bad_fields(s.try_finish_execution(request).await)[0].0, "error.details");
-        let filter = ExecutionFilter { metadata: [("a".to_owned(), bad)].into(), ..Default::default() };
+        let filter =
+            ExecutionFilter { metadata: [("a".to_owned(), bad)].into(), ..Default::default() };
         let request = ListExecutionsRequest { filter: Some(filter), ..Default::default() };
         assert_eq!(bad_fields(s.try_list_executions(request).await)[0].0, "filter.metadata");
     }
@@ -163,7 +173,8 @@ pub async fn values_nest_30_deep_and_no_deeper(b: Backend) {
 pub async fn null_absent_and_empty_are_told_apart_inside_values(b: Backend) {
     let s = b.serve().await;
     s.create("e").await;
-    let json = json!({ "null": null, "object": {}, "list": [], "text": "", "nulls": [null, {}, []] });
+    let json =
+        json!({ "null": null, "object": {}, "list": [], "text": "", "nulls": [null, {}, []] });
     for found in round_trip(&s, 1, json.clone()).await {
         assert_eq!(plain(&found), json);
     }
@@ -187,8 +198,15 @@ pub async fn input_and_output_are_any_json_value(b: Backend) {
     let s = b.serve().await;
     s.create("e").await;
     let values = [
-        json!("text"), json!(""), json!(0), json!(-1.5), json!(true), json!(false), json!([]),
-        json!([1, "a", null]), json!({ "a": 1 }),
+        json!("text"),
+        json!(""),
+        json!(0),
+        json!(-1.5),
+        json!(true),
+        json!(false),
+        json!([]),
+        json!([1, "a", null]),
+        json!({ "a": 1 }),
     ];
     for (step_id, json) in (1..).zip(values) {
         for found in round_trip(&s, step_id, json.clone()).await {
@@ -207,7 +225,8 @@ pub async fn a_change_leaves_alone_what_it_does_not_set(b: Backend) {
             ..create("e")
         })
         .await;
-    let pinned = s.update_execution(UpdateExecutionRequest { pinned: Some(true), ..update("e") }).await;
+    let pinned =
+        s.update_execution(UpdateExecutionRequest { pinned: Some(true), ..update("e") }).await;
     let expected = Execution {
         pinned: Some(true),
         revision: pinned.revision,
@@ -268,5 +287,8 @@ pub async fn great_values_come_back_whole(b: Backend) {
         output: Some(value(json!(text(6 * 1024 * 1024)))),
         ..update_step("e", 1)
     };
-    assert_eq!(s.try_update_step(merge).await.expect_err("too large").code(), Code::InvalidArgument);
+    assert_eq!(
+        s.try_update_step(merge).await.expect_err("too large").code(),
+        Code::InvalidArgument
+    );
 }

@@ -28,13 +28,19 @@ pub async fn a_watch_begins_with_the_current_state(b: Backend) {
     let mut watch = s.watch(watch("e")).await;
     let events = watch.snapshot().await;
     assert_eq!(events[0].execution(), Some((ChangeType::Created, &execution)));
-    let ids: Vec<_> = events[1..].iter().map(|event| event.step().expect("a step").1.step_id).collect();
+    let ids: Vec<_> =
+        events[1..].iter().map(|event| event.step().expect("a step").1.step_id).collect();
     assert_eq!(ids, [Some(0), Some(3), Some(5), Some(12)], "steps by id");
-    assert!(events[1..].iter().all(|event| event.step().is_some_and(|(c, _)| c == ChangeType::Created)));
+    assert!(
+        events[1..].iter().all(|event| event.step().is_some_and(|(c, _)| c == ChangeType::Created))
+    );
 
     // Then every later change, each with a token.
     let updated = s
-        .update_execution(UpdateExecutionRequest { metadata: meta(json!({ "a": 1 })), ..update("e") })
+        .update_execution(UpdateExecutionRequest {
+            metadata: meta(json!({ "a": 1 })),
+            ..update("e")
+        })
         .await;
     let event = watch.next_change().await;
     assert_eq!(event.execution(), Some((ChangeType::Updated, &updated)));
@@ -67,7 +73,11 @@ pub async fn watching_many_begins_with_what_was_asked_for(b: Backend) {
     let all = ["completed", "failed", "running"].as_slice();
     let cases: Vec<(WatchSnapshot, Option<ExecutionFilter>, Vec<&str>)> = vec![
         (WatchSnapshot::Unspecified, None, vec!["of nobody", "running"]),
-        (WatchSnapshot::Unspecified, Some(ExecutionFilter::default()), vec!["of nobody", "running"]),
+        (
+            WatchSnapshot::Unspecified,
+            Some(ExecutionFilter::default()),
+            vec!["of nobody", "running"],
+        ),
         (WatchSnapshot::Unspecified, ann(), all.to_vec()),
         (WatchSnapshot::All, ann(), all.to_vec()),
         (WatchSnapshot::All, None, vec!["completed", "failed", "of nobody", "running"]),
@@ -93,7 +103,11 @@ pub async fn watching_many_begins_with_what_was_asked_for(b: Backend) {
             assert_eq!(found, expected, "{snapshot:?} {filter:?}");
             let steps = events.iter().filter(|event| event.step().is_some()).count();
             let with_steps = expected.iter().filter(|id| **id != "of nobody").count();
-            assert_eq!(steps, if include_steps { with_steps } else { 0 }, "{snapshot:?} {filter:?}");
+            assert_eq!(
+                steps,
+                if include_steps { with_steps } else { 0 },
+                "{snapshot:?} {filter:?}"
+            );
         }
     }
 }
@@ -114,7 +128,8 @@ pub async fn a_token_resumes_with_every_change_after_it(b: Backend) {
     }
     for (token, seen) in tokens {
         for server in [&one, &two] {
-            let request = WatchExecutionsRequest { resume_token: Some(token.clone()), ..everything() };
+            let request =
+                WatchExecutionsRequest { resume_token: Some(token.clone()), ..everything() };
             let mut again = server.watch_all(request).await;
             let mut found = Vec::new();
             while found.len() < revisions.len() - seen {
@@ -253,7 +268,8 @@ pub async fn a_watch_of_one_ends_when_all_has_ended(b: Backend) {
 pub async fn a_pending_step_does_not_keep_a_watch_open(b: Backend) {
     let s = b.serve().await;
     s.create("e").await;
-    let steps = vec![PlannedStep { step_id: Some(1), step_name: "never".into(), ..Default::default() }];
+    let steps =
+        vec![PlannedStep { step_id: Some(1), step_name: "never".into(), ..Default::default() }];
     s.plan_steps(PlanStepsRequest { execution_id: "e".into(), steps }).await;
     let mut open = s.watch(watch("e")).await;
     open.snapshot().await;
@@ -360,16 +376,18 @@ pub async fn a_record_that_leaves_the_filter_is_sent_once_more(b: Backend) {
     let s = b.serve().await;
     s.create("e").await;
     s.create("other").await;
-    let running = ExecutionFilter {
-        statuses: vec![ExecutionStatus::Running.into()],
-        ..Default::default()
-    };
+    let running =
+        ExecutionFilter { statuses: vec![ExecutionStatus::Running.into()], ..Default::default() };
     let request = WatchExecutionsRequest { filter: Some(running), ..everything() };
     let mut watch = s.watch_all(request.clone()).await;
     assert_eq!(watch.snapshot().await.len(), 2);
     let ended = s.finish("e", ExecutionStatus::Completed).await;
     let event = watch.next_change().await;
-    assert_eq!(event.execution(), Some((ChangeType::Updated, &ended)), "with the change that moved it out");
+    assert_eq!(
+        event.execution(),
+        Some((ChangeType::Updated, &ended)),
+        "with the change that moved it out"
+    );
     // And then no more, neither it nor its steps.
     let gone = UpdateExecutionRequest { metadata: meta(json!({ "late": 1 })), ..update("e") };
     s.update_execution(gone).await;
@@ -401,7 +419,8 @@ pub async fn a_record_may_enter_a_filter(b: Backend) {
     assert!(watch.snapshot().await.is_empty());
     s.create("e").await;
     s.start("e", 1).await;
-    let star = |on: bool| UpdateExecutionRequest { metadata: meta(json!({ "star": on })), ..update("e") };
+    let star =
+        |on: bool| UpdateExecutionRequest { metadata: meta(json!({ "star": on })), ..update("e") };
     let entered = s.update_execution(star(true)).await;
     let event = watch.next_change().await;
     assert_eq!(event.execution().map(|(_, e)| e), Some(&entered));
@@ -413,7 +432,10 @@ pub async fn a_record_may_enter_a_filter(b: Backend) {
     s.start("e", 2).await;
     let back = s.update_execution(star(true)).await;
     let events = watch.until_revision(("e", None), back.revision).await;
-    assert!(events.iter().all(|event| event.record().is_none_or(|(_, r)| r >= back.revision)), "{events:?}");
+    assert!(
+        events.iter().all(|event| event.record().is_none_or(|(_, r)| r >= back.revision)),
+        "{events:?}"
+    );
 }
 
 pub async fn steps_follow_their_execution(b: Backend) {
@@ -443,13 +465,16 @@ pub async fn payloads_come_only_when_asked_for(b: Backend) {
     s.start_step(request).await;
     let mut bare = s.watch(watch("e")).await;
     let mut full = s.watch(WatchExecutionRequest { include_payloads: true, ..watch("e") }).await;
-    let mut all = s.watch_all(WatchExecutionsRequest { include_payloads: true, ..everything() }).await;
+    let mut all =
+        s.watch_all(WatchExecutionsRequest { include_payloads: true, ..everything() }).await;
     let in_and_out = |event: &Event| {
         let (_, step) = event.step().expect("a step");
         (plain_field(&step.input), plain_field(&step.output))
     };
     let events = bare.snapshot().await;
-    assert!(events[1].step().is_some_and(|(_, step)| step.input.is_none() && step.output.is_none()));
+    assert!(
+        events[1].step().is_some_and(|(_, step)| step.input.is_none() && step.output.is_none())
+    );
     for stream in [&mut full, &mut all] {
         let events = stream.snapshot().await;
         assert_eq!(in_and_out(&events[1]), (json!({ "in": 1 }), json!(null)));
@@ -674,7 +699,9 @@ pub async fn a_writer_that_opens_first_and_commits_last_is_not_missed(b: Backend
         early.commit().await;
         watch
             .until("the change of the late commit", |event| {
-                event.execution().is_some_and(|(_, e)| plain_meta(&e.metadata)["late"] == json!(true))
+                event
+                    .execution()
+                    .is_some_and(|(_, e)| plain_meta(&e.metadata)["late"] == json!(true))
             })
             .await;
     } else {

@@ -53,7 +53,11 @@ impl Write {
             _ => Write::FinishStep {
                 step,
                 // Mostly FAILED, so that there is something to retry.
-                status: if random.random_bool(0.6) { STEP_FAILED } else { random.random_range(3..6) },
+                status: if random.random_bool(0.6) {
+                    STEP_FAILED
+                } else {
+                    random.random_range(3..6)
+                },
                 named: random.random_bool(0.3),
                 error,
             },
@@ -112,7 +116,8 @@ impl Record {
     }
 
     pub fn of_step(step: &Step) -> Record {
-        let message = |error: &Option<stepwell::proto::Error>| error.as_ref().map(|e| e.message.clone());
+        let message =
+            |error: &Option<stepwell::proto::Error>| error.as_ref().map(|e| e.message.clone());
         Record {
             revision: step.revision,
             status: step.status,

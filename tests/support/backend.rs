@@ -134,7 +134,8 @@ impl Backend {
     /// The database as other programs see it.
     pub async fn mongodb(&self) -> mongodb::Database {
         assert_eq!(self.kind, Kind::Mongodb, "this is for MongoDB only");
-        let client = mongodb::Client::with_uri_str(&self.place.uri).await.expect("the URI is valid");
+        let client =
+            mongodb::Client::with_uri_str(&self.place.uri).await.expect("the URI is valid");
         client.database(&self.place.database)
     }
 

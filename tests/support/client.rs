@@ -23,9 +23,7 @@ pub struct Client {
     pub channel: Channel,
 }
 
-fn one<T>(
-    answer: Result<Response<T>, Status>,
-) -> Answer<T> {
+fn one<T>(answer: Result<Response<T>, Status>) -> Answer<T> {
     answer.map(Response::into_inner)
 }
 
@@ -223,7 +221,10 @@ impl Client {
     }
 
     /// Sends writes over one Ingest stream, numbered from 0; the answers by number.
-    pub async fn ingest_all(&self, writes: Vec<ingest_request::Write>) -> Vec<ingest_response::Result> {
+    pub async fn ingest_all(
+        &self,
+        writes: Vec<ingest_request::Write>,
+    ) -> Vec<ingest_response::Result> {
         let count = writes.len();
         let requests = writes.into_iter().enumerate().map(|(sequence, write)| IngestRequest {
             sequence: i64::try_from(sequence).expect("few writes"),
@@ -254,11 +255,7 @@ pub fn create(id: &str) -> CreateExecutionRequest {
 
 /// FinishExecution with nothing but its status.
 pub fn finish(id: &str, status: ExecutionStatus) -> FinishExecutionRequest {
-    FinishExecutionRequest {
-        execution_id: id.into(),
-        status: status.into(),
-        ..Default::default()
-    }
+    FinishExecutionRequest { execution_id: id.into(), status: status.into(), ..Default::default() }
 }
 
 /// StartStep of a step named `work`.

@@ -120,7 +120,7 @@ fn ready(port: u16, replica_set: bool) -> String {
             }
             let member = format!("127.0.0.1:{port}");
             let config = doc! { "_id": "rs0", "members": [{ "_id": 0, "host": member }],
-                "settings": { "electionTimeoutMillis": 1000 } };
+            "settings": { "electionTimeoutMillis": 1000 } };
             // Refused when it is one already.
             let _ = admin.run_command(doc! { "replSetInitiate": config }).await;
             super::eventually("mongod is primary", async || {

@@ -49,6 +49,7 @@ impl Guarded {
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .expect("/bin/sh starts");
         let lifeline = guard.stdin.take();
@@ -94,7 +95,8 @@ impl Guarded {
 
     pub fn has_ended(&mut self) -> bool {
         if self.ended.is_none() {
-            self.ended = self.exit.get_mut().expect("nobody panics while holding it").try_recv().ok();
+            self.ended =
+                self.exit.get_mut().expect("nobody panics while holding it").try_recv().ok();
         }
         self.ended.is_some()
     }
