@@ -52,11 +52,18 @@ pub(super) async fn leases(inner: &Inner, now: Millis) -> Result<Leases> {
     let mut in_steps: HashMap<String, Millis> = HashMap::new();
     for asked in leases.silent.chunks(ASKED_AT_ONCE) {
         let ids: Vec<&str> = asked.iter().map(|silent| silent.execution_id.as_str()).collect();
-        // Other programs may not keep `updated_at`; a time that lies ahead proves nothing.
-        let times = ["$updated_at", "$created_at", "$started_at", "$completed_at"];
-        let known = times.map(|time| {
-            let ahead = doc! { "$gt": [time, DateTime::from_millis(now)] };
-            Bson::Document(doc! { "$cond": [ahead, Bson::Null, time] })
+        // Other programs may not keep `updated_at`. A server's clock may be a little ahead of this one; a
+        // client's own time that lies ahead proves nothing.
+        let now = DateTime::from_millis(now);
+        let times = [
+            ("$updated_at", Bson::DateTime(now)),
+            ("$created_at", Bson::DateTime(now)),
+            ("$started_at", Bson::Null),
+            ("$completed_at", Bson::Null),
+        ];
+        let known = times.map(|(time, when_ahead)| {
+            let ahead = doc! { "$gt": [time, now] };
+            Bson::Document(doc! { "$cond": [ahead, when_ahead, time] })
         });
         let pipeline = [
             doc! { "$match": { "execution_id": { "$in": ids } } },

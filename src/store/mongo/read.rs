@@ -189,17 +189,27 @@ async fn open(
     let mut filter = walk.equal.clone();
     filter.extend(segment.clone());
     let way = if descending { -1 } else { 1 };
-    let find = collection
-        .find(filter)
-        .sort(doc! { "started_at": way, "execution_id": way })
-        .batch_size(batch)
-        .limit(i64::try_from(limit).unwrap_or(i64::MAX));
-    let find = if ready.indexes.lists.contains(&walk.index) {
-        find.hint(Hint::Keys(walk.index.clone()))
-    } else {
-        find
+    let one_moment = match segment.get("started_at") {
+        None | Some(Bson::Document(_)) => false,
+        Some(_) => true,
     };
-    inner.call(find).await
+    // Several ranges are merged in index order only if what the filter fixes is not named again.
+    let sort = match one_moment {
+        true => doc! { "execution_id": way },
+        false => doc! { "started_at": way, "execution_id": way },
+    };
+    let find = || {
+        let find = collection.find(filter.clone()).sort(sort.clone()).batch_size(batch);
+        find.limit(i64::try_from(limit).unwrap_or(i64::MAX))
+    };
+    match ready.indexes.named(&walk.index) {
+        None => inner.call(find()).await,
+        Some(name) => match inner.call(find().hint(Hint::Name(name.to_owned()))).await {
+            // Somebody dropped the index since.
+            Err(Error::Failed(_)) => inner.call(find()).await,
+            answer => answer,
+        },
+    }
 }
 
 pub(super) async fn executions(
@@ -288,9 +298,7 @@ async fn choose(
     }
     let mut best: Option<(u64, Walk)> = None;
     for walk in walks {
-        if !ready.indexes.lists.contains(&walk.index) {
-            continue;
-        }
+        let Some(name) = ready.indexes.named(&walk.index) else { continue };
         let mut filter = walk.equal.clone();
         if !window.is_empty() {
             filter.insert("started_at", window.clone());
@@ -298,7 +306,7 @@ async fn choose(
         let count = ready
             .executions
             .count_documents(filter)
-            .hint(Hint::Keys(walk.index.clone()))
+            .hint(Hint::Name(name.to_owned()))
             .limit(PROBED);
         let count = inner.call(count).await?;
         if best.as_ref().is_none_or(|(least, _)| count < *least) {

@@ -85,8 +85,15 @@ fn wanted() -> Vec<Index> {
 pub(super) struct Indexes {
     /// Whether the database itself refuses a second record of the same id. Without that a write has to look first.
     pub(super) unique: bool,
-    /// Key patterns of executions that can be hinted.
-    pub(super) lists: Vec<Document>,
+    /// Indexes that lists of executions walk along: their leading keys and their names.
+    lists: Vec<(Document, String)>,
+}
+
+impl Indexes {
+    /// The name of an index that begins with these keys.
+    pub(super) fn named(&self, keys: &Document) -> Option<&str> {
+        self.lists.iter().find(|(leading, _)| leading == keys).map(|(_, name)| name.as_str())
+    }
 }
 
 fn direction(value: &Bson) -> Option<i64> {
@@ -157,9 +164,11 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
     let steps = existing(database, STEPS).await?;
     for wanted in wanted() {
         let there = if wanted.collection == EXECUTIONS { &executions } else { &steps };
-        let mut usable = there.iter().any(|existing| serves(existing, &wanted));
-        if !usable {
-            let mut index = doc! { "key": wanted.keys.clone(), "name": name_of(&wanted.keys) };
+        let serving = there.iter().find(|existing| serves(existing, &wanted));
+        let mut name = serving.and_then(|index| index.get_str("name").ok()).map(str::to_owned);
+        if serving.is_none() {
+            let new_name = name_of(&wanted.keys);
+            let mut index = doc! { "key": wanted.keys.clone(), "name": &new_name };
             if wanted.unique {
                 index.insert("unique", true);
             }
@@ -168,7 +177,7 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
             }
             let command = doc! { "createIndexes": wanted.collection, "indexes": [index] };
             match database.run_command(command).await {
-                Ok(_) => usable = true,
+                Ok(_) => name = Some(new_name),
                 Err(error) if failure::is_passing(&error) => return Err(failure::error(error)),
                 Err(error) => tracing::error!(
                     collection = wanted.collection,
@@ -181,17 +190,12 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
             }
         }
         if wanted.unique {
-            indexes.unique &= usable;
-        } else if usable && wanted.collection == EXECUTIONS && wanted.partial.is_none() {
-            let exact = there.iter().any(|existing| {
-                existing.get_document("key").is_ok_and(|keys| {
-                    keys.len() == wanted.keys.len() && begins_with(keys, &wanted.keys)
-                })
-            });
-            let covered = there.iter().any(|existing| serves(existing, &wanted));
-            if exact || !covered {
-                indexes.lists.push(wanted.keys);
-            }
+            indexes.unique &= name.is_some();
+        } else if let Some(name) = name
+            && wanted.collection == EXECUTIONS
+            && wanted.partial.is_none()
+        {
+            indexes.lists.push((wanted.keys, name));
         }
     }
     Ok(indexes)

@@ -1,0 +1,713 @@
+//! What only the MongoDB backend can get wrong and the gRPC suite cannot see: lost acknowledgements, guards
+//! against other programs, index use, the order of the log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bson::{Bson, DateTime, Document, doc};
+use mongodb::{Client, Database};
+use stepwell::clock::{Clock, SystemClock};
+use stepwell::domain::execution::CreateExecution;
+use stepwell::domain::limits::Limits;
+use stepwell::domain::query::{ExecutionFilter, ExecutionOrder, ExecutionQuery, StepQuery};
+use stepwell::domain::step::{StepFields, StepStatus};
+use stepwell::domain::{ExecutionOp, ExecutionStatus, Refusal, StepOp, StepRef};
+use stepwell::store::mongo::{MongoOptions, MongoStore};
+use stepwell::store::{
+    Answer, ChangeKind, ChangeReader, Changed, Error, Op, RecordKey, Store, Write,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+struct Bench {
+    store: Arc<MongoStore>,
+    database: Database,
+    uri: String,
+}
+
+fn uri() -> Option<String> {
+    let uri = std::env::var("STEPWELL_TEST_MONGODB_URI").ok();
+    if uri.is_none() {
+        eprintln!("skipped: STEPWELL_TEST_MONGODB_URI names no MongoDB");
+    }
+    uri
+}
+
+fn options(uri: &str, database: &str) -> MongoOptions {
+    MongoOptions { uri: uri.to_owned(), database: database.to_owned(), ..MongoOptions::default() }
+}
+
+fn open(uri: &str, database: &str) -> Arc<MongoStore> {
+    MongoStore::connect(options(uri, database), Limits::default(), Arc::new(SystemClock)).unwrap()
+}
+
+async fn bench(name: &str) -> Option<Bench> {
+    let uri = uri()?;
+    let client = Client::with_uri_str(&uri).await.unwrap();
+    let database = client.database(&format!("stepwell_{name}_{}", std::process::id()));
+    database.drop().await.unwrap();
+    let store = open(&uri, database.name());
+    store.ping().await.unwrap();
+    Some(Bench { store, database, uri })
+}
+
+impl Bench {
+    async fn end(self) {
+        self.store.close().await;
+        self.database.drop().await.unwrap();
+    }
+}
+
+fn write(execution_id: &str, op: Op) -> Write {
+    Write { execution_id: execution_id.to_owned(), op, now: SystemClock.now() }
+}
+
+fn create(execution_id: &str) -> Write {
+    let request = CreateExecution {
+        app_name: "app".to_owned(),
+        app_id: Some(7),
+        ..CreateExecution::default()
+    };
+    write(execution_id, Op::Execution(ExecutionOp::Create(Box::new(request))))
+}
+
+fn start(execution_id: &str, step_id: Option<i32>, name: &str) -> Write {
+    let op = StepOp::Start {
+        step_name: name.to_owned(),
+        fields: StepFields { input: Some(Bson::String("in".to_owned())), ..StepFields::default() },
+        attempt: None,
+    };
+    let named = StepRef { step_id, step_key: None };
+    write(execution_id, Op::Step { named, op: Box::new(op) })
+}
+
+fn finish_step(execution_id: &str, step_id: i32) -> Write {
+    let op = StepOp::Finish {
+        status: StepStatus::Completed,
+        output: Some(Bson::Document(doc! { "answer": 42 })),
+        error: None,
+        completed_at: None,
+        step_name: None,
+        fields: StepFields::default(),
+    };
+    let named = StepRef { step_id: Some(step_id), step_key: None };
+    write(execution_id, Op::Step { named, op: Box::new(op) })
+}
+
+fn update(execution_id: &str, metadata: Document) -> Write {
+    let op = ExecutionOp::Update { metadata, pinned: None, expected_revision: None };
+    write(execution_id, Op::Execution(op))
+}
+
+fn finish(execution_id: &str, status: ExecutionStatus) -> Write {
+    let op = ExecutionOp::Finish { status, error: None, completed_at: None, metadata: doc! {} };
+    write(execution_id, Op::Execution(op))
+}
+
+async fn one(store: &MongoStore, write: Write) -> Result<Answer, Error> {
+    store.apply(vec![write]).await.outcomes.pop().unwrap()
+}
+
+fn step_of(answer: Answer) -> Arc<stepwell::domain::Step> {
+    match answer {
+        Answer::Step(step) => step,
+        other => panic!("not a step: {other:?}"),
+    }
+}
+
+fn execution_of(answer: Answer) -> Arc<stepwell::domain::Execution> {
+    match answer {
+        Answer::Execution(execution) => execution,
+        other => panic!("not an execution: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_in_one_batch_is_stored_whole_and_repeats_change_nothing() {
+    let Some(bench) = bench("batch").await else { return };
+    let run = vec![
+        create("e"),
+        start("e", None, "a"),
+        start("e", None, "b"),
+        finish_step("e", 1),
+        finish("e", ExecutionStatus::Completed),
+    ];
+    let applied = bench.store.apply(run.clone()).await;
+    for outcome in &applied.outcomes {
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+    assert_eq!(applied.written.len(), 3);
+    let step = bench.store.step("e", &StepRef { step_id: Some(1), step_key: None }).await.unwrap();
+    let step = step.unwrap();
+    assert_eq!(step.output.value(), Some(&Bson::Document(doc! { "answer": 42 })));
+    let repeated = bench.store.apply(vec![run[0].clone(), run[3].clone(), run[4].clone()]).await;
+    assert!(repeated.written.is_empty());
+    for outcome in &repeated.outcomes {
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+    // The same from a server that knows nothing yet.
+    let other = open(&bench.uri, bench.database.name());
+    let repeated = other.apply(vec![run[0].clone(), run[3].clone(), run[4].clone()]).await;
+    assert!(repeated.written.is_empty());
+    assert!(repeated.outcomes.iter().all(Result::is_ok), "{:?}", repeated.outcomes);
+    let refused = one(&other, finish("e", ExecutionStatus::Failed)).await;
+    assert!(matches!(refused, Err(Error::Refused(Refusal::Status { .. }))), "{refused:?}");
+    let next = step_of(one(&other, start("e", None, "c")).await.unwrap());
+    assert_eq!(next.step_id, 3);
+    // And the first server, whose cache is behind now.
+    let next = step_of(one(&bench.store, start("e", None, "d")).await.unwrap());
+    assert_eq!(next.step_id, 4);
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_finishes_on_two_servers_one_status_wins() {
+    let Some(bench) = bench("race").await else { return };
+    let other = open(&bench.uri, bench.database.name());
+    other.ping().await.unwrap();
+    for round in 0..20 {
+        let id = format!("e{round}");
+        one(&bench.store, create(&id)).await.unwrap();
+        let (a, b) = tokio::join!(
+            one(&bench.store, finish(&id, ExecutionStatus::Completed)),
+            one(&other, finish(&id, ExecutionStatus::Failed)),
+        );
+        assert_eq!(usize::from(a.is_ok()) + usize::from(b.is_ok()), 1, "{a:?} {b:?}");
+        let stored = bench.store.execution(&id).await.unwrap().unwrap();
+        let winner = execution_of(a.or(b).unwrap());
+        assert_eq!(stored.status, winner.status);
+        assert_eq!(stored.revision, winner.revision);
+    }
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_assign_different_numbers() {
+    let Some(bench) = bench("numbers").await else { return };
+    let other = open(&bench.uri, bench.database.name());
+    one(&bench.store, create("e")).await.unwrap();
+    let mut numbers = Vec::new();
+    for _ in 0..20 {
+        let (a, b) = tokio::join!(
+            one(&bench.store, start("e", None, "a")),
+            one(&other, start("e", None, "b")),
+        );
+        numbers.push(step_of(a.unwrap()).step_id);
+        numbers.push(step_of(b.unwrap()).step_id);
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=40).collect::<Vec<i32>>());
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_programs_metadata_is_never_overwritten_by_what_was_read_before() {
+    let Some(bench) = bench("guard").await else { return };
+    let odd = doc! { "$ref": "x", "$id": 1, "a.b": 2, "$inc": { "c": 1 }, "größe": "☃", "": 0 };
+    one(&bench.store, create("e")).await.unwrap();
+    one(&bench.store, update("e", odd.clone())).await.unwrap();
+    one(&bench.store, update("e", doc! { "n": 1_i64 })).await.unwrap();
+    // Another program replaces the metadata and leaves `revision` alone.
+    let executions = bench.database.collection::<Document>("executions");
+    let replaced =
+        doc! { "$set": { "metadata": { "foreign": true, "at": DateTime::from_millis(5) } } };
+    executions.update_one(doc! { "execution_id": "e" }, replaced).await.unwrap();
+    let after = execution_of(one(&bench.store, update("e", doc! { "n": 2_i64 })).await.unwrap());
+    let expected = doc! { "foreign": true, "at": DateTime::from_millis(5), "n": 2_i64 };
+    assert_eq!(after.metadata, expected);
+    let stored = executions.find_one(doc! { "execution_id": "e" }).await.unwrap().unwrap();
+    assert_eq!(stored.get_document("metadata").unwrap(), &expected);
+    // And one that finishes it: the cached record must not bring it back to life.
+    let foreign = doc! { "$set": { "status": "failed", "error": "theirs" } };
+    executions.update_one(doc! { "execution_id": "e" }, foreign).await.unwrap();
+    let refused = one(&bench.store, finish("e", ExecutionStatus::Completed)).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    // A replaced document without any of our fields.
+    let foreign =
+        doc! { "execution_id": "e", "app_name": "theirs", "status": "running", "metadata": {} };
+    executions.replace_one(doc! { "execution_id": "e" }, foreign).await.unwrap();
+    let done =
+        execution_of(one(&bench.store, finish("e", ExecutionStatus::Completed)).await.unwrap());
+    assert_eq!(done.app_name, "theirs");
+    assert!(done.revision > after.revision);
+    let stored = executions.find_one(doc! { "execution_id": "e" }).await.unwrap().unwrap();
+    assert_eq!(stored.get_str("status").unwrap(), "completed");
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_of_an_execution_that_another_server_deleted_is_not_left_behind() {
+    let Some(bench) = bench("orphan").await else { return };
+    let other = open(&bench.uri, bench.database.name());
+    one(&bench.store, create("e")).await.unwrap();
+    one(&bench.store, start("e", None, "a")).await.unwrap();
+    let delete = write("e", Op::Execution(ExecutionOp::Delete { force: true }));
+    assert_eq!(one(&other, delete).await.unwrap(), Answer::Deleted);
+    let refused = one(&bench.store, start("e", None, "b")).await;
+    assert!(
+        matches!(refused, Err(Error::Refused(Refusal::ExecutionNotFound { .. }))),
+        "{refused:?}"
+    );
+    let steps = bench.database.collection::<Document>("execution_steps");
+    assert_eq!(steps.count_documents(doc! {}).await.unwrap(), 0);
+    assert!(bench.store.execution("e").await.unwrap().is_none());
+    // The id is free again, and what the cache still has of the old run does no harm.
+    one(&bench.store, create("e")).await.unwrap();
+    assert_eq!(step_of(one(&bench.store, start("e", Some(1), "a")).await.unwrap()).step_id, 1);
+    assert_eq!(steps.count_documents(doc! {}).await.unwrap(), 1);
+    bench.end().await;
+}
+
+/// Where the proxy cuts.
+#[derive(Clone, Default)]
+struct Cut {
+    /// Replies to commands of this name are swallowed and the connection is closed.
+    command: Arc<std::sync::Mutex<Option<&'static str>>>,
+    cuts: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+async fn read_message(from: &mut (impl AsyncReadExt + Unpin)) -> Option<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).await.ok()?;
+    let size = usize::try_from(u32::from_le_bytes(length)).unwrap();
+    let mut message = vec![0; size];
+    message[..4].copy_from_slice(&length);
+    from.read_exact(&mut message[4..]).await.ok()?;
+    Some(message)
+}
+
+/// A proxy that lets a command through to mongod and then loses the answer.
+async fn proxy(to: String, cut: Cut) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (to, cut) = (to.clone(), cut.clone());
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(&to).await.unwrap();
+                let (mut near_read, mut near_write) = near.split();
+                let (mut far_read, mut far_write) = far.split();
+                let lose = std::sync::atomic::AtomicBool::new(false);
+                let there = async {
+                    while let Some(message) = read_message(&mut near_read).await {
+                        let wanted = *cut.command.lock().unwrap();
+                        // The first element of the body of an OP_MSG names the command.
+                        if let Some(wanted) = wanted
+                            && message.get(26..26 + wanted.len()) == Some(wanted.as_bytes())
+                        {
+                            *cut.command.lock().unwrap() = None;
+                            lose.store(true, std::sync::atomic::Ordering::SeqCst);
+                        }
+                        if far_write.write_all(&message).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                let back = async {
+                    while let Some(message) = read_message(&mut far_read).await {
+                        if lose.load(std::sync::atomic::Ordering::SeqCst) {
+                            cut.cuts.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                            return;
+                        }
+                        if near_write.write_all(&message).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! { () = there => {}, () = back => {} }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
+    let Some(bench) = bench("lost").await else { return };
+    let cut = Cut::default();
+    let host = bench.uri.split("://").nth(1).unwrap().split(['/', '?']).next().unwrap().to_owned();
+    let port = proxy(host, cut.clone()).await;
+    let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true");
+    let store = open(&uri, bench.database.name());
+    store.ping().await.unwrap();
+    let cuts = || cut.cuts.load(std::sync::atomic::Ordering::SeqCst);
+
+    *cut.command.lock().unwrap() = Some("insert");
+    one(&store, create("e")).await.unwrap();
+    assert_eq!(cuts(), 1);
+    for expected in 1..=3 {
+        *cut.command.lock().unwrap() = Some("insert");
+        let step = step_of(one(&store, start("e", None, "s")).await.unwrap());
+        assert_eq!(step.step_id, expected);
+    }
+    assert_eq!(cuts(), 4);
+    *cut.command.lock().unwrap() = Some("update");
+    let mut batch: Vec<Write> = (1..=3).map(|step_id| finish_step("e", step_id)).collect();
+    batch.push(update("e", doc! { "n": 1 }));
+    let applied = store.apply(batch).await;
+    assert!(applied.outcomes.iter().all(Result::is_ok), "{:?}", applied.outcomes);
+    assert_eq!(cuts(), 5);
+    let steps = bench.database.collection::<Document>("execution_steps");
+    assert_eq!(steps.count_documents(doc! {}).await.unwrap(), 3);
+    for written in &applied.written {
+        let key = written.key();
+        let stored = match key.step_id {
+            None => bench.store.execution("e").await.unwrap().unwrap().revision,
+            Some(step_id) => {
+                let named = StepRef { step_id: Some(step_id), step_key: None };
+                bench.store.step("e", &named).await.unwrap().unwrap().revision
+            }
+        };
+        assert_eq!(stored, written.revision());
+    }
+    // A retry counts its tries, so applying it twice would show.
+    let fail = StepOp::Finish {
+        status: StepStatus::Failed,
+        output: None,
+        error: None,
+        completed_at: None,
+        step_name: Some("r".to_owned()),
+        fields: StepFields::default(),
+    };
+    let named = StepRef { step_id: Some(9), step_key: None };
+    one(&store, write("e", Op::Step { named: named.clone(), op: Box::new(fail) })).await.unwrap();
+    *cut.command.lock().unwrap() = Some("update");
+    let again = step_of(one(&store, start("e", Some(9), "r")).await.unwrap());
+    assert_eq!((again.retry_count, again.attempts.len()), (1, 1));
+    let stored = bench.store.step("e", &named).await.unwrap().unwrap();
+    assert_eq!((stored.retry_count, stored.attempts.len()), (1, 1));
+    assert_eq!(cuts(), 6);
+    store.close().await;
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_database_is_unavailable_at_once_and_in_time() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let mut options = options(&format!("mongodb://u:secret@127.0.0.1:{port}/"), "nowhere");
+    options.server_selection_timeout_ms = 300;
+    assert!(!format!("{options:?}").contains("secret"));
+    let begun = Instant::now();
+    let store = MongoStore::connect(options, Limits::default(), Arc::new(SystemClock)).unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(200));
+    for outcome in [
+        one(&store, create("e")).await.map(drop),
+        store.ping().await,
+        store.execution("e").await.map(drop),
+        store.secret().await.map(drop),
+        store.log().unwrap().position().await.map(drop),
+    ] {
+        assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
+        assert!(!format!("{outcome:?}").contains("secret"));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    let bad = MongoOptions { uri: "mongodb://a:se:cret@@".to_owned(), ..MongoOptions::default() };
+    let refused = MongoStore::connect(bad, Limits::default(), Arc::new(SystemClock));
+    let Err(Error::Failed(source)) = refused else { panic!("taken") };
+    assert!(!source.to_string().contains("cret"));
+}
+
+async fn changes(reader: &mut dyn ChangeReader, count: usize) -> Vec<stepwell::store::Change> {
+    let mut all = Vec::new();
+    let begun = Instant::now();
+    while all.len() < count {
+        assert!(begun.elapsed() < Duration::from_secs(20), "only {all:?}");
+        all.extend(reader.next().await.unwrap());
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_tells_every_change_in_order_and_resumes() {
+    let Some(bench) = bench("log").await else { return };
+    let log = bench.store.log().unwrap();
+    let mut reader = log.open(None).await.unwrap();
+    one(&bench.store, create("a/b")).await.unwrap();
+    one(&bench.store, start("a/b", None, "s")).await.unwrap();
+    one(&bench.store, finish_step("a/b", 1)).await.unwrap();
+    one(&bench.store, finish("a/b", ExecutionStatus::Completed)).await.unwrap();
+    let executions = bench.database.collection::<Document>("executions");
+    let foreign = doc! { "$set": { "metadata.x": 1 } };
+    executions.update_one(doc! { "execution_id": "a/b" }, foreign).await.unwrap();
+    let delete = write("a/b", Op::Execution(ExecutionOp::Delete { force: false }));
+    one(&bench.store, delete).await.unwrap();
+    let told = changes(reader.as_mut(), 8).await;
+    let kinds: Vec<ChangeKind> = told.iter().map(|change| change.kind).collect();
+    use ChangeKind::{Created, Deleted, Updated};
+    assert_eq!(kinds, [Created, Created, Updated, Updated, Updated, Deleted, Deleted, Deleted]);
+    assert_eq!(told[0].what, Changed::Record(RecordKey::execution("a/b")));
+    assert_eq!(told[1].what, Changed::Record(RecordKey::step("a/b", 1)));
+    assert!(told[1].body.is_some() && told[1].revision.is_some());
+    assert_eq!(told[2].what, Changed::Record(RecordKey::step("a/b", 1)));
+    assert!(told[2].status_changed && !told[2].metadata_changed && told[2].body.is_none());
+    assert!(matches!(told[4].what, Changed::Unknown { steps: false, .. }), "{:?}", told[4]);
+    assert!(told[4].metadata_changed && !told[4].status_changed && told[4].revision.is_none());
+    assert_eq!(told[5].what, Changed::Record(RecordKey::execution("a/b")));
+    assert_eq!(told[4].document_id, told[0].document_id);
+    assert!(told.windows(2).all(|pair| pair[0].cursor < pair[1].cursor));
+    let positions: Vec<u64> =
+        told.iter().map(|change| log.position_of(&change.cursor).unwrap()).collect();
+    assert!(positions.windows(2).all(|pair| pair[0] <= pair[1]));
+    // Resumed after the third, by another server.
+    let other = open(&bench.uri, bench.database.name());
+    let mut resumed = other.log().unwrap().open(Some(&told[2].cursor)).await.unwrap();
+    let rest = changes(resumed.as_mut(), 5).await;
+    assert_eq!(rest, told[3..].to_vec());
+    // The position of an idle log moves all the same.
+    let barrier = log.position().await.unwrap();
+    let begun = Instant::now();
+    while log.position_of(&reader.cursor()).unwrap() < barrier {
+        assert!(begun.elapsed() < Duration::from_secs(15));
+        reader.next().await.unwrap();
+    }
+    // Forged ones.
+    let forged = log.open(Some(&stepwell::store::Cursor(b"nonsense".to_vec()))).await;
+    assert!(matches!(forged, Err(Error::BadCursor)));
+    let mut old = told[0].cursor.clone();
+    old.0[1..5].copy_from_slice(&1_u32.to_be_bytes());
+    let expired = log.open(Some(&old)).await.map(drop);
+    assert!(matches!(expired, Err(Error::CursorExpired)), "{expired:?}");
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_finds_records_by_key_and_by_document() {
+    let Some(bench) = bench("load").await else { return };
+    one(&bench.store, create("e")).await.unwrap();
+    one(&bench.store, start("e", None, "s")).await.unwrap();
+    let steps = bench.database.collection::<Document>("execution_steps");
+    let step = steps.find_one(doc! {}).await.unwrap().unwrap();
+    let mut id = Vec::new();
+    doc! { "_id": step.get_object_id("_id").unwrap() }.to_writer(&mut id).unwrap();
+    let asked = [
+        Changed::Record(RecordKey::execution("e")),
+        Changed::Record(RecordKey::step("e", 1)),
+        Changed::Unknown { steps: true, id },
+        Changed::Record(RecordKey::step("e", 2)),
+        Changed::Record(RecordKey::execution("gone")),
+    ];
+    let log = bench.store.log().unwrap();
+    let found = log.load(&asked, true).await.unwrap();
+    let mut answered: Vec<&Changed> = found.iter().map(|(changed, _)| changed).collect();
+    answered.sort_by_key(|changed| asked.iter().position(|asked| asked == *changed));
+    assert_eq!(answered, asked[..3].iter().collect::<Vec<_>>());
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_walk_all_records_once_without_a_sort() {
+    let Some(bench) = bench("pages").await else { return };
+    let executions = bench.database.collection::<Document>("executions");
+    let mut documents = Vec::new();
+    for n in 0..300_i32 {
+        // Ties on purpose, and imported records without a start.
+        let started_at = match n % 10 {
+            0 => Bson::Null,
+            _ => Bson::DateTime(DateTime::from_millis(1_700_000_000_000 + i64::from(n / 7))),
+        };
+        documents.push(doc! {
+            "execution_id": format!("e{n:03}"), "app_id": n % 3, "sub_app_id": n % 2,
+            "app_name": format!("app{}", n % 3), "user_id": format!("u{}", n % 5),
+            "status": if n % 4 == 0 { "failed" } else { "completed" },
+            "started_at": started_at, "metadata": { "n": n },
+        });
+    }
+    executions.insert_many(&documents).await.unwrap();
+    let filters = [
+        ExecutionFilter::default(),
+        ExecutionFilter { app_ids: vec![1], ..ExecutionFilter::default() },
+        ExecutionFilter { app_ids: vec![0, 1], sub_app_ids: vec![1], ..ExecutionFilter::default() },
+        ExecutionFilter {
+            user_ids: vec!["u1".to_owned(), "u2".to_owned()],
+            app_ids: vec![0, 2],
+            statuses: vec![ExecutionStatus::Failed],
+            ..ExecutionFilter::default()
+        },
+        ExecutionFilter {
+            statuses: vec![ExecutionStatus::Failed],
+            started_at_from: Some(1_700_000_000_003),
+            started_at_until: Some(1_700_000_000_030),
+            ..ExecutionFilter::default()
+        },
+        ExecutionFilter { app_names: vec!["app2".to_owned()], ..ExecutionFilter::default() },
+        ExecutionFilter {
+            metadata: vec![(vec!["n".to_owned()], Bson::Int64(77))],
+            ..ExecutionFilter::default()
+        },
+    ];
+    bench.database.run_command(doc! { "profile": 2 }).await.unwrap();
+    for filter in &filters {
+        for order in [ExecutionOrder::StartedAtDesc, ExecutionOrder::StartedAtAsc] {
+            for (limit, examine) in [(7, 1000), (1000, 1000), (50, 11)] {
+                let mut query =
+                    ExecutionQuery { filter: filter.clone(), order, after: None, limit, examine };
+                let mut found = Vec::new();
+                loop {
+                    let page = bench.store.executions(&query).await.unwrap();
+                    assert!(page.records.len() <= limit);
+                    found.extend(page.records);
+                    match page.next {
+                        None => break,
+                        Some(next) => query.after = Some(next),
+                    }
+                }
+                let whole = ExecutionQuery { after: None, limit: 1000, examine: 1000, ..query };
+                let whole = bench.store.executions(&whole).await.unwrap();
+                assert_eq!(found, whole.records, "{filter:?} {order:?} {limit} {examine}");
+                let mut sorted = found.clone();
+                sorted.sort_by_key(|e| (e.started_at, e.execution_id.clone()));
+                if order == ExecutionOrder::StartedAtDesc {
+                    sorted.reverse();
+                }
+                assert_eq!(found, sorted);
+                let expected = documents.iter().filter(|document| {
+                    let mut raw = (*document).clone();
+                    raw.remove("_id");
+                    found.iter().any(|e| e.execution_id == raw.get_str("execution_id").unwrap())
+                });
+                assert_eq!(expected.count(), found.len());
+            }
+        }
+    }
+    bench.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    let profile = bench.database.collection::<Document>("system.profile");
+    let sorted = profile
+        .find_one(doc! { "ns": executions.namespace().to_string(), "$or": [
+            { "hasSortStage": true },
+            { "planSummary": "COLLSCAN", "op": "query" },
+        ] })
+        .await
+        .unwrap();
+    assert!(sorted.is_none(), "{sorted:?}");
+    let looked = profile
+        .count_documents(doc! { "ns": executions.namespace().to_string(), "op": "query" })
+        .await
+        .unwrap();
+    assert!(looked > 100);
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_another_program_are_used_and_conflicts_are_lived_with() {
+    let Some(uri) = uri() else { return };
+    let client = Client::with_uri_str(&uri).await.unwrap();
+    let database = client.database(&format!("stepwell_indexes_{}", std::process::id()));
+    database.drop().await.unwrap();
+    let command = doc! { "createIndexes": "executions", "indexes": [
+        { "key": { "execution_id": 1 }, "name": "theirs", "unique": true },
+        { "key": { "user_id": 1, "started_at": -1, "execution_id": -1 }, "name": "also_theirs" },
+        // In the way of ours.
+        { "key": { "status": 1, "started_at": -1, "execution_id": -1 }, "name": "part",
+          "partialFilterExpression": { "status": "running" } },
+    ] };
+    database.run_command(command).await.unwrap();
+    // Two steps of one id: ours cannot be unique.
+    let steps = database.collection::<Document>("execution_steps");
+    let twin = doc! { "execution_id": "old", "step_id": 1, "step_name": "s" };
+    steps.insert_many([twin.clone(), twin]).await.unwrap();
+    let store = open(&uri, database.name());
+    store.ping().await.unwrap();
+    let executions = database.collection::<Document>("executions");
+    let names = executions.list_index_names().await.unwrap();
+    assert_eq!(
+        names.iter().filter(|name| name.starts_with("execution_id")).count(),
+        0,
+        "{names:?}"
+    );
+    assert_eq!(names.iter().filter(|name| name.starts_with("user_id")).count(), 0, "{names:?}");
+    // Without a unique index it looks before it inserts.
+    one(&store, create("e")).await.unwrap();
+    one(&store, start("e", Some(1), "s")).await.unwrap();
+    assert_eq!(step_of(one(&store, start("e", None, "t")).await.unwrap()).step_id, 2);
+    let refused = one(&store, start("e", Some(1), "other")).await;
+    assert!(matches!(refused, Err(Error::Refused(Refusal::StepExists { .. }))), "{refused:?}");
+    let failed = ExecutionQuery {
+        filter: ExecutionFilter {
+            statuses: vec![ExecutionStatus::Failed],
+            ..ExecutionFilter::default()
+        },
+        order: ExecutionOrder::StartedAtDesc,
+        after: None,
+        limit: 10,
+        examine: 100,
+    };
+    assert!(store.executions(&failed).await.unwrap().records.is_empty());
+    // A second start finds everything in place.
+    let again = open(&uri, database.name());
+    again.ping().await.unwrap();
+    assert_eq!(again.secret().await.unwrap(), store.secret().await.unwrap());
+    database.drop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_is_judged_by_steps_too_and_heartbeats_are_no_change() {
+    let Some(bench) = bench("leases").await else { return };
+    let request = CreateExecution {
+        app_name: "app".to_owned(),
+        heartbeat_timeout_ms: Some(1_000),
+        ..CreateExecution::default()
+    };
+    let op =
+        |request: &CreateExecution| Op::Execution(ExecutionOp::Create(Box::new(request.clone())));
+    let now = SystemClock.now();
+    let before = stepwell::domain::Now { micros: now.micros - 5_000_000 };
+    for id in ["silent", "busy"] {
+        let write = Write { execution_id: id.to_owned(), op: op(&request), now: before };
+        one(&bench.store, write).await.unwrap();
+    }
+    one(&bench.store, start("busy", None, "s")).await.unwrap();
+    let leases = bench.store.leases(now.millis()).await.unwrap();
+    assert_eq!(leases.smallest_timeout_ms, Some(1_000));
+    let mut silent = leases.silent;
+    silent.sort_by(|a, b| a.execution_id.cmp(&b.execution_id));
+    assert_eq!(silent.len(), 2);
+    assert!(silent[0].seen_in_steps && silent[0].execution_id == "busy");
+    assert!(!silent[1].seen_in_steps && silent[1].last_sign_of_life == before.millis());
+    let log = bench.store.log().unwrap();
+    let mut reader = log.open(None).await.unwrap();
+    let beat = write("silent", Op::Execution(ExecutionOp::Heartbeat));
+    let applied = bench.store.apply(vec![beat]).await;
+    assert!(applied.written.is_empty() && applied.outcomes[0].is_ok());
+    let stored = bench.store.execution("silent").await.unwrap().unwrap();
+    assert!(stored.last_heartbeat_at.is_some());
+    one(&bench.store, finish("silent", ExecutionStatus::Completed)).await.unwrap();
+    let told = changes(reader.as_mut(), 1).await;
+    assert!(told[0].status_changed, "{told:?}");
+    assert_eq!(bench.store.leases(now.millis()).await.unwrap().silent.len(), 1);
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_are_listed_without_payloads() {
+    let Some(bench) = bench("steps").await else { return };
+    one(&bench.store, create("e")).await.unwrap();
+    let batch = (0..30).map(|n| start("e", None, &format!("s{n}"))).collect();
+    assert!(bench.store.apply(batch).await.outcomes.iter().all(Result::is_ok));
+    one(&bench.store, finish_step("e", 17)).await.unwrap();
+    let mut query = StepQuery {
+        execution_id: "e".to_owned(),
+        statuses: vec![],
+        after: None,
+        limit: 7,
+        examine: 100,
+    };
+    let mut found = Vec::new();
+    loop {
+        let page = bench.store.steps(&query).await.unwrap();
+        found.extend(page.records.iter().map(|step| step.step_id));
+        assert!(page.records.iter().all(|step| step.input.value().is_none()));
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => break,
+        }
+    }
+    assert_eq!(found, (1..=30).collect::<Vec<i32>>());
+    let query =
+        StepQuery { statuses: vec![StepStatus::Completed], after: None, examine: 10, ..query };
+    let page = bench.store.steps(&query).await.unwrap();
+    assert!(page.records.is_empty());
+    assert_eq!(page.next, Some(10));
+    bench.end().await;
+}
