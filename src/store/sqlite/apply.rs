@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
@@ -10,9 +11,9 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params_f
 use tokio::sync::{mpsc, oneshot};
 
 use super::changes::{self, CHANGES_PRUNED, Entry};
+use super::known::{Known, KnownExecution};
 use super::rows::{
-    Cell, EXECUTION_COLUMNS, INLINE_BYTES, STEP_COLUMNS, encode_payload, execution_cells,
-    step_cells,
+    Cell, EXECUTION_COLUMNS, PayloadChange, STEP_COLUMNS, differences, execution_cells, step_cells,
 };
 use super::{LogEnds, SqliteOptions, read};
 use crate::clock::Clock;
@@ -56,6 +57,9 @@ pub struct Writer {
     clock: Arc<dyn Clock>,
     ends: Arc<LogEnds>,
     newest: u64,
+    known: Known,
+    /// Tells whether another program wrote to the file since.
+    data_version: i64,
     updates: HashMap<(&'static str, u64), String>,
     /// Let go only after the connection.
     _lock: File,
@@ -83,6 +87,8 @@ impl Writer {
             clock,
             ends,
             newest,
+            known: Known::new(),
+            data_version: 0,
             updates: HashMap::new(),
             _lock: lock,
         }
@@ -110,7 +116,12 @@ impl Writer {
                             }
                         }
                     }
-                    self.apply(calls);
+                    // A defect that panics must cost its callers their answers, not the server its writer.
+                    let done = catch_unwind(AssertUnwindSafe(|| self.apply(calls)));
+                    if done.is_err() {
+                        self.newest = self.ends.newest();
+                        self.known.clear();
+                    }
                 }
                 // Nobody may wait any longer for these answers, and that is fine.
                 Job::Prune { reply } => {
@@ -176,22 +187,35 @@ impl Writer {
     /// Runs `work` in one transaction. Readers are woken only after the commit returned: woken earlier they
     /// would find nothing and sleep until the next, unrelated change.
     fn transaction<T>(&mut self, work: impl FnOnce(&mut Batch<'_>) -> Result<T>) -> Result<T> {
+        let newest = self.newest;
+        let done = self.attempt(work);
+        if done.is_err() {
+            self.newest = newest;
+            self.known.clear();
+        } else if newest != self.newest {
+            self.ends.committed.send_replace(self.newest);
+        }
+        done
+    }
+
+    fn attempt<T>(&mut self, work: impl FnOnce(&mut Batch<'_>) -> Result<T>) -> Result<T> {
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        let mut batch = Batch {
+        let data_version =
+            transaction.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        if self.data_version != data_version {
+            self.data_version = data_version;
+            self.known.clear();
+        }
+        let done = work(&mut Batch {
             connection: &transaction,
             limits: &self.limits,
+            known: &mut self.known,
             updates: &mut self.updates,
-            newest: self.newest,
+            newest: &mut self.newest,
             at: self.clock.now().millis(),
-        };
-        let done = work(&mut batch)?;
-        let newest = batch.newest;
+        })?;
         transaction.commit()?;
-        if newest != self.newest {
-            self.newest = newest;
-            self.ends.committed.send_replace(newest);
-        }
         Ok(done)
     }
 
@@ -220,9 +244,10 @@ impl Writer {
 struct Batch<'a> {
     connection: &'a Connection,
     limits: &'a Limits,
+    known: &'a mut Known,
     /// UPDATE statements by table and the set of columns they change.
     updates: &'a mut HashMap<(&'static str, u64), String>,
-    newest: u64,
+    newest: &'a mut u64,
     at: Millis,
 }
 
@@ -249,7 +274,7 @@ impl Batch<'_> {
     fn apply_singly(&mut self, writes: &[Write]) -> Result<Applied> {
         let mut all = Applied::default();
         for write in writes {
-            let newest = self.newest;
+            let newest = *self.newest;
             self.connection.execute_batch("SAVEPOINT one_write")?;
             match self.apply(std::slice::from_ref(write)) {
                 Ok(applied) => {
@@ -260,7 +285,8 @@ impl Batch<'_> {
                 Err(error @ Error::Unavailable(_)) => return Err(error),
                 Err(error) => {
                     self.connection.execute_batch("ROLLBACK TO one_write; RELEASE one_write")?;
-                    self.newest = newest;
+                    *self.newest = newest;
+                    self.known.clear();
                     all.outcomes.push(Err(blame(write, error)));
                 }
             }
@@ -268,49 +294,96 @@ impl Batch<'_> {
         Ok(all)
     }
 
-    fn facts(&self, needs: &Needs) -> Result<Facts> {
+    fn execution(&mut self, execution_id: &str) -> Result<Option<KnownExecution>> {
+        if let Some(known) = self.known.execution(execution_id) {
+            return Ok(Some(known.clone()));
+        }
+        let Some((row, record)) = read::execution(self.connection, execution_id)? else {
+            return Ok(None);
+        };
+        let known = KnownExecution::new(row, Arc::new(record), None);
+        self.known.put_execution(known.clone());
+        Ok(Some(known))
+    }
+
+    /// The greatest number of a step, -1 without steps.
+    fn greatest(&mut self, known: &KnownExecution) -> Result<i32> {
+        let greatest = match known.greatest {
+            Some(greatest) => greatest,
+            None => {
+                let greatest = read::greatest_step_id(self.connection, known.parent())?;
+                self.known.set_greatest(&known.record.execution_id, greatest);
+                greatest
+            }
+        };
+        Ok(greatest)
+    }
+
+    fn facts(&mut self, needs: &Needs) -> Result<Facts> {
         let mut facts = Facts::default();
         for id in &needs.executions {
-            let execution = read::execution(self.connection, id)?;
-            facts.executions.insert(id.clone(), execution.map(Arc::new));
+            let execution = self.execution(id)?.map(|known| known.record);
+            facts.executions.insert(id.clone(), execution);
         }
         for (id, step_ids) in &needs.steps {
+            let Some(known) = self.execution(id)? else { continue };
+            let greatest = self.greatest(&known)?;
             for step_id in step_ids {
-                match read::step_by_id(self.connection, id, *step_id, false)? {
-                    Some(step) => facts.add_step(Arc::new(step)),
-                    None => {
-                        facts.steps.insert(RecordKey::step(id, *step_id), None);
-                    }
+                let key = RecordKey::step(id, *step_id);
+                if let Some(step) = self.known.step(&key) {
+                    facts.add_step(Arc::clone(step));
+                    continue;
                 }
+                let loaded = match *step_id <= greatest {
+                    true => read::step_by_id(self.connection, known.parent(), *step_id, false)?,
+                    false => None,
+                };
+                self.add_step(&mut facts, known.row, loaded);
             }
         }
         for (id, keys) in &needs.keys {
+            let Some(known) = self.execution(id)? else { continue };
+            if self.greatest(&known)? < 0 {
+                continue;
+            }
             for key in keys {
-                let name = (id.clone(), key.clone());
-                if facts.keys.contains_key(&name) {
+                if let Some(step) = self.known.step_by_key(known.row, id, key) {
+                    facts.add_step(Arc::clone(step));
                     continue;
                 }
-                match read::step_by_key(self.connection, id, key, false)? {
-                    Some(step) => facts.add_step(Arc::new(step)),
-                    None => {
-                        facts.keys.insert(name, None);
-                    }
-                }
+                let loaded = read::step_by_key(self.connection, known.parent(), key, false)?;
+                self.add_step(&mut facts, known.row, loaded);
             }
         }
         for id in &needs.greatest_step_ids {
-            let greatest = read::greatest_step_id(self.connection, id)?;
-            facts.greatest_step_ids.insert(id.clone(), greatest);
+            if let Some(known) = self.execution(id)? {
+                facts.greatest_step_ids.insert(id.clone(), self.greatest(&known)?);
+            }
         }
         for id in &needs.step_counts {
-            let count = read::step_count(self.connection, id)?;
-            facts.step_counts.insert(id.clone(), count);
+            if let Some(known) = self.execution(id)? {
+                let count = read::step_count(self.connection, known.parent())?;
+                facts.step_counts.insert(id.clone(), count);
+            }
         }
         Ok(facts)
     }
 
+    /// Notes a step that was loaded. One that is in no fact is taken for missing, which it is.
+    fn add_step(&mut self, facts: &mut Facts, row: i64, loaded: Option<Step>) {
+        if let Some(step) = loaded.map(Arc::new) {
+            self.known.put_step(row, Arc::clone(&step));
+            facts.add_step(step);
+        }
+    }
+
     /// Loads the payloads of the steps whose rules asked for them. `false`: none did.
-    fn load_payloads(&self, writes: &[Write], planned: &Plan, facts: &mut Facts) -> Result<bool> {
+    fn load_payloads(
+        &mut self,
+        writes: &[Write],
+        planned: &Plan,
+        facts: &mut Facts,
+    ) -> Result<bool> {
         let mut asked = false;
         let mut loaded = false;
         for (write, outcome) in writes.iter().zip(&planned.outcomes) {
@@ -334,8 +407,9 @@ impl Batch<'_> {
                 };
                 let step_ids = [named.step_id, named.step_key.as_ref().and_then(by_key)];
                 let Some(step) = step_ids.into_iter().flatten().find_map(known) else { continue };
-                let full =
-                    read::step_by_id(self.connection, &step.execution_id, step.step_id, true)?;
+                let step_id = step.step_id;
+                let Some(known) = self.execution(&write.execution_id)? else { continue };
+                let full = read::step_by_id(self.connection, known.parent(), step_id, true)?;
                 if let Some(full) = full {
                     facts.add_step(Arc::new(full));
                     loaded = true;
@@ -378,6 +452,10 @@ impl Batch<'_> {
                 Answer::Deleted => touched.for_each(|key| touch(key, None)),
             }
         }
+        // Steps hang on the rows of their executions.
+        for (id, dirty) in &planned.executions {
+            self.persist_execution(id, dirty)?;
+        }
         let mut written = Vec::with_capacity(places.len());
         for (place, (key, record)) in order.into_iter().enumerate() {
             if places.get(key) != Some(&place) {
@@ -386,12 +464,14 @@ impl Batch<'_> {
             let changed = match key.step_id {
                 None => {
                     let dirty = planned.executions.get(&key.execution_id);
-                    dirty.map_or(Ok(false), |dirty| self.persist_execution(key, dirty))?
+                    dirty.map_or(Ok(false), |dirty| self.log_execution(key, dirty))?
                 }
-                Some(_) => {
-                    let dirty = planned.steps.get(key);
-                    dirty.map_or(Ok(false), |dirty| self.persist_step(key, dirty))?
-                }
+                Some(_) => match (planned.steps.get(key), &record) {
+                    (Some(dirty), Some(Record::Step(bare))) => {
+                        self.persist_step(key, dirty, bare)?
+                    }
+                    _ => false,
+                },
             };
             if changed {
                 written.extend(record);
@@ -400,49 +480,74 @@ impl Batch<'_> {
         Ok(written)
     }
 
-    fn persist_execution(&mut self, key: &RecordKey, dirty: &Dirty<Execution>) -> Result<bool> {
+    fn persist_execution(&mut self, id: &str, dirty: &Dirty<Execution>) -> Result<()> {
         if !dirty.stored {
-            return Ok(false);
+            return Ok(());
         }
-        let before = dirty.before.as_deref();
-        let Some(after) = dirty.after.as_deref() else {
-            let Some(before) = before else { return Ok(false) };
-            self.delete(&key.execution_id)?;
-            let revision = before.revision.saturating_add(1).max(self.at.saturating_mul(1000));
-            self.log(Entry::of_delete(key, revision))?;
-            return Ok(true);
+        let Some(after) = &dirty.after else {
+            return self.delete(id);
         };
-        match before {
+        match dirty.before.as_deref() {
             None => {
                 let cells = execution_cells(after);
                 let stored_at = [Cell::Integer(self.at)];
-                self.connection
+                let row = self
+                    .connection
                     .prepare_cached(&INSERTS.execution)?
-                    .execute(params_from_iter(cells.iter().chain(&stored_at)))?;
+                    .insert(params_from_iter(cells.iter().chain(&stored_at)))?;
+                let known = KnownExecution::new(row, Arc::clone(after), Some(-1));
+                self.known.put_execution(known);
             }
             Some(before) => {
+                let Some(known) = self.execution(id)? else {
+                    return Err(Error::failed("an execution is gone in the midst of its change"));
+                };
                 let (old, new) = (execution_cells(before), execution_cells(after));
                 let changes = differences(&EXECUTION_COLUMNS, &old, &new);
-                self.update("executions", key, changes)?;
+                self.update("executions", "id = ?", changes, &[Cell::Integer(known.row)])?;
+                let known = KnownExecution::new(known.row, Arc::clone(after), known.greatest);
+                self.known.put_execution(known);
             }
         }
-        if dirty.changed {
-            self.log(Entry::of_execution(key, before, after))?;
-        }
-        Ok(dirty.changed)
+        Ok(())
     }
 
-    fn persist_step(&mut self, key: &RecordKey, dirty: &Dirty<Step>) -> Result<bool> {
+    fn log_execution(&mut self, key: &RecordKey, dirty: &Dirty<Execution>) -> Result<bool> {
+        match (dirty.before.as_deref(), dirty.after.as_deref()) {
+            (before, Some(after)) if dirty.changed => {
+                self.log(Entry::of_execution(key, before, after))?;
+            }
+            (Some(before), None) if dirty.changed => {
+                let revision = before.revision.saturating_add(1).max(self.at.saturating_mul(1000));
+                self.log(Entry::of_delete(key, revision))?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// `bare` is the step after the change, without payloads.
+    fn persist_step(
+        &mut self,
+        key: &RecordKey,
+        dirty: &Dirty<Step>,
+        bare: &Arc<Step>,
+    ) -> Result<bool> {
         let before = dirty.before.as_deref();
         let Some(after) = dirty.after.as_deref().filter(|_| dirty.stored) else {
             return Ok(false);
         };
+        let Some(KnownExecution { row, .. }) = self.execution(&key.execution_id)? else {
+            return Err(Error::failed("an execution is gone in the midst of a change of its step"));
+        };
+        let step_id = Cell::Integer(after.step_id.into());
         let input = PayloadChange::of(before.map(|before| &before.input), &after.input)?;
         let output = PayloadChange::of(before.map(|before| &before.output), &after.output)?;
         match before {
             None => {
                 let cells = step_cells(after);
                 let rest = [
+                    Cell::Integer(row),
                     Cell::Integer(self.at),
                     input.cell().unwrap_or(Cell::Null),
                     output.cell().unwrap_or(Cell::Null),
@@ -457,7 +562,8 @@ impl Batch<'_> {
                 let next = STEP_COLUMNS.len();
                 changes.extend(input.cell().map(|cell| (next, "input", cell)));
                 changes.extend(output.cell().map(|cell| (next + 1, "output", cell)));
-                self.update("steps", key, changes)?;
+                let name = [Cell::Integer(row), step_id];
+                self.update("steps", "execution = ? AND step_id = ?", changes, &name)?;
             }
         }
         for (side, change) in [input, output].into_iter().enumerate() {
@@ -467,12 +573,12 @@ impl Batch<'_> {
                 self.connection
                     .prepare_cached(
                         "INSERT OR REPLACE INTO step_payloads (id, value) \
-                         SELECT 2 * id + ?1, ?2 FROM steps \
-                         WHERE execution_id = ?3 AND step_id = ?4",
+                         SELECT 2 * id + ?1, ?2 FROM steps WHERE execution = ?3 AND step_id = ?4",
                     )?
-                    .execute((side as i64, bytes, &key.execution_id, key.step_id))?;
+                    .execute((side as i64, bytes, row, after.step_id))?;
             }
         }
+        self.known.put_step(row, Arc::clone(bare));
         if dirty.changed {
             self.log(Entry::of_step(key, before, after))?;
         }
@@ -483,8 +589,9 @@ impl Batch<'_> {
     fn update(
         &mut self,
         table: &'static str,
-        key: &RecordKey,
+        condition: &str,
         changes: Vec<(usize, &'static str, Cell<'_>)>,
+        name: &[Cell<'_>],
     ) -> Result<()> {
         if changes.is_empty() {
             return Ok(());
@@ -493,38 +600,37 @@ impl Batch<'_> {
         let sql = self.updates.entry((table, set)).or_insert_with(|| {
             let columns: Vec<_> =
                 changes.iter().map(|(_, name, _)| format!("{name} = ?")).collect();
-            let step = if key.step_id.is_some() { " AND step_id = ?" } else { "" };
-            format!("UPDATE {table} SET {} WHERE execution_id = ?{step}", columns.join(", "))
+            format!("UPDATE {table} SET {} WHERE {condition}", columns.join(", "))
         });
-        let cells = changes.iter().map(|(_, _, cell)| *cell);
-        let step_id = key.step_id.map(|step_id| Cell::Integer(step_id.into()));
-        let names = std::iter::once(Cell::Text(&key.execution_id)).chain(step_id);
-        let updated =
-            self.connection.prepare_cached(sql)?.execute(params_from_iter(cells.chain(names)))?;
+        let cells = changes.iter().map(|(_, _, cell)| cell).chain(name);
+        let updated = self.connection.prepare_cached(sql)?.execute(params_from_iter(cells))?;
         if updated != 1 {
             return Err(Error::failed(format!("{updated} rows of {table} were updated, not 1")));
         }
         Ok(())
     }
 
-    fn delete(&self, execution_id: &str) -> Result<()> {
+    fn delete(&mut self, execution_id: &str) -> Result<()> {
+        let Some(known) = self.execution(execution_id)? else { return Ok(()) };
+        let step_ids = read::step_ids(self.connection, known.parent())?;
         for sql in [
             "DELETE FROM step_payloads WHERE id IN (\
-             SELECT 2 * id FROM steps WHERE execution_id = ?1 UNION ALL \
-             SELECT 2 * id + 1 FROM steps WHERE execution_id = ?1)",
-            "DELETE FROM steps WHERE execution_id = ?1",
-            "DELETE FROM executions WHERE execution_id = ?1",
+             SELECT 2 * id FROM steps WHERE execution = ?1 UNION ALL \
+             SELECT 2 * id + 1 FROM steps WHERE execution = ?1)",
+            "DELETE FROM steps WHERE execution = ?1",
+            "DELETE FROM executions WHERE id = ?1",
         ] {
-            self.connection.prepare_cached(sql)?.execute([execution_id])?;
+            self.connection.prepare_cached(sql)?.execute([known.row])?;
         }
+        self.known.forget_execution(execution_id, step_ids);
         Ok(())
     }
 
     /// Logs a change under the next number.
     fn log(&mut self, entry: Entry<'_>) -> Result<()> {
-        let seq = self.newest + 1;
+        let seq = *self.newest + 1;
         changes::insert(self.connection, &Entry { seq, at: self.at, ..entry })?;
-        self.newest = seq;
+        *self.newest = seq;
         Ok(())
     }
 }
@@ -541,53 +647,12 @@ static INSERTS: LazyLock<Inserts> = LazyLock::new(|| {
     };
     Inserts {
         execution: sql("executions", &[&EXECUTION_COLUMNS[..], &["stored_at"]].concat()),
-        step: sql("steps", &[&STEP_COLUMNS[..], &["stored_at", "input", "output"]].concat()),
+        step: sql(
+            "steps",
+            &[&STEP_COLUMNS[..], &["execution", "stored_at", "input", "output"]].concat(),
+        ),
     }
 });
-
-/// The columns in which two records differ: place, name and new value.
-fn differences<'a>(
-    names: &[&'static str],
-    old: &[Cell<'_>],
-    new: &[Cell<'a>],
-) -> Vec<(usize, &'static str, Cell<'a>)> {
-    let columns = names.iter().zip(old).zip(new).enumerate();
-    columns
-        .filter(|(_, ((_, old), new))| old != new)
-        .map(|(place, ((name, _), new))| (place, *name, *new))
-        .collect()
-}
-
-/// What becomes of a payload's column.
-enum PayloadChange {
-    Same,
-    /// In the row of the step.
-    Inline(Option<Vec<u8>>),
-    /// In a row of its own, too long to be rewritten with every change of the step.
-    Apart(Vec<u8>),
-}
-
-impl PayloadChange {
-    fn of(before: Option<&Payload>, after: &Payload) -> Result<PayloadChange> {
-        let Payload::Value(value) = after else { return Ok(PayloadChange::Same) };
-        if before == Some(after) {
-            return Ok(PayloadChange::Same);
-        }
-        Ok(match encode_payload(value)? {
-            Some(bytes) if bytes.len() > INLINE_BYTES => PayloadChange::Apart(bytes),
-            bytes => PayloadChange::Inline(bytes),
-        })
-    }
-
-    fn cell(&self) -> Option<Cell<'_>> {
-        match self {
-            PayloadChange::Same => None,
-            PayloadChange::Inline(None) => Some(Cell::Null),
-            PayloadChange::Inline(Some(bytes)) => Some(Cell::Blob(bytes)),
-            PayloadChange::Apart(_) => Some(Cell::Blob(&[])),
-        }
-    }
-}
 
 /// What an error says about the one write that caused it.
 fn blame(write: &Write, error: Error) -> Error {

@@ -194,11 +194,12 @@ impl ChangeLog for SqliteLog {
                     let Changed::Record(key) = &changed else { continue };
                     let record = match key.step_id {
                         None => read::execution(&snapshot, &key.execution_id)?
-                            .map(|execution| Record::Execution(Arc::new(execution))),
-                        Some(step_id) => {
-                            read::step_by_id(&snapshot, &key.execution_id, step_id, payloads)?
-                                .map(|step| Record::Step(Arc::new(step)))
-                        }
+                            .map(|(_, execution)| Record::Execution(Arc::new(execution))),
+                        Some(step_id) => match read::parent(&snapshot, &key.execution_id)? {
+                            Some(parent) => read::step_by_id(&snapshot, parent, step_id, payloads)?
+                                .map(|step| Record::Step(Arc::new(step))),
+                            None => None,
+                        },
                     };
                     found.extend(record.map(|record| (changed, record)));
                 }

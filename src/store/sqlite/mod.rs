@@ -3,6 +3,7 @@
 
 mod apply;
 mod changes;
+mod known;
 mod read;
 mod rows;
 mod schema;
@@ -261,12 +262,17 @@ impl Store for SqliteStore {
 
     async fn execution(&self, execution_id: &str) -> Result<Option<Execution>> {
         let execution_id = execution_id.to_owned();
-        self.readers.run(move |connection| read::execution(connection, &execution_id)).await
+        self.readers
+            .run(move |connection| {
+                let found = read::execution(connection, &execution_id)?;
+                Ok(found.map(|(_, execution)| execution))
+            })
+            .await
     }
 
     async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
         let (execution_id, step) = (execution_id.to_owned(), step.clone());
-        self.readers.run(move |connection| read::step(connection, &execution_id, &step, true)).await
+        self.readers.run(move |connection| read::step(connection, &execution_id, &step)).await
     }
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::Value;
-use rusqlite::{Connection, Rows, params};
+use rusqlite::{Connection, OptionalExtension as _, Rows, params};
 
 use super::rows::{EXECUTION_COLUMNS, STEP_COLUMNS, STEP_PAYLOADS, execution_of, step_of};
 use super::schema::NO_START;
@@ -28,7 +28,7 @@ struct Queries {
 }
 
 static QUERIES: LazyLock<Queries> = LazyLock::new(|| {
-    let executions = format!("SELECT {} FROM executions", EXECUTION_COLUMNS.join(", "));
+    let executions = format!("SELECT {}, id FROM executions", EXECUTION_COLUMNS.join(", "));
     let bare = format!("SELECT {} FROM steps", STEP_COLUMNS.join(", "));
     let full = format!("SELECT {}, {STEP_PAYLOADS} FROM steps", STEP_COLUMNS.join(", "));
     let both = |condition: &str| {
@@ -36,72 +36,94 @@ static QUERIES: LazyLock<Queries> = LazyLock::new(|| {
     };
     Queries {
         execution: format!("{executions} WHERE execution_id = ?1"),
-        step_by_id: both("execution_id = ?1 AND step_id = ?2"),
-        step_by_key: both("execution_id = ?1 AND step_key = ?2"),
-        steps: format!("{bare} WHERE execution_id = ?1 AND step_id >= ?2 ORDER BY step_id"),
+        step_by_id: both("execution = ?1 AND step_id = ?2"),
+        step_by_key: both("execution = ?1 AND step_key = ?2"),
+        steps: format!("{bare} WHERE execution = ?1 AND step_id >= ?2 ORDER BY step_id"),
     }
 });
 
-/// The execution of this id.
-pub fn execution(connection: &Connection, execution_id: &str) -> Result<Option<Execution>> {
+/// An execution as its steps know it: by its row, which another execution may have once this one is deleted.
+/// Good only inside the transaction that found it.
+#[derive(Debug, Clone, Copy)]
+pub struct Parent<'a> {
+    pub row: i64,
+    pub execution_id: &'a str,
+}
+
+/// The execution of this id, with its row.
+pub fn execution(connection: &Connection, execution_id: &str) -> Result<Option<(i64, Execution)>> {
     let mut statement = connection.prepare_cached(&QUERIES.execution)?;
     let mut rows = statement.query([execution_id])?;
-    rows.next()?.map(execution_of).transpose()
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some((row.get(EXECUTION_COLUMNS.len())?, execution_of(row)?)))
+}
+
+/// The row of this execution.
+pub fn parent<'a>(connection: &Connection, execution_id: &'a str) -> Result<Option<Parent<'a>>> {
+    let mut statement =
+        connection.prepare_cached("SELECT id FROM executions WHERE execution_id = ?1")?;
+    let row = statement.query_row([execution_id], |row| row.get(0)).optional()?;
+    Ok(row.map(|row| Parent { row, execution_id }))
 }
 
 /// The step of this number.
 pub fn step_by_id(
     connection: &Connection,
-    execution_id: &str,
+    parent: Parent<'_>,
     step_id: i32,
     payloads: bool,
 ) -> Result<Option<Step>> {
     let sql = &QUERIES.step_by_id[usize::from(payloads)];
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query(params![execution_id, step_id])?;
-    rows.next()?.map(|row| step_of(row, payloads)).transpose()
+    let mut rows = statement.query(params![parent.row, step_id])?;
+    rows.next()?.map(|row| step_of(row, parent.execution_id, payloads)).transpose()
 }
 
 /// The step of this key.
 pub fn step_by_key(
     connection: &Connection,
-    execution_id: &str,
+    parent: Parent<'_>,
     step_key: &str,
     payloads: bool,
 ) -> Result<Option<Step>> {
     let sql = &QUERIES.step_by_key[usize::from(payloads)];
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([execution_id, step_key])?;
-    rows.next()?.map(|row| step_of(row, payloads)).transpose()
+    let mut rows = statement.query(params![parent.row, step_key])?;
+    rows.next()?.map(|row| step_of(row, parent.execution_id, payloads)).transpose()
 }
 
-/// The step that is named so. The number decides where both names are given.
-pub fn step(
-    connection: &Connection,
-    execution_id: &str,
-    step: &StepRef,
-    payloads: bool,
-) -> Result<Option<Step>> {
+/// The step that is named so, with payloads. The number decides where both names are given.
+pub fn step(connection: &Connection, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
+    let snapshot = connection.unchecked_transaction()?;
+    let Some(parent) = parent(&snapshot, execution_id)? else { return Ok(None) };
     match (step.step_id, &step.step_key) {
-        (Some(step_id), _) => step_by_id(connection, execution_id, step_id, payloads),
-        (None, Some(key)) => step_by_key(connection, execution_id, key, payloads),
+        (Some(step_id), _) => step_by_id(&snapshot, parent, step_id, true),
+        (None, Some(key)) => step_by_key(&snapshot, parent, key, true),
         (None, None) => Ok(None),
     }
 }
 
-/// The greatest number of a step, 0 if there is none.
-pub fn greatest_step_id(connection: &Connection, execution_id: &str) -> Result<i32> {
+/// The greatest number of a step, -1 if there is none.
+pub fn greatest_step_id(connection: &Connection, parent: Parent<'_>) -> Result<i32> {
     let mut statement =
-        connection.prepare_cached("SELECT max(step_id) FROM steps WHERE execution_id = ?1")?;
-    let greatest: Option<i32> = statement.query_row([execution_id], |row| row.get(0))?;
-    Ok(greatest.unwrap_or(0))
+        connection.prepare_cached("SELECT max(step_id) FROM steps WHERE execution = ?1")?;
+    let greatest: Option<i32> = statement.query_row([parent.row], |row| row.get(0))?;
+    Ok(greatest.unwrap_or(-1))
+}
+
+/// The numbers of all steps.
+pub fn step_ids(connection: &Connection, parent: Parent<'_>) -> Result<Vec<i32>> {
+    let mut statement =
+        connection.prepare_cached("SELECT step_id FROM steps WHERE execution = ?1")?;
+    let step_ids = statement.query_map([parent.row], |row| row.get(0))?;
+    Ok(step_ids.collect::<rusqlite::Result<_>>()?)
 }
 
 /// How many steps there are.
-pub fn step_count(connection: &Connection, execution_id: &str) -> Result<usize> {
+pub fn step_count(connection: &Connection, parent: Parent<'_>) -> Result<usize> {
     let mut statement =
-        connection.prepare_cached("SELECT count(*) FROM steps WHERE execution_id = ?1")?;
-    let count: i64 = statement.query_row([execution_id], |row| row.get(0))?;
+        connection.prepare_cached("SELECT count(*) FROM steps WHERE execution = ?1")?;
+    let count: i64 = statement.query_row([parent.row], |row| row.get(0))?;
     Ok(count as usize)
 }
 
@@ -112,8 +134,10 @@ pub fn steps(connection: &Connection, query: &StepQuery) -> Result<Page<Step, i3
         None => i64::MIN,
         Some(after) => i64::from(after) + 1,
     };
-    let mut statement = connection.prepare_cached(&QUERIES.steps)?;
-    let mut rows = statement.query(params![query.execution_id, from])?;
+    let snapshot = connection.unchecked_transaction()?;
+    let Some(parent) = parent(&snapshot, &query.execution_id)? else { return Ok(page) };
+    let mut statement = snapshot.prepare_cached(&QUERIES.steps)?;
+    let mut rows = statement.query(params![parent.row, from])?;
     let (mut examined, mut last) = (0, query.after);
     while let Some(row) = rows.next()? {
         if page.records.len() >= query.limit.max(1) || examined >= query.examine.max(1) {
@@ -121,7 +145,7 @@ pub fn steps(connection: &Connection, query: &StepQuery) -> Result<Page<Step, i3
             break;
         }
         examined += 1;
-        let step = step_of(row, false)?;
+        let step = step_of(row, &query.execution_id, false)?;
         let found = query.statuses.is_empty()
             || step.status.is_some_and(|status| query.statuses.contains(&status));
         last = Some(step.step_id);
@@ -217,25 +241,22 @@ fn bounds(query: &ExecutionQuery) -> Option<(String, Vec<Value>)> {
     let (mut sql, mut values) = (String::new(), Vec::new());
     let descending = query.order == ExecutionOrder::StartedAtDesc;
     // The page starts after a record, unless the window starts later still.
-    match after {
-        Some((at, key)) => {
-            let in_window = match descending {
-                true => until.is_none_or(|until| at < until),
-                false => from.is_none_or(|from| at >= from),
-            };
-            if in_window {
-                let sign = if descending { '<' } else { '>' };
-                sql += &format!(" AND (started_at, execution_id) {sign} (?, ?)");
-                values.extend([Value::from(at), Value::from(key.execution_id.clone())]);
-                let (far_sign, far) = if descending { (">=", from) } else { ("<", until) };
-                if let Some(far) = far {
-                    sql += &format!(" AND started_at {far_sign} ?");
-                    values.push(Value::from(far));
-                }
-                return Some((sql, values));
+    if let Some((at, key)) = after {
+        let in_window = match descending {
+            true => until.is_none_or(|until| at < until),
+            false => from.is_none_or(|from| at >= from),
+        };
+        if in_window {
+            let sign = if descending { '<' } else { '>' };
+            sql += &format!(" AND (started_at, execution_id) {sign} (?, ?)");
+            values.extend([Value::from(at), Value::from(key.execution_id.clone())]);
+            let (far_sign, far) = if descending { (">=", from) } else { ("<", until) };
+            if let Some(far) = far {
+                sql += &format!(" AND started_at {far_sign} ?");
+                values.push(Value::from(far));
             }
+            return Some((sql, values));
         }
-        None => {}
     }
     if let Some(from) = from {
         sql += " AND started_at >= ?";
@@ -356,12 +377,12 @@ pub fn leases(connection: &Connection, now: Millis) -> Result<Leases> {
     let mut leases = Leases::default();
     let mut statement = snapshot.prepare_cached(
         "SELECT execution_id, heartbeat_timeout_ms, stored_at, \
-                last_heartbeat_at, updated_at, created_at \
+                last_heartbeat_at, updated_at, created_at, id \
          FROM executions INDEXED BY executions_lease \
          WHERE status = 'running' AND heartbeat_timeout_ms IS NOT NULL",
     )?;
     let mut of_steps =
-        snapshot.prepare_cached("SELECT max(updated_at) FROM steps WHERE execution_id = ?1")?;
+        snapshot.prepare_cached("SELECT max(updated_at) FROM steps WHERE execution = ?1")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let timeout_ms: i64 = row.get(1)?;
@@ -376,7 +397,8 @@ pub fn leases(connection: &Connection, now: Millis) -> Result<Leases> {
             continue;
         }
         let execution_id: String = row.get(0)?;
-        let steps: Option<Millis> = of_steps.query_row([&execution_id], |row| row.get(0))?;
+        let steps: Option<Millis> =
+            of_steps.query_row([row.get::<_, i64>(6)?], |row| row.get(0))?;
         let last_sign_of_life = steps.unwrap_or(own).max(own);
         leases.silent.push(Silent {
             execution_id,

@@ -4,7 +4,6 @@
 use bson::{Bson, Document, RawDocument};
 use rusqlite::Row;
 use rusqlite::types::{FromSql, ToSql, ToSqlOutput, ValueRef};
-use serde::Serialize;
 
 use super::schema::NO_START;
 use crate::domain::{
@@ -14,6 +13,9 @@ use crate::store::{Error, Result};
 
 /// Payloads up to this length stand in the row of their step; it is rewritten with every change.
 pub const INLINE_BYTES: usize = 2048;
+
+const IS_DOCUMENT: u8 = 0;
+const HOLDS_VALUE: u8 = 1;
 
 pub const EXECUTION_COLUMNS: [&str; 25] = [
     "execution_id",
@@ -43,8 +45,8 @@ pub const EXECUTION_COLUMNS: [&str; 25] = [
     "finish_digest",
 ];
 
-pub const STEP_COLUMNS: [&str; 24] = [
-    "execution_id",
+/// Without the execution: `steps.execution` is its row.
+pub const STEP_COLUMNS: [&str; 23] = [
     "step_id",
     "step_key",
     "step_name",
@@ -115,16 +117,28 @@ fn encode(document: &Document) -> rusqlite::Result<Vec<u8>> {
     document.to_vec().map_err(unwritable)
 }
 
-/// A payload as its column: `None` is nothing.
-pub fn encode_payload(value: &Bson) -> rusqlite::Result<Option<Vec<u8>>> {
-    #[derive(Serialize)]
-    struct Wrapped<'a> {
-        v: &'a Bson,
+/// A payload as its column: `None` is nothing. The first byte says whether the document that follows is the
+/// value, or holds it under `v` because BSON encodes nothing but documents.
+fn encode_payload(value: &Bson) -> rusqlite::Result<Option<Vec<u8>>> {
+    let (kind, document) = match value {
+        Bson::Null => return Ok(None),
+        Bson::Document(document) => (IS_DOCUMENT, encode(document)?),
+        value => (HOLDS_VALUE, encode(&bson::doc! { "v": value })?),
+    };
+    let mut bytes = Vec::with_capacity(1 + document.len());
+    bytes.push(kind);
+    bytes.extend(document);
+    Ok(Some(bytes))
+}
+
+fn decode_payload(bytes: &[u8]) -> Option<Bson> {
+    let (kind, document) = bytes.split_first()?;
+    let document = RawDocument::from_bytes(document).ok()?;
+    match *kind {
+        IS_DOCUMENT => Some(Bson::Document(document.try_into().ok()?)),
+        HOLDS_VALUE => document.get("v").ok()??.try_into().ok(),
+        _ => None,
     }
-    if matches!(value, Bson::Null) {
-        return Ok(None);
-    }
-    bson::serialize_to_vec(&Wrapped { v: value }).map(Some).map_err(unwritable)
 }
 
 fn text(value: &Option<String>) -> Cell<'_> {
@@ -187,7 +201,6 @@ pub fn execution_cells(execution: &Execution) -> [Cell<'_>; EXECUTION_COLUMNS.le
 pub fn step_cells(step: &Step) -> [Cell<'_>; STEP_COLUMNS.len()] {
     let [error, error_info] = error_cells(&step.error);
     [
-        Cell::Text(&step.execution_id),
         Cell::Integer(step.step_id.into()),
         text(&step.step_key),
         Cell::Text(&step.step_name),
@@ -218,22 +231,25 @@ pub fn step_cells(step: &Step) -> [Cell<'_>; STEP_COLUMNS.len()] {
 struct Columns<'a, 'r> {
     row: &'a Row<'r>,
     next: usize,
-    collection: &'static str,
     names: &'static [&'static str],
+    /// The execution of which this row is a step.
+    step_of: Option<&'a str>,
 }
 
 impl Columns<'_, '_> {
     fn corrupt(&self, index: usize) -> Error {
-        let id = match self.row.get::<_, String>(0) {
-            Ok(execution_id) if self.collection == "steps" => {
-                let step_id: Option<i64> = self.row.get(1).unwrap_or_default();
-                format!("{execution_id}/{}", step_id.unwrap_or_default())
-            }
-            Ok(execution_id) => execution_id,
-            Err(_) => String::new(),
+        let first = match self.row.get_ref(0) {
+            Ok(ValueRef::Integer(step_id)) => step_id.to_string(),
+            Ok(ValueRef::Text(id)) => String::from_utf8_lossy(id).into_owned(),
+            _ => String::new(),
         };
         let field = self.names.get(index).copied().unwrap_or("payload");
-        Error::Corrupt { collection: self.collection, id, field }
+        match self.step_of {
+            None => Error::Corrupt { collection: "executions", id: first, field },
+            Some(execution_id) => {
+                Error::Corrupt { collection: "steps", id: format!("{execution_id}/{first}"), field }
+            }
+        }
     }
 
     fn get<T: FromSql>(&mut self) -> Result<T> {
@@ -259,9 +275,7 @@ impl Columns<'_, '_> {
         self.next += 1;
         let read = || match self.row.get_ref(index).ok()? {
             ValueRef::Null => Some(Bson::Null),
-            ValueRef::Blob(bytes) => {
-                RawDocument::from_bytes(bytes).ok()?.get("v").ok()??.try_into().ok()
-            }
+            ValueRef::Blob(bytes) => decode_payload(bytes),
             _ => None,
         };
         read().map(Payload::Value).ok_or_else(|| self.corrupt(index))
@@ -295,7 +309,7 @@ impl Columns<'_, '_> {
 
 /// The execution in a row of `EXECUTION_COLUMNS`.
 pub fn execution_of(row: &Row<'_>) -> Result<Execution> {
-    let mut columns = Columns { row, next: 0, collection: "executions", names: &EXECUTION_COLUMNS };
+    let mut columns = Columns { row, next: 0, names: &EXECUTION_COLUMNS, step_of: None };
     Ok(Execution {
         execution_id: columns.get()?,
         app_id: columns.get()?,
@@ -323,11 +337,11 @@ pub fn execution_of(row: &Row<'_>) -> Result<Execution> {
     })
 }
 
-/// The step in a row of `STEP_COLUMNS`, followed by `STEP_PAYLOADS` if `payloads`.
-pub fn step_of(row: &Row<'_>, payloads: bool) -> Result<Step> {
-    let mut columns = Columns { row, next: 0, collection: "steps", names: &STEP_COLUMNS };
+/// The step of this execution in a row of `STEP_COLUMNS`, followed by `STEP_PAYLOADS` if `payloads`.
+pub fn step_of(row: &Row<'_>, execution_id: &str, payloads: bool) -> Result<Step> {
+    let mut columns = Columns { row, next: 0, names: &STEP_COLUMNS, step_of: Some(execution_id) };
     let mut step = Step {
-        execution_id: columns.get()?,
+        execution_id: execution_id.to_owned(),
         step_id: columns.get()?,
         step_key: columns.get()?,
         step_name: columns.get()?,
@@ -423,4 +437,48 @@ fn attempts_of(mut document: Document) -> Option<Vec<Attempt>> {
             })
         })
         .collect()
+}
+
+/// The columns in which two records differ: place, name and new value.
+pub fn differences<'a>(
+    names: &[&'static str],
+    old: &[Cell<'_>],
+    new: &[Cell<'a>],
+) -> Vec<(usize, &'static str, Cell<'a>)> {
+    let columns = names.iter().zip(old).zip(new).enumerate();
+    columns
+        .filter(|(_, ((_, old), new))| old != new)
+        .map(|(place, ((name, _), new))| (place, *name, *new))
+        .collect()
+}
+
+/// What becomes of a payload's column.
+pub enum PayloadChange {
+    Same,
+    /// In the row of the step.
+    Inline(Option<Vec<u8>>),
+    /// In a row of its own, too long to be rewritten with every change of the step.
+    Apart(Vec<u8>),
+}
+
+impl PayloadChange {
+    pub fn of(before: Option<&Payload>, after: &Payload) -> Result<PayloadChange> {
+        let Payload::Value(value) = after else { return Ok(PayloadChange::Same) };
+        if before == Some(after) {
+            return Ok(PayloadChange::Same);
+        }
+        Ok(match encode_payload(value)? {
+            Some(bytes) if bytes.len() > INLINE_BYTES => PayloadChange::Apart(bytes),
+            bytes => PayloadChange::Inline(bytes),
+        })
+    }
+
+    pub fn cell(&self) -> Option<Cell<'_>> {
+        match self {
+            PayloadChange::Same => None,
+            PayloadChange::Inline(None) => Some(Cell::Null),
+            PayloadChange::Inline(Some(bytes)) => Some(Cell::Blob(bytes)),
+            PayloadChange::Apart(_) => Some(Cell::Blob(&[])),
+        }
+    }
 }

@@ -63,7 +63,7 @@ const MIGRATIONS: &[&str] = &["
 
     CREATE TABLE steps (
         id               INTEGER PRIMARY KEY,
-        execution_id     TEXT NOT NULL,
+        execution        INTEGER NOT NULL, -- executions.id
         step_id          INTEGER NOT NULL,
         stored_at        INTEGER NOT NULL,
         step_key         TEXT,
@@ -92,8 +92,8 @@ const MIGRATIONS: &[&str] = &["
         input            BLOB,
         output           BLOB
     ) STRICT;
-    CREATE UNIQUE INDEX steps_id ON steps (execution_id, step_id);
-    CREATE UNIQUE INDEX steps_key ON steps (execution_id, step_key) WHERE step_key IS NOT NULL;
+    CREATE UNIQUE INDEX steps_id ON steps (execution, step_id);
+    CREATE UNIQUE INDEX steps_key ON steps (execution, step_key) WHERE step_key IS NOT NULL;
 
     -- Inputs (id = 2 * steps.id) and outputs (id = 2 * steps.id + 1) too long to be rewritten with every
     -- change of their step, whose own column then is x''.
@@ -150,7 +150,8 @@ pub fn open_writer(
     )?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
-    connection.pragma_update(None, "cache_size", -64 * 1024)?;
+    // No more: a commit walks over the whole table of cached pages when a B-tree was split.
+    connection.pragma_update(None, "cache_size", -16 * 1024)?;
     connection.pragma_update(None, "temp_store", "memory")?;
     migrate(&mut connection, path)?;
     connection.set_prepared_statement_cache_capacity(256);

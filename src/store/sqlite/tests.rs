@@ -272,6 +272,48 @@ async fn a_deleted_execution_takes_steps_and_payloads_along() {
 }
 
 #[tokio::test]
+async fn an_execution_made_anew_has_none_of_the_old_steps() {
+    let Fixture { store, .. } = fixture();
+    let keyed = |step_id| StepRef { step_id, step_key: Some("k".to_owned()) };
+    let old = start_with("e", keyed(Some(1)), StepFields::default());
+    apply_all(&store, vec![create("e"), old, start("e", 7)]).await;
+    apply_all(&store, vec![delete("e")]).await;
+    assert!(store.step("e", &by_id(1)).await.unwrap().is_none());
+    apply_all(&store, vec![create("f"), start("f", 1), create("e"), start("e", 2)]).await;
+    let gone = [update_output("e", 1, Bson::Null), update_output("e", 7, Bson::Null)];
+    for outcome in apply(&store, gone.to_vec()).await {
+        assert!(matches!(outcome, Err(Error::Refused(Refusal::StepNotFound { .. }))));
+    }
+    let new = start_with("e", keyed(None), StepFields::default());
+    match apply(&store, vec![new]).await.remove(0).unwrap() {
+        Answer::Step(step) => assert_eq!(step.step_id, 3),
+        other => panic!("{other:?}"),
+    }
+    let steps = StepQuery {
+        execution_id: "e".to_owned(),
+        statuses: Vec::new(),
+        after: None,
+        limit: 10,
+        examine: 10,
+    };
+    let page = store.steps(&steps).await.unwrap();
+    assert_eq!(page.records.iter().map(|step| step.step_id).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[tokio::test]
+async fn what_another_program_wrote_is_seen_by_the_next_write() {
+    let Fixture { store, dir, .. } = fixture();
+    apply_all(&store, vec![create("e"), start("e", 1)]).await;
+    let theirs = Connection::open(dir.path().join(DATABASE_FILE)).unwrap();
+    theirs.execute("UPDATE executions SET app_name = 'theirs', revision = 0", []).unwrap();
+    let cancel = ExecutionOp::RequestCancel { reason: String::new() };
+    match apply(&store, vec![write("e", Op::Execution(cancel))]).await.remove(0).unwrap() {
+        Answer::Execution(execution) => assert_eq!(execution.app_name, "theirs"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn the_log_tells_every_change_once_and_in_order() {
     let Fixture { store, .. } = fixture();
     let log = store.log().unwrap();
