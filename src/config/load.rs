@@ -14,8 +14,8 @@ use super::settings::{ENV_PREFIX, Setting, by_key, nearest, settings};
 /// Names the configuration file.
 pub const CONFIG_ENV: &str = "STEPWELL_CONFIG";
 /// Variables of other commands and of the test suite: not settings of the server, and not typing errors.
-const NOT_OURS: [&str; 4] = [CONFIG_ENV, "STEPWELL_SERVER", "STEPWELL_OUTPUT", "STEPWELL_COLOR"];
-const NOT_OURS_PREFIXES: [&str; 2] = ["STEPWELL_TEST_", "STEPWELL_CI_"];
+const NOT_OURS: [&str; 2] = [CONFIG_ENV, "STEPWELL_SERVER"];
+const NOT_OURS_PREFIXES: [&str; 3] = ["STEPWELL_TEST_", "STEPWELL_CI_", "STEPWELL_BENCH_"];
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -385,22 +385,19 @@ fn distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
-/// The table of settings as Markdown, for the README.
+/// The table of settings as Markdown, for the README. The flag is the key with dashes instead of dots and
+/// underscores.
 pub fn reference_table() -> String {
     let defaults = super::Config::default();
     let mut table = String::from(
-        "| Key in the file | Environment | Flag | Default | Meaning |\n| --- | --- | --- | --- | --- |\n",
+        "| Key in the file | Environment | Default | Meaning |\n| --- | --- | --- | --- |\n",
     );
     for setting in settings() {
         let default =
             defaults.value(setting.key).map_or_else(String::new, |value| format!("`{value}`"));
         let doc = setting.doc.replace('|', "\\|");
         // Writing into a String cannot fail.
-        let _ = writeln!(
-            table,
-            "| `{}` | `{}` | `--{}` | {default} | {doc} |",
-            setting.key, setting.env, setting.flag
-        );
+        let _ = writeln!(table, "| `{}` | `{}` | {default} | {doc} |", setting.key, setting.env);
     }
     table
 }

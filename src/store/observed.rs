@@ -15,6 +15,8 @@ use crate::telemetry::metrics::{STORE_ERRORS, STORE_OPERATION_SECONDS, WriteMetr
 /// One operation with its handles.
 struct Operation {
     name: &'static str,
+    /// Runs by the clock, whatever clients do; as a trace it would be noise.
+    regular: bool,
     seconds: Histogram,
     unavailable: Counter,
     contention: Counter,
@@ -27,6 +29,7 @@ impl Operation {
         let errors = |kind| counter!(STORE_ERRORS, "operation" => name, "kind" => kind);
         Operation {
             name,
+            regular: matches!(name, "ping" | "leases" | "sweep"),
             seconds: histogram!(STORE_OPERATION_SECONDS, "operation" => name),
             unavailable: errors("unavailable"),
             contention: errors("contention"),
@@ -48,7 +51,11 @@ impl Operation {
 
     async fn run<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let began = Instant::now();
-        let span = tracing::debug_span!("store", store.operation = self.name);
+        let span = if self.regular {
+            tracing::trace_span!("store", store.operation = self.name)
+        } else {
+            tracing::debug_span!("store", store.operation = self.name)
+        };
         let outcome = operation.instrument(span).await;
         self.seconds.record(began.elapsed().as_secs_f64());
         if let Err(error) = &outcome {

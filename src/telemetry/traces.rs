@@ -63,6 +63,8 @@ impl Export {
             .with_tracer(self.provider.tracer("stepwell"))
             .with_location(false)
             .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
             .with_filter(filter_fn(exported).with_max_level_hint(LevelFilter::DEBUG))
     }
 
