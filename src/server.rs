@@ -3,11 +3,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
+use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::TcpIncoming;
@@ -22,10 +24,12 @@ use crate::config::{Config, StoreChoice};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
+use crate::store::mongo::{MongoOptions, MongoStore};
 use crate::store::observed::Observed;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Record, Store};
-use crate::telemetry::metrics::{self, WriteMetrics};
+use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
+use crate::watch::{self, Hub};
 
 /// How often the database is asked whether it is there.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,7 +41,7 @@ pub struct Server {
     addr: SocketAddr,
     http_addr: Option<SocketAddr>,
     stop: CancellationToken,
-    ready: watch::Receiver<bool>,
+    ready: signal::Receiver<bool>,
     ended: tokio::task::JoinHandle<Ending>,
 }
 
@@ -121,10 +125,25 @@ impl Server {
         let lanes = TaskTracker::new();
         let lease_made = Arc::new(Notify::new());
 
+        let hub = Hub::new(
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            watch::Settings {
+                keepalive: config.watch.keepalive,
+                linger: config.watch.linger,
+                queue: watch::Bounds {
+                    events: config.watch.inbox_events,
+                    bytes: config.watch.inbox_bytes,
+                },
+                readers: config.watch.catch_up_readers,
+            },
+            stop.clone(),
+            tasks.clone(),
+        );
         let engine = Engine::start(
             Arc::clone(&store),
             Arc::clone(&clock),
-            Arc::new(Committed { metrics: WriteMetrics::new() }),
+            Arc::new(Committed { metrics: WriteMetrics::new(), hub: Arc::clone(&hub) }),
             Bounds {
                 batch_writes: config.writes.batch_writes,
                 batch_bytes: config.writes.batch_bytes,
@@ -146,7 +165,7 @@ impl Server {
         tasks.spawn(sweep(Arc::clone(&store), stop.clone()));
 
         let (reporter, health) = tonic_health::server::health_reporter();
-        let (ready_sender, ready) = watch::channel(false);
+        let (ready_sender, ready) = signal::channel(false);
         set_ready(&reporter, false).await;
         let probe = Probe {
             store: Arc::clone(&store),
@@ -156,7 +175,7 @@ impl Server {
         };
         tasks.spawn(probe.run());
         tasks.spawn(metrics::upkeep(stop.clone()));
-        tasks.spawn(queue_depth(engine.clone(), stop.clone()));
+        tasks.spawn(sample(engine.clone(), Arc::clone(&hub), stop.clone()));
 
         let reflection = |other_version| {
             tonic_reflection::server::Builder::configure()
@@ -173,7 +192,7 @@ impl Server {
             },
         )
         .max_decoding_message_size(request_bytes);
-        let watches = executions;
+        let watches = rpc::watch::WatchRoutes::new(executions, Arc::clone(&app), hub);
         let steps = proto::step_service_server::StepServiceServer::new(rpc::steps::Steps {
             app: Arc::clone(&app),
         })
@@ -227,29 +246,58 @@ async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<A
             let options = SqliteOptions::default();
             SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?
         }
-        StoreChoice::Mongodb { .. } => anyhow::bail!("MongoDB is not served yet"),
+        StoreChoice::Mongodb { uri, settings } => {
+            let defaults = MongoOptions::default();
+            let millis = |set: Option<Duration>, default| {
+                set.map_or(default, |set| u64::try_from(set.as_millis()).unwrap_or(default))
+            };
+            let options = MongoOptions {
+                uri: uri.expose().to_owned(),
+                database: settings.database.clone(),
+                max_pool_size: settings.max_pool_size.unwrap_or(defaults.max_pool_size),
+                min_pool_size: settings.min_pool_size.unwrap_or(defaults.min_pool_size),
+                max_idle_ms: millis(settings.max_idle, defaults.max_idle_ms),
+                server_selection_timeout_ms: millis(
+                    settings.server_selection_timeout,
+                    defaults.server_selection_timeout_ms,
+                ),
+                retry_writes: settings.retry_writes,
+                write_concern: settings.write_concern.clone(),
+            };
+            MongoStore::connect(options, limits, Arc::clone(clock))?
+        }
     })
 }
 
 /// Tells the watchers and the metrics what became durable.
 struct Committed {
     metrics: WriteMetrics,
+    hub: Arc<Hub>,
 }
 
 impl Observer for Committed {
-    fn written(&self, _records: Vec<Record>) {}
+    fn written(&self, records: Vec<Record>) {
+        self.hub.wrote(records);
+    }
 
     fn rejected(&self) {
         self.metrics.rejected.increment(1);
     }
 }
 
-/// Shows the depth of the write queue.
-async fn queue_depth(engine: Engine, stop: CancellationToken) {
+/// Shows what is counted elsewhere, once a second.
+async fn sample(engine: Engine, hub: Arc<Hub>, stop: CancellationToken) {
     let depth = WriteMetrics::new().queue_depth;
+    let watching = WatchMetrics::new();
     let mut every = tokio::time::interval(Duration::from_secs(1));
     while stop.run_until_cancelled(every.tick()).await.is_some() {
         depth.set(engine.depth() as f64);
+        let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        watching.watchers.set(count(&hub.numbers.watchers) as f64);
+        watching.events.absolute(count(&hub.numbers.events));
+        watching.coalesced.absolute(count(&hub.numbers.coalesced));
+        watching.lookups.absolute(hub.lookups());
+        watching.catch_up_readers.set(hub.readers() as f64);
     }
 }
 
@@ -271,7 +319,7 @@ async fn set_ready(reporter: &HealthReporter, ready: bool) {
 struct Probe {
     store: Arc<dyn Store>,
     reporter: HealthReporter,
-    ready: watch::Sender<bool>,
+    ready: signal::Sender<bool>,
     stop: CancellationToken,
 }
 
