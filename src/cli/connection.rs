@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 use super::exit::{Failure, Result};
@@ -94,6 +95,10 @@ impl Connection {
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel.clone())
     }
 }
 

@@ -5,6 +5,7 @@ mod connection;
 mod executions;
 mod exit;
 mod filter;
+mod health;
 mod import;
 mod json;
 mod output;
@@ -57,6 +58,12 @@ enum Command {
         #[command(flatten)]
         args: import::Args,
     },
+    /// Say whether the server is SERVING; exit code 0 if it is.
+    #[command(after_help = CODES_HELP)]
+    Health {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// Say what the server is: version, store, features and limits.
     ServerInfo {
         #[command(flatten)]
@@ -88,6 +95,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Import { client, args } => block_on(async {
             let connection = client.server.connect()?;
             import::run(&args, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Health { client } => block_on(async {
+            let connection = client.server.connect()?;
+            health::run(&connection, &client.output.open()).await
         }),
         Command::ServerInfo { client } => block_on(async {
             let connection = client.server.connect()?;
