@@ -10,8 +10,6 @@ pub mod telemetry;
 
 pub mod store;
 
-pub mod watch;
-
 pub mod app;
 
 pub mod proto;
