@@ -7,8 +7,10 @@ pub mod executions;
 pub mod ingest;
 pub mod observe;
 pub mod requests;
+pub mod shared_codec;
 pub mod status;
 pub mod steps;
+pub mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -58,6 +58,11 @@ pub fn of(error: &Error) -> Status {
     Status::with_error_details(answer.code, answer.message, details)
 }
 
+/// A message that is no protobuf, in the words of the library, which `edge_errors` turns into an answer.
+pub fn undecodable(error: &prost::DecodeError) -> Status {
+    Status::internal(error.to_string())
+}
+
 /// The same as a message, for answers inside a stream.
 pub fn message_of(error: &Error) -> tonic_types::Status {
     use prost::Message as _;

@@ -53,6 +53,9 @@ pub struct MongoOptions {
     pub min_pool_size: u32,
     pub max_idle_ms: u64,
     pub server_selection_timeout_ms: u64,
+    pub retry_writes: Option<bool>,
+    /// "majority", or a number of members, or a name of the deployment's own.
+    pub write_concern: Option<String>,
 }
 
 impl Default for MongoOptions {
@@ -64,6 +67,8 @@ impl Default for MongoOptions {
             min_pool_size: 10,
             max_idle_ms: 30_000,
             server_selection_timeout_ms: 5_000,
+            retry_writes: None,
+            write_concern: None,
         }
     }
 }
@@ -194,7 +199,16 @@ async fn connect(options: &MongoOptions, patience: Duration) -> Result<Client> {
     parsed.app_name.get_or_insert_with(|| "stepwell".to_owned());
     let concern = parsed.write_concern.get_or_insert_default();
     if concern.w.is_none() {
-        concern.w = Some(Acknowledgment::Majority);
+        concern.w = Some(match options.write_concern.as_deref() {
+            None | Some("majority") => Acknowledgment::Majority,
+            Some(other) => match other.parse() {
+                Ok(members) => Acknowledgment::Nodes(members),
+                Err(_) => Acknowledgment::Custom(other.to_owned()),
+            },
+        });
+    }
+    if parsed.retry_writes.is_none() {
+        parsed.retry_writes = options.retry_writes;
     }
     Client::with_options(parsed).map_err(failure::error)
 }
