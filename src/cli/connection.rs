@@ -127,16 +127,17 @@ pub fn describe(status: &Status) -> String {
         .flatten()
         .map(|violation| (violation.field.as_str(), violation.description.as_str()))
         .collect();
-    let mut message = sentence(status.message(), &fields, status.code());
+    let mut message = text::one_line(status.message());
+    // Made on this side of the wire: what broke is said by the innermost cause.
     let mut cause = status.source();
     while let Some(error) = cause {
-        let said = error.to_string();
-        if !said.is_empty() && !message.contains(&said) {
+        cause = error.source();
+        let said = text::one_line(&error.to_string());
+        if cause.is_none() && !said.is_empty() && !message.contains(&said) {
             message = format!("{message}: {said}");
         }
-        cause = error.source();
     }
-    message
+    sentence(&message, &fields, status.code())
 }
 
 /// Message, fields that the message does not name yet, and code.

@@ -1,5 +1,6 @@
 //! How a command ends: what is said and with which code the process exits.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::process::ExitCode;
@@ -54,6 +55,8 @@ pub enum Failure {
     Refused(String),
     /// Nothing was done.
     CouldNotStart(String),
+    /// There is nobody at the server's address.
+    Unreachable(String),
     /// Nobody reads our output any more.
     ReaderGone,
 }
@@ -64,7 +67,7 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Failure::Refused(_) => Exit::Refused,
-            Failure::CouldNotStart(_) => Exit::CouldNotStart,
+            Failure::CouldNotStart(_) | Failure::Unreachable(_) => Exit::CouldNotStart,
             Failure::ReaderGone => Exit::Done,
         }
     }
@@ -74,6 +77,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Refused(message) | Failure::CouldNotStart(message) => f.write_str(message),
+            Failure::Unreachable(message) => {
+                write!(f, "no server answers at the address of --server: {message}")
+            }
             Failure::ReaderGone => f.write_str("nobody reads the output any more"),
         }
     }
@@ -94,10 +100,12 @@ impl From<io::Error> for Failure {
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let message = connection::describe(&status);
-        if status.code() == Code::Unavailable {
-            Failure::CouldNotStart(message)
-        } else {
+        if status.code() != Code::Unavailable {
             Failure::Refused(message)
+        } else if status.source().is_some() {
+            Failure::Unreachable(message)
+        } else {
+            Failure::CouldNotStart(message)
         }
     }
 }

@@ -16,8 +16,7 @@ use super::output::{Output, message};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
 use crate::proto;
-use find::Collection;
-use reader::Rules;
+use reader::{Pass, Rules};
 use record::AssumedStatus;
 use send::{Sender, Stopped};
 use summary::Summary;
@@ -33,12 +32,6 @@ pub struct Args {
     assume_status: Option<AssumedStatus>,
 }
 
-/// Executions first, as steps need theirs.
-const PHASES: [fn(Collection) -> bool; 2] = [
-    |collection| collection == Collection::Executions,
-    |collection| collection != Collection::Executions,
-];
-
 pub async fn run(
     args: &Args,
     connection: &Connection,
@@ -50,21 +43,25 @@ pub async fn run(
         .admin()
         .get_server_info(call(proto::GetServerInfoRequest {}))
         .await
-        .map_err(|status| Failure::CouldNotStart(Failure::from(status).to_string()))?
+        .map_err(|status| match Failure::from(status) {
+            Failure::Refused(message) => Failure::CouldNotStart(message),
+            other => other,
+        })?
         .into_inner();
     let message_bytes = info
         .limits
         .get("request_bytes")
         .and_then(|limit| usize::try_from(*limit).ok())
         .unwrap_or_else(|| Limits::default().request_bytes);
-    let rules = Rules { assume: args.assume_status, message_bytes };
-
     let mut summary = Summary::new(&files);
     let mut sender = Sender::new(connection.clone(), clock.now().micros);
     let mut stopped = None;
-    for phase in PHASES {
-        let files: Vec<_> =
-            files.iter().cloned().enumerate().filter(|(_, file)| phase(file.collection)).collect();
+    for pass in Pass::ALL {
+        let files = files.iter().cloned().enumerate();
+        let files: Vec<_> = files
+            .filter(|(index, file)| pass.reads(file.collection, summary.has_unnumbered(*index)))
+            .collect();
+        let rules = Rules { pass, assume: args.assume_status, message_bytes };
         let batches = reader::start(files, rules);
         if let Err(Stopped(reason)) = sender.send(batches, &mut summary).await {
             for record in sender.unanswered() {

@@ -27,6 +27,8 @@ pub enum Read {
     Refused { file: usize, line: u64, reason: String },
     /// A document of a collection that cannot be imported yet.
     NotYet { file: usize },
+    /// A step without a number: it is left to a pass of its own.
+    Later { file: usize },
     /// The rest of a file cannot be read.
     Unreadable { file: usize, line: u64, reason: String },
     /// So much of a file has been read from disk, in bytes since last said.
@@ -46,9 +48,35 @@ pub struct Outgoing {
     pub left_out: Vec<String>,
 }
 
+/// Executions come first, as steps need theirs. Steps that bring no number come last: the server gives them one
+/// greater than all it has seen, which must not be that of a step still to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    Executions,
+    /// Steps with a number, and whatever is no step.
+    Numbered,
+    /// Of files that were read before: the steps without a number.
+    Unnumbered,
+}
+
+impl Pass {
+    /// The passes in their order.
+    pub const ALL: [Pass; 3] = [Pass::Executions, Pass::Numbered, Pass::Unnumbered];
+
+    /// Whether a file is read in this pass; `unnumbered`: it is known to have steps without a number.
+    pub fn reads(self, collection: Collection, unnumbered: bool) -> bool {
+        match self {
+            Pass::Executions => collection == Collection::Executions,
+            Pass::Numbered => collection != Collection::Executions,
+            Pass::Unnumbered => unnumbered,
+        }
+    }
+}
+
 /// How to convert.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
+    pub pass: Pass,
     pub assume: Option<AssumedStatus>,
     /// The largest message that the server takes.
     pub message_bytes: usize,
@@ -121,18 +149,29 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
             Ok(Some(Line::Text { number, text })) => {
                 (document(index, number, text, file.collection, rules), text.len())
             }
+            Err(_) if rules.pass == Pass::Unnumbered => break,
             Err(error) => {
                 let line = lines.number() + 1;
                 batches.push(unreadable(line, &file.path, &error), 0)?;
                 break;
             }
         };
+        if rules.pass == Pass::Unnumbered {
+            // All else was said when the file was read before.
+            if let Read::Write(_) = read {
+                batches.push(read, bytes)?;
+            }
+            continue;
+        }
         batches.push(read, bytes)?;
         let consumed = lines.consumed();
         if consumed > said {
             batches.push(Read::Progress { bytes: consumed - said }, 0)?;
             said = consumed;
         }
+    }
+    if rules.pass == Pass::Unnumbered {
+        return Ok(());
     }
     // Also what was not needed of a broken file: the bar ends at its end.
     batches.push(Read::Progress { bytes: file.bytes.saturating_sub(said) }, 0)
@@ -158,7 +197,14 @@ fn document(file: usize, line: u64, text: &[u8], collection: Collection, rules: 
                 outgoing.bytes, rules.message_bytes
             ),
         },
-        Ok(outgoing) => Read::Write(Box::new(outgoing)),
+        Ok(outgoing) => {
+            let unnumbered =
+                matches!(&outgoing.write, Write::PutStep(step) if step.step_id.is_none());
+            match (rules.pass, unnumbered) {
+                (Pass::Numbered, true) | (Pass::Unnumbered, false) => Read::Later { file },
+                _ => Read::Write(Box::new(outgoing)),
+            }
+        }
     }
 }
 
@@ -182,7 +228,7 @@ fn outgoing<T: prost::Message>(
 mod tests {
     use super::*;
 
-    const RULES: Rules = Rules { assume: None, message_bytes: 4096 };
+    const RULES: Rules = Rules { pass: Pass::Executions, assume: None, message_bytes: 4096 };
 
     #[test]
     fn a_record_larger_than_a_message_is_refused_here() {
@@ -199,6 +245,20 @@ mod tests {
     fn documents_of_other_collections_are_only_counted() {
         let read = document(3, 1, b"anything", Collection::NotYet("execution_metrics"), RULES);
         assert_eq!(read, Read::NotYet { file: 3 });
+    }
+
+    #[test]
+    fn steps_without_a_number_wait_for_those_that_have_one() {
+        let step = |pass, step_id| {
+            let text = format!(
+                r#"{{"execution_id":"e","step_id":{step_id},"step_name":"n","status":"failed"}}"#
+            );
+            document(0, 1, text.as_bytes(), Collection::Steps, Rules { pass, ..RULES })
+        };
+        assert!(matches!(step(Pass::Numbered, "1"), Read::Write(_)));
+        assert_eq!(step(Pass::Numbered, "\"a\""), Read::Later { file: 0 });
+        assert_eq!(step(Pass::Unnumbered, "1"), Read::Later { file: 0 });
+        assert!(matches!(step(Pass::Unnumbered, "\"a\""), Read::Write(_)));
     }
 
     #[tokio::test]

@@ -39,6 +39,8 @@ struct File {
     counts: Counts,
     /// Key that is not of the model -> documents that have it.
     left_out: BTreeMap<String, u64>,
+    /// Steps without a number that wait for their pass.
+    unnumbered: u64,
 }
 
 #[derive(Debug)]
@@ -76,12 +78,18 @@ impl Summary {
                     collection: file.collection,
                     counts: Counts::default(),
                     left_out: BTreeMap::new(),
+                    unnumbered: 0,
                 })
                 .collect(),
             refusals: Vec::new(),
             bar,
             done: 0,
         }
+    }
+
+    /// Whether a file has steps without a number.
+    pub fn has_unnumbered(&self, file: usize) -> bool {
+        self.files[file].unnumbered > 0
     }
 
     /// A record was read and never answered.
@@ -221,6 +229,7 @@ impl Listener for Summary {
                 counts.documents += 1;
                 counts.not_importable += 1;
             }
+            Read::Later { file } => self.files[*file].unnumbered += 1,
             Read::Unreadable { file, line, reason } => {
                 self.counts(*file).unreadable = true;
                 self.say(&text::one_line(&format!("error: {reason} (line {line})")));
