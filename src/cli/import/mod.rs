@@ -67,6 +67,9 @@ pub async fn run(
             for record in sender.unanswered() {
                 summary.not_sent(record);
             }
+            if pass == Pass::Numbered {
+                summary.unnumbered_not_sent();
+            }
             stopped = Some(reason);
             break;
         }

@@ -92,6 +92,14 @@ impl Summary {
         self.files[file].unnumbered > 0
     }
 
+    /// The pass of the steps without a number does not take place.
+    pub fn unnumbered_not_sent(&mut self) {
+        for file in &mut self.files {
+            file.counts.documents += file.unnumbered;
+            file.counts.not_sent += file.unnumbered;
+        }
+    }
+
     /// A record was read and never answered.
     pub fn not_sent(&mut self, record: &Outgoing) {
         self.counts(record.file).not_sent += 1;
