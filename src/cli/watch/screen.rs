@@ -104,7 +104,7 @@ pub fn room() -> usize {
 
 const TEMPLATE: &str = "  {prefix:28!} {bar:20} {percent:>3} % {wide_msg}";
 const TEMPLATE_COLOUR: &str = "  {prefix:28!} {bar:20.cyan/dim} {percent:>3} % {wide_msg}";
-const TEMPLATE_UNKNOWN: &str = "  {prefix:28!} {spinner} {wide_msg}";
+const TEMPLATE_UNKNOWN: &str = "  {prefix:28!} {spinner:20}       {wide_msg}";
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
