@@ -104,13 +104,14 @@ class Settings(unittest.TestCase):
                 found[section + match[1]] = match[2]
             elif match := re.fullmatch(r"# (\w+) is not set", line):
                 found[section + match[1]] = ""
-        documented = {row[0].strip("`"): row[3].strip("`") for row in table("settings")}
+        documented = {row[0].strip("`"): row[2].strip("`") for row in table("settings")}
         self.assertEqual(documented, found)
 
     def test_flags_are_in_the_help(self):
         help = harness.stepwell("serve", "--help").stdout
         for row in table("settings"):
-            self.assertIn(row[2].strip("`"), help)
+            flag = "--" + re.sub("[._]", "-", row[0].strip("`"))
+            self.assertIn(flag, help)
 
     def test_secrets_are_hidden(self):
         done = harness.stepwell("config", "--mongodb-uri", "mongodb://eve:hunter2@127.0.0.1/db")
