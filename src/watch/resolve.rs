@@ -19,6 +19,8 @@ const OWN_BYTES: usize = 16 * 1024 * 1024;
 const EXECUTIONS_BYTES: u64 = 16 * 1024 * 1024;
 /// Documents whose identity is remembered, to understand deletes of other programs.
 const DOCUMENTS: usize = 16 * 1024;
+/// Deleted executions remembered while the log tells of the documents that go with them.
+const DELETED: usize = 4096;
 
 /// What somebody wants of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +56,8 @@ pub struct Resolver {
     active: AtomicBool,
     executions: Cache<String, Arc<Execution>, ByWeight>,
     documents: Cache<Vec<u8>, RecordKey>,
+    /// Executions whose deletion was told: it covers what is then deleted of them.
+    deleted: Cache<String, ()>,
     pub lookups: AtomicU64,
 }
 
@@ -71,6 +75,7 @@ impl Resolver {
             active: AtomicBool::new(false),
             executions: Cache::with_weighter(4096, EXECUTIONS_BYTES, ByWeight),
             documents: Cache::new(DOCUMENTS),
+            deleted: Cache::new(DELETED),
             lookups: AtomicU64::new(0),
         }
     }
@@ -166,10 +171,24 @@ impl Resolver {
                     None => continue,
                 },
             };
+            let deleted = change.kind == ChangeKind::Deleted;
+            match (deleted, &change.what) {
+                (true, Changed::Record(_)) if key.step_id.is_none() => {
+                    self.deleted.insert(key.execution_id.clone(), ());
+                }
+                (true, Changed::Unknown { .. })
+                    if self.deleted.get(&key.execution_id).is_some() =>
+                {
+                    continue;
+                }
+                (false, _) if key.step_id.is_none() => {
+                    self.deleted.remove(&key.execution_id);
+                }
+                _ => {}
+            }
             if interest.of(&key) == Want::Nothing {
                 continue;
             }
-            let deleted = change.kind == ChangeKind::Deleted;
             if !deleted && record.is_none() {
                 // Gone since; its deletion comes later in the log.
                 continue;

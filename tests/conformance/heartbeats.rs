@@ -29,7 +29,7 @@ pub async fn silence_ends_an_execution_exactly_once_and_in_time(b: Backend) {
     let mut watch = two.watch_all(watch_all()).await;
     watch.snapshot().await;
     let created = one.create_execution(watched_over("e", 1500)).await;
-    one.create("not watched over").await;
+    one.create("not-watched-over").await;
     let mut ended = None;
     while ended.is_none() {
         let event = watch.next_change().await;
@@ -56,7 +56,7 @@ pub async fn silence_ends_an_execution_exactly_once_and_in_time(b: Backend) {
         })
         .await;
     assert_eq!(one.execution("e").await, ended);
-    assert_eq!(one.execution("not watched over").await.status(), ExecutionStatus::Running);
+    assert_eq!(one.execution("not-watched-over").await.status(), ExecutionStatus::Running);
 }
 
 /// Waits until the execution has been ended for its silence.

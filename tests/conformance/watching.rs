@@ -68,19 +68,19 @@ pub async fn watching_many_begins_with_what_was_asked_for(b: Backend) {
             s.finish(id, status).await;
         }
     }
-    s.create("of nobody").await;
+    s.create("of-nobody").await;
     let ann = || Some(ExecutionFilter { user_ids: vec!["ann".into()], ..Default::default() });
     let all = ["completed", "failed", "running"].as_slice();
     let cases: Vec<(WatchSnapshot, Option<ExecutionFilter>, Vec<&str>)> = vec![
-        (WatchSnapshot::Unspecified, None, vec!["of nobody", "running"]),
+        (WatchSnapshot::Unspecified, None, vec!["of-nobody", "running"]),
         (
             WatchSnapshot::Unspecified,
             Some(ExecutionFilter::default()),
-            vec!["of nobody", "running"],
+            vec!["of-nobody", "running"],
         ),
         (WatchSnapshot::Unspecified, ann(), all.to_vec()),
         (WatchSnapshot::All, ann(), all.to_vec()),
-        (WatchSnapshot::All, None, vec!["completed", "failed", "of nobody", "running"]),
+        (WatchSnapshot::All, None, vec!["completed", "failed", "of-nobody", "running"]),
         (WatchSnapshot::Active, ann(), vec!["running"]),
         (WatchSnapshot::None, ann(), vec![]),
         (WatchSnapshot::None, None, vec![]),
@@ -102,7 +102,7 @@ pub async fn watching_many_begins_with_what_was_asked_for(b: Backend) {
             found.sort();
             assert_eq!(found, expected, "{snapshot:?} {filter:?}");
             let steps = events.iter().filter(|event| event.step().is_some()).count();
-            let with_steps = expected.iter().filter(|id| **id != "of nobody").count();
+            let with_steps = expected.iter().filter(|id| **id != "of-nobody").count();
             assert_eq!(
                 steps,
                 if include_steps { with_steps } else { 0 },
@@ -686,7 +686,7 @@ pub async fn a_writer_that_opens_first_and_commits_last_is_not_missed(b: Backend
     let s = b.serve().await;
     s.create("e").await;
     s.create("f").await;
-    let mut watch = s.watch_all(everything()).await;
+    let mut watch = s.watch_all(everything()).await.with_foreign_changes();
     watch.snapshot().await;
     // Another program opens a transaction, and holds it while others write and commit.
     let early = b.open_transaction("e").await;

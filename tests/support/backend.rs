@@ -70,7 +70,7 @@ impl Backend {
         match self.kind {
             Kind::Sqlite => self,
             Kind::Mongodb => {
-                let own = Mongod::with(true, &["--oplogSize", "2"]);
+                let own = Mongod::with(true, &["--oplogSize", "2", "--syncdelay", "1"]);
                 Backend::at(Kind::Mongodb, own.uri(), Some(own))
             }
         }
@@ -204,9 +204,18 @@ impl Backend {
                 let client = self.mongodb().await.client().clone();
                 let filler = client.database("filler").collection::<Document>("filler");
                 let big = "x".repeat(1024 * 1024);
-                for _ in 0..40 {
+                let oplog = client.database("local").collection::<Document>("oplog.rs");
+                let oldest = async || {
+                    let found = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await;
+                    found.expect("readable").expect("an entry").get_timestamp("ts").expect("a time")
+                };
+                // mongod cuts its log when new entries come after a checkpoint.
+                let before = oldest().await;
+                crate::support::eventually("the log is cut", async || {
                     filler.insert_one(doc! { "big": &big }).await.expect("inserted");
-                }
+                    (oldest().await != before).then_some(())
+                })
+                .await;
             }
         }
         self.serve_with(keepalive).await
