@@ -18,6 +18,8 @@ pub mod proto;
 
 pub mod rpc;
 
+pub mod bench;
+
 pub mod http;
 
 pub mod shutdown;

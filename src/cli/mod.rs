@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench;
 use crate::clock::SystemClock;
 use crate::config::ServeFlags;
 use connection::ServerArgs;
@@ -64,6 +65,8 @@ enum Command {
         #[command(flatten)]
         client: ClientArgs,
     },
+    #[command(after_help = CODES_HELP)]
+    Bench(Box<bench::Args>),
     /// Say what the server is: version, store, features and limits.
     ServerInfo {
         #[command(flatten)]
@@ -100,6 +103,13 @@ pub fn run(cli: Cli) -> ExitCode {
             let connection = client.server.connect()?;
             health::run(&connection, &client.output.open()).await
         }),
+        Command::Bench(args) => match runtime() {
+            Ok(runtime) => runtime.block_on(bench::run(*args)).unwrap_or_else(|error| {
+                message(&format!("error: {error:#}"));
+                Exit::CouldNotStart.into()
+            }),
+            Err(exit) => exit,
+        },
         Command::ServerInfo { client } => block_on(async {
             let connection = client.server.connect()?;
             server_info::run(&connection, &client.output.open()).await

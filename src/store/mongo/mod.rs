@@ -38,6 +38,7 @@ use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
 use crate::domain::{Execution, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
+pub use schema::{EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time: more only make batches smaller.
 const LANES: usize = 4;
@@ -78,6 +79,21 @@ impl std::fmt::Debug for MongoOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MongoOptions").field("database", &self.database).finish_non_exhaustive()
     }
+}
+
+/// Makes the indexes of a database that are missing, as a server does when it starts.
+pub async fn make_indexes(database: &Database) -> Result<()> {
+    schema::prepare(database).await.map(drop)
+}
+
+/// The document of a new execution, as this store inserts it.
+pub fn new_execution(record: &Execution) -> Result<RawDocumentBuf> {
+    documents::insert_execution(record)
+}
+
+/// The document of a new step, as this store inserts it.
+pub fn new_step(record: &Step) -> Result<RawDocumentBuf> {
+    documents::insert_step(record)
 }
 
 /// The database once it has answered and is set up.

@@ -7,8 +7,8 @@ use mongodb::Database;
 use super::failure;
 use crate::store::Result;
 
-pub(super) const EXECUTIONS: &str = "executions";
-pub(super) const STEPS: &str = "execution_steps";
+pub const EXECUTIONS: &str = "executions";
+pub const STEPS: &str = "execution_steps";
 /// What Stepwell keeps for itself.
 pub(super) const META: &str = "stepwell_meta";
 
