@@ -1,29 +1,31 @@
 //! The writer: one thread that owns the connection that writes. Calls that wait are taken into one
-//! transaction together; an answer goes out after the commit. Knows no rules: `store::plan` has them.
+//! transaction together; an answer goes out after the commit.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params_from_iter};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::changes::{self, CHANGES_PRUNED, Entry};
-use super::known::{Known, KnownExecution};
-use super::rows::{
-    Cell, EXECUTION_COLUMNS, PayloadChange, STEP_COLUMNS, differences, execution_cells, step_cells,
-};
-use super::{LogEnds, SqliteOptions, read};
+use super::batch::{Batch, Updates};
+use super::changes::{self, CHANGES_PRUNED};
+use super::known::Known;
+use super::{LogEnds, SqliteOptions};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
-use crate::domain::{Execution, Millis, Payload, Refusal, Step, StepRef};
-use crate::store::plan::{Dirty, Facts, Needs, Plan, plan};
-use crate::store::{Answer, Applied, Error, Op, Record, RecordKey, Result, Write};
+use crate::store::{Applied, Error, Result, Write};
 
 /// Writes in one transaction, beyond the first call's.
 const BATCH_WRITES: usize = 512;
+
+/// Length of the write-ahead log that is out of the ordinary.
+const LOG_BYTES_BOUND: u64 = 128 * 1024 * 1024;
+/// Commits between two looks at that length.
+const COMMITS_PER_LOOK: u64 = 256;
 
 /// What the writer is asked to do.
 pub enum Job {
@@ -34,10 +36,6 @@ pub enum Job {
     /// Drops a piece of the oldest changes; answers whether there may be more to drop.
     Prune {
         reply: oneshot::Sender<Result<bool>>,
-    },
-    /// Moves the write-ahead log into the database file.
-    Checkpoint {
-        reply: oneshot::Sender<Result<()>>,
     },
     Close {
         reply: oneshot::Sender<()>,
@@ -57,10 +55,14 @@ pub struct Writer {
     clock: Arc<dyn Clock>,
     ends: Arc<LogEnds>,
     newest: u64,
+    commits: u64,
+    log_file: PathBuf,
+    /// Length of the write-ahead log at which it is started over.
+    log_bytes_bound: u64,
     known: Known,
     /// Tells whether another program wrote to the file since.
     data_version: i64,
-    updates: HashMap<(&'static str, u64), String>,
+    updates: Updates,
     /// Let go only after the connection.
     _lock: File,
 }
@@ -80,6 +82,7 @@ impl Writer {
         lock: File,
     ) -> Writer {
         let newest = ends.newest();
+        let log_file = PathBuf::from(format!("{}-wal", connection.path().unwrap_or_default()));
         Writer {
             connection,
             options,
@@ -87,9 +90,12 @@ impl Writer {
             clock,
             ends,
             newest,
+            commits: 0,
+            log_file,
+            log_bytes_bound: LOG_BYTES_BOUND,
             known: Known::new(),
             data_version: 0,
-            updates: HashMap::new(),
+            updates: Updates::new(),
             _lock: lock,
         }
     }
@@ -126,9 +132,6 @@ impl Writer {
                 // Nobody may wait any longer for these answers, and that is fine.
                 Job::Prune { reply } => {
                     let _ = reply.send(self.prune());
-                }
-                Job::Checkpoint { reply } => {
-                    let _ = reply.send(self.checkpoint());
                 }
                 Job::Close { reply } => {
                     queue.close();
@@ -173,6 +176,7 @@ impl Writer {
                 }
             }
         }
+        self.bound_log();
         let kept = self.newest - self.ends.pruned_through();
         if kept > self.options.changes_kept.saturating_add(CHANGES_PRUNED as u64)
             && let Err(error) = self.prune()
@@ -233,442 +237,115 @@ impl Writer {
         Ok(last - before >= CHANGES_PRUNED as u64)
     }
 
-    fn checkpoint(&self) -> Result<()> {
-        // Answers a row even when readers keep it from finishing, which is no failure.
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        Ok(())
+    /// Starts the write-ahead log over when it has grown past all measure. A commit moves it into the database
+    /// file only as far as no reader still needs it, so reads that always overlap would let it grow for ever.
+    fn bound_log(&mut self) {
+        self.commits += 1;
+        if !self.commits.is_multiple_of(COMMITS_PER_LOOK) {
+            return;
+        }
+        let bytes = std::fs::metadata(&self.log_file).map_or(0, |file| file.len());
+        if bytes < self.log_bytes_bound {
+            return;
+        }
+        // Waits for the reads of now, never for later ones. Answers a row also when they took too long.
+        let started = Instant::now();
+        let busy = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        match busy {
+            Ok(false) => self.log_bytes_bound = LOG_BYTES_BOUND,
+            // Another program reads for long: do not stop for it again soon.
+            _ => self.log_bytes_bound = bytes.saturating_mul(2),
+        }
+        let waited_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(bytes, waited_ms, ?busy, "started the write-ahead log over");
     }
 }
 
-/// One transaction of the writer.
-struct Batch<'a> {
-    connection: &'a Connection,
-    limits: &'a Limits,
-    known: &'a mut Known,
-    /// UPDATE statements by table and the set of columns they change.
-    updates: &'a mut HashMap<(&'static str, u64), String>,
-    newest: &'a mut u64,
-    at: Millis,
-}
+#[cfg(test)]
+mod tests {
+    use super::super::{LogEnds, Synchronous, schema};
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::domain::execution::CreateExecution;
+    use crate::domain::{ExecutionOp, Now};
+    use crate::store::Op;
+    use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
+    use tokio::sync::watch;
 
-impl Batch<'_> {
-    fn apply(&mut self, writes: &[Write]) -> Result<Applied> {
-        let mut facts = self.facts(&Needs::of(writes, false, self.limits))?;
-        let mut planned = plan(writes, &facts, self.limits);
-        while self.load_payloads(writes, &planned, &mut facts)? {
-            planned = plan(writes, &facts, self.limits);
-        }
-        let written = self.persist(&planned)?;
-        let outcomes = planned
-            .outcomes
-            .into_iter()
-            .map(|outcome| match outcome {
-                Ok(planned) => Ok(planned.answer),
-                Err(refusal) => Err(refusal.into()),
-            })
-            .collect();
-        Ok(Applied { outcomes, written })
+    fn writer(dir: &std::path::Path) -> Writer {
+        let path = dir.join("stepwell.db");
+        let connection =
+            schema::open_writer(&path, Synchronous::Normal, Duration::from_millis(20)).unwrap();
+        let ends = LogEnds { committed: watch::Sender::new(0), pruned_through: AtomicU64::new(0) };
+        Writer::new(
+            connection,
+            SqliteOptions::default(),
+            Limits::default(),
+            Arc::new(ManualClock::at(1)),
+            Arc::new(ends),
+            File::create(dir.join("lock")).unwrap(),
+        )
     }
 
-    /// Each write by itself: one that cannot be applied fails alone.
-    fn apply_singly(&mut self, writes: &[Write]) -> Result<Applied> {
-        let mut all = Applied::default();
-        for write in writes {
-            let newest = *self.newest;
-            self.connection.execute_batch("SAVEPOINT one_write")?;
-            match self.apply(std::slice::from_ref(write)) {
-                Ok(applied) => {
-                    self.connection.execute_batch("RELEASE one_write")?;
-                    all.outcomes.extend(applied.outcomes);
-                    all.written.extend(applied.written);
-                }
-                Err(error @ Error::Unavailable(_)) => return Err(error),
-                Err(error) => {
-                    self.connection.execute_batch("ROLLBACK TO one_write; RELEASE one_write")?;
-                    *self.newest = newest;
-                    self.known.clear();
-                    all.outcomes.push(Err(blame(write, error)));
-                }
+    fn create(writer: &mut Writer, ids: std::ops::Range<usize>) -> Vec<Result<(), Error>> {
+        let writes = ids.map(|n| {
+            let request =
+                CreateExecution { app_name: "x".repeat(2000), ..CreateExecution::default() };
+            Write {
+                execution_id: format!("e{n}"),
+                op: Op::Execution(ExecutionOp::Create(Box::new(request))),
+                now: Now { micros: 1 },
             }
-        }
-        Ok(all)
-    }
-
-    fn execution(&mut self, execution_id: &str) -> Result<Option<KnownExecution>> {
-        if let Some(known) = self.known.execution(execution_id) {
-            return Ok(Some(known.clone()));
-        }
-        let Some((row, record)) = read::execution(self.connection, execution_id)? else {
-            return Ok(None);
-        };
-        let known = KnownExecution::new(row, Arc::new(record), None);
-        self.known.put_execution(known.clone());
-        Ok(Some(known))
-    }
-
-    /// The greatest number of a step, -1 without steps.
-    fn greatest(&mut self, known: &KnownExecution) -> Result<i32> {
-        let greatest = match known.greatest {
-            Some(greatest) => greatest,
-            None => {
-                let greatest = read::greatest_step_id(self.connection, known.parent())?;
-                self.known.set_greatest(&known.record.execution_id, greatest);
-                greatest
-            }
-        };
-        Ok(greatest)
-    }
-
-    fn facts(&mut self, needs: &Needs) -> Result<Facts> {
-        let mut facts = Facts::default();
-        for id in &needs.executions {
-            let execution = self.execution(id)?.map(|known| known.record);
-            facts.executions.insert(id.clone(), execution);
-        }
-        for (id, step_ids) in &needs.steps {
-            let Some(known) = self.execution(id)? else { continue };
-            let greatest = self.greatest(&known)?;
-            for step_id in step_ids {
-                let key = RecordKey::step(id, *step_id);
-                if let Some(step) = self.known.step(&key) {
-                    facts.add_step(Arc::clone(step));
-                    continue;
-                }
-                let loaded = match *step_id <= greatest {
-                    true => read::step_by_id(self.connection, known.parent(), *step_id, false)?,
-                    false => None,
-                };
-                self.add_step(&mut facts, known.row, loaded);
-            }
-        }
-        for (id, keys) in &needs.keys {
-            let Some(known) = self.execution(id)? else { continue };
-            if self.greatest(&known)? < 0 {
-                continue;
-            }
-            for key in keys {
-                if let Some(step) = self.known.step_by_key(known.row, id, key) {
-                    facts.add_step(Arc::clone(step));
-                    continue;
-                }
-                let loaded = read::step_by_key(self.connection, known.parent(), key, false)?;
-                self.add_step(&mut facts, known.row, loaded);
-            }
-        }
-        for id in &needs.greatest_step_ids {
-            if let Some(known) = self.execution(id)? {
-                facts.greatest_step_ids.insert(id.clone(), self.greatest(&known)?);
-            }
-        }
-        for id in &needs.step_counts {
-            if let Some(known) = self.execution(id)? {
-                let count = read::step_count(self.connection, known.parent())?;
-                facts.step_counts.insert(id.clone(), count);
-            }
-        }
-        Ok(facts)
-    }
-
-    /// Notes a step that was loaded. One that is in no fact is taken for missing, which it is.
-    fn add_step(&mut self, facts: &mut Facts, row: i64, loaded: Option<Step>) {
-        if let Some(step) = loaded.map(Arc::new) {
-            self.known.put_step(row, Arc::clone(&step));
-            facts.add_step(step);
-        }
-    }
-
-    /// Loads the payloads of the steps whose rules asked for them. `false`: none did.
-    fn load_payloads(
-        &mut self,
-        writes: &[Write],
-        planned: &Plan,
-        facts: &mut Facts,
-    ) -> Result<bool> {
-        let mut asked = false;
-        let mut loaded = false;
-        for (write, outcome) in writes.iter().zip(&planned.outcomes) {
-            if !matches!(outcome, Err(Refusal::NeedsPayload)) {
-                continue;
-            }
-            asked = true;
-            let named: Vec<&StepRef> = match &write.op {
-                Op::Execution(_) => Vec::new(),
-                Op::Step { named, .. } => vec![named],
-                Op::Plan(steps) => steps.iter().map(|(named, _)| named).collect(),
-            };
-            for named in named {
-                let by_key =
-                    |key: &String| *facts.keys.get(&(write.execution_id.clone(), key.clone()))?;
-                let known = |step_id: i32| {
-                    let step = facts.steps.get(&RecordKey::step(&write.execution_id, step_id))?;
-                    step.as_ref().filter(|step| {
-                        step.input == Payload::Stored || step.output == Payload::Stored
-                    })
-                };
-                let step_ids = [named.step_id, named.step_key.as_ref().and_then(by_key)];
-                let Some(step) = step_ids.into_iter().flatten().find_map(known) else { continue };
-                let step_id = step.step_id;
-                let Some(known) = self.execution(&write.execution_id)? else { continue };
-                let full = read::step_by_id(self.connection, known.parent(), step_id, true)?;
-                if let Some(full) = full {
-                    facts.add_step(Arc::new(full));
-                    loaded = true;
-                }
-            }
-        }
-        if asked && !loaded {
-            return Err(Error::failed("a rule asked for payloads that it was given"));
-        }
-        Ok(asked)
-    }
-
-    /// Stores what the plan changed and logs it, every record at the place of its last write: a watcher that
-    /// sees an execution end has seen what happened before.
-    fn persist(&mut self, planned: &Plan) -> Result<Vec<Record>> {
-        let mut order: Vec<(&RecordKey, Option<Record>)> = Vec::new();
-        let mut places: HashMap<&RecordKey, usize> = HashMap::new();
-        let mut touch = |key, record| {
-            if let Some(earlier) = places.insert(key, order.len()) {
-                order[earlier].1 = None;
-            }
-            order.push((key, record));
-        };
-        for outcome in planned.outcomes.iter().flatten() {
-            let touched = outcome.touched.iter();
-            match &outcome.answer {
-                Answer::Execution(record) => {
-                    let record = Record::Execution(Arc::clone(record));
-                    touched.for_each(|key| touch(key, Some(record.clone())));
-                }
-                Answer::Step(record) => {
-                    let record = Record::Step(Arc::clone(record));
-                    touched.for_each(|key| touch(key, Some(record.clone())));
-                }
-                Answer::Steps(records) => {
-                    for (key, record) in touched.zip(records) {
-                        touch(key, Some(Record::Step(Arc::clone(record))));
-                    }
-                }
-                Answer::Deleted => touched.for_each(|key| touch(key, None)),
-            }
-        }
-        // Steps hang on the rows of their executions.
-        for (id, dirty) in &planned.executions {
-            self.persist_execution(id, dirty)?;
-        }
-        let mut written = Vec::with_capacity(places.len());
-        for (place, (key, record)) in order.into_iter().enumerate() {
-            if places.get(key) != Some(&place) {
-                continue;
-            }
-            let changed = match key.step_id {
-                None => {
-                    let dirty = planned.executions.get(&key.execution_id);
-                    dirty.map_or(Ok(false), |dirty| self.log_execution(key, dirty))?
-                }
-                Some(_) => match (planned.steps.get(key), &record) {
-                    (Some(dirty), Some(Record::Step(bare))) => {
-                        self.persist_step(key, dirty, bare)?
-                    }
-                    _ => false,
-                },
-            };
-            if changed {
-                written.extend(record);
-            }
-        }
-        Ok(written)
-    }
-
-    fn persist_execution(&mut self, id: &str, dirty: &Dirty<Execution>) -> Result<()> {
-        if !dirty.stored {
-            return Ok(());
-        }
-        let Some(after) = &dirty.after else {
-            return self.delete(id);
-        };
-        match dirty.before.as_deref() {
-            None => {
-                let cells = execution_cells(after);
-                let stored_at = [Cell::Integer(self.at)];
-                let row = self
-                    .connection
-                    .prepare_cached(&INSERTS.execution)?
-                    .insert(params_from_iter(cells.iter().chain(&stored_at)))?;
-                let known = KnownExecution::new(row, Arc::clone(after), Some(-1));
-                self.known.put_execution(known);
-            }
-            Some(before) => {
-                let Some(known) = self.execution(id)? else {
-                    return Err(Error::failed("an execution is gone in the midst of its change"));
-                };
-                let (old, new) = (execution_cells(before), execution_cells(after));
-                let changes = differences(&EXECUTION_COLUMNS, &old, &new);
-                self.update("executions", "id = ?", changes, &[Cell::Integer(known.row)])?;
-                let known = KnownExecution::new(known.row, Arc::clone(after), known.greatest);
-                self.known.put_execution(known);
-            }
-        }
-        Ok(())
-    }
-
-    fn log_execution(&mut self, key: &RecordKey, dirty: &Dirty<Execution>) -> Result<bool> {
-        match (dirty.before.as_deref(), dirty.after.as_deref()) {
-            (before, Some(after)) if dirty.changed => {
-                self.log(Entry::of_execution(key, before, after))?;
-            }
-            (Some(before), None) if dirty.changed => {
-                let revision = before.revision.saturating_add(1).max(self.at.saturating_mul(1000));
-                self.log(Entry::of_delete(key, revision))?;
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    /// `bare` is the step after the change, without payloads.
-    fn persist_step(
-        &mut self,
-        key: &RecordKey,
-        dirty: &Dirty<Step>,
-        bare: &Arc<Step>,
-    ) -> Result<bool> {
-        let before = dirty.before.as_deref();
-        let Some(after) = dirty.after.as_deref().filter(|_| dirty.stored) else {
-            return Ok(false);
-        };
-        let Some(KnownExecution { row, .. }) = self.execution(&key.execution_id)? else {
-            return Err(Error::failed("an execution is gone in the midst of a change of its step"));
-        };
-        let step_id = Cell::Integer(after.step_id.into());
-        let input = PayloadChange::of(before.map(|before| &before.input), &after.input)?;
-        let output = PayloadChange::of(before.map(|before| &before.output), &after.output)?;
-        match before {
-            None => {
-                let cells = step_cells(after);
-                let rest = [
-                    Cell::Integer(row),
-                    Cell::Integer(self.at),
-                    input.cell().unwrap_or(Cell::Null),
-                    output.cell().unwrap_or(Cell::Null),
-                ];
-                self.connection
-                    .prepare_cached(&INSERTS.step)?
-                    .execute(params_from_iter(cells.iter().chain(&rest)))?;
-            }
-            Some(before) => {
-                let (old, new) = (step_cells(before), step_cells(after));
-                let mut changes = differences(&STEP_COLUMNS, &old, &new);
-                let next = STEP_COLUMNS.len();
-                changes.extend(input.cell().map(|cell| (next, "input", cell)));
-                changes.extend(output.cell().map(|cell| (next + 1, "output", cell)));
-                let name = [Cell::Integer(row), step_id];
-                self.update("steps", "execution = ? AND step_id = ?", changes, &name)?;
-            }
-        }
-        for (side, change) in [input, output].into_iter().enumerate() {
-            if let PayloadChange::Apart(bytes) = change {
-                // Where a long payload gives way to a short one, the long one stays here unused until the
-                // execution goes: that costs less than looking for it with every change.
-                self.connection
-                    .prepare_cached(
-                        "INSERT OR REPLACE INTO step_payloads (id, value) \
-                         SELECT 2 * id + ?1, ?2 FROM steps WHERE execution = ?3 AND step_id = ?4",
-                    )?
-                    .execute((side as i64, bytes, row, after.step_id))?;
-            }
-        }
-        self.known.put_step(row, Arc::clone(bare));
-        if dirty.changed {
-            self.log(Entry::of_step(key, before, after))?;
-        }
-        Ok(dirty.changed)
-    }
-
-    /// Writes only the columns that change, so that only their indexes are touched.
-    fn update(
-        &mut self,
-        table: &'static str,
-        condition: &str,
-        changes: Vec<(usize, &'static str, Cell<'_>)>,
-        name: &[Cell<'_>],
-    ) -> Result<()> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let set = changes.iter().fold(0, |set, (bit, ..)| set | 1 << bit);
-        let sql = self.updates.entry((table, set)).or_insert_with(|| {
-            let columns: Vec<_> =
-                changes.iter().map(|(_, name, _)| format!("{name} = ?")).collect();
-            format!("UPDATE {table} SET {} WHERE {condition}", columns.join(", "))
         });
-        let cells = changes.iter().map(|(_, _, cell)| cell).chain(name);
-        let updated = self.connection.prepare_cached(sql)?.execute(params_from_iter(cells))?;
-        if updated != 1 {
-            return Err(Error::failed(format!("{updated} rows of {table} were updated, not 1")));
-        }
-        Ok(())
+        let (reply, mut answer) = oneshot::channel();
+        writer.apply(vec![Call { writes: writes.collect(), reply }]);
+        let applied = answer.try_recv().unwrap();
+        applied.outcomes.into_iter().map(|outcome| outcome.map(|_| ())).collect()
     }
 
-    fn delete(&mut self, execution_id: &str) -> Result<()> {
-        let Some(known) = self.execution(execution_id)? else { return Ok(()) };
-        let step_ids = read::step_ids(self.connection, known.parent())?;
-        for sql in [
-            "DELETE FROM step_payloads WHERE id IN (\
-             SELECT 2 * id FROM steps WHERE execution = ?1 UNION ALL \
-             SELECT 2 * id + 1 FROM steps WHERE execution = ?1)",
-            "DELETE FROM steps WHERE execution = ?1",
-            "DELETE FROM executions WHERE id = ?1",
-        ] {
-            self.connection.prepare_cached(sql)?.execute([known.row])?;
-        }
-        self.known.forget_execution(execution_id, step_ids);
-        Ok(())
+    fn rows(writer: &Writer) -> i64 {
+        let sql = "SELECT (SELECT count(*) FROM executions) + (SELECT count(*) FROM changes)";
+        writer.connection.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
-    /// Logs a change under the next number.
-    fn log(&mut self, entry: Entry<'_>) -> Result<()> {
-        let seq = *self.newest + 1;
-        changes::insert(self.connection, &Entry { seq, at: self.at, ..entry })?;
-        *self.newest = seq;
-        Ok(())
+    #[test]
+    fn a_full_disk_applies_nothing_and_says_that_it_may_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        assert!(create(&mut writer, 0..1)[0].is_ok());
+        writer.connection.pragma_update(None, "max_page_count", 30).unwrap();
+        let outcomes = create(&mut writer, 1..100);
+        assert_eq!(outcomes.len(), 99);
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::Unavailable(Some(_))))));
+        assert_eq!((rows(&writer), writer.ends.newest()), (2, 1));
+        writer.connection.pragma_update(None, "max_page_count", 100_000).unwrap();
+        assert!(create(&mut writer, 0..100).iter().all(Result::is_ok));
+        assert_eq!((rows(&writer), writer.ends.newest()), (200, 100));
     }
-}
 
-struct Inserts {
-    execution: String,
-    step: String,
-}
-
-static INSERTS: LazyLock<Inserts> = LazyLock::new(|| {
-    let sql = |table: &str, columns: &[&str]| {
-        let values = vec!["?"; columns.len()].join(", ");
-        format!("INSERT INTO {table} ({}) VALUES ({values})", columns.join(", "))
-    };
-    Inserts {
-        execution: sql("executions", &[&EXECUTION_COLUMNS[..], &["stored_at"]].concat()),
-        step: sql(
-            "steps",
-            &[&STEP_COLUMNS[..], &["execution", "stored_at", "input", "output"]].concat(),
-        ),
+    #[test]
+    fn a_locked_database_applies_nothing_and_says_that_it_may_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        let theirs = Connection::open(dir.path().join("stepwell.db")).unwrap();
+        theirs.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert!(matches!(create(&mut writer, 0..1)[0], Err(Error::Unavailable(_))));
+        theirs.execute_batch("COMMIT").unwrap();
+        assert!(create(&mut writer, 0..1)[0].is_ok());
     }
-});
 
-/// What an error says about the one write that caused it.
-fn blame(write: &Write, error: Error) -> Error {
-    let taken = matches!(
-        &error,
-        Error::Failed(source) if source
-            .downcast_ref::<rusqlite::Error>()
-            .and_then(rusqlite::Error::sqlite_error_code)
-            == Some(ErrorCode::ConstraintViolation)
-    );
-    match &write.op {
-        // The key that a known step was to get belongs to another step.
-        Op::Step { named, .. } if taken => {
-            let (execution_id, step) = (write.execution_id.clone(), named.to_string());
-            Refusal::StepExists { execution_id, step }.into()
-        }
-        _ => error,
+    #[test]
+    fn a_write_ahead_log_out_of_measure_is_started_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(dir.path());
+        assert!(create(&mut writer, 0..20).iter().all(Result::is_ok));
+        let bytes = |writer: &Writer| std::fs::metadata(&writer.log_file).unwrap().len();
+        assert!(bytes(&writer) > 0);
+        (writer.log_bytes_bound, writer.commits) = (1, COMMITS_PER_LOOK - 1);
+        writer.bound_log();
+        assert_eq!((bytes(&writer), writer.log_bytes_bound), (0, LOG_BYTES_BOUND));
     }
 }

@@ -2,6 +2,7 @@
 //! on threads of its own, never on the runtime's. Knows nothing of protocols.
 
 mod apply;
+mod batch;
 mod changes;
 mod known;
 mod read;
@@ -141,6 +142,7 @@ impl LogEnds {
 struct Readers {
     path: PathBuf,
     busy_timeout: Duration,
+    count: usize,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
 }
@@ -208,6 +210,7 @@ impl SqliteStore {
         let readers = Arc::new(Readers {
             path: path.clone(),
             busy_timeout: options.busy_timeout,
+            count: idle.len(),
             permits: Arc::new(Semaphore::new(idle.len())),
             idle: Mutex::new(idle),
         });
@@ -257,7 +260,8 @@ impl Store for SqliteStore {
     }
 
     fn lanes(&self) -> usize {
-        1
+        // There is one writer, but with a second call at hand it need not wait for the next.
+        2
     }
 
     async fn execution(&self, execution_id: &str) -> Result<Option<Execution>> {
@@ -320,10 +324,14 @@ impl Store for SqliteStore {
     async fn sweep(&self) -> Result<()> {
         // Piece by piece, so that writes get their turn in between.
         while self.job(|reply| Job::Prune { reply }).await?? {}
-        self.job(|reply| Job::Checkpoint { reply }).await?
+        Ok(())
     }
 
     async fn close(&self) {
+        // Waits for the reads of now, so that the writer's connection is the last: its end moves the
+        // write-ahead log into the database file.
+        let all = u32::try_from(self.readers.count).unwrap_or(u32::MAX);
+        let _ended = self.readers.permits.acquire_many(all).await;
         self.readers.permits.close();
         self.readers.idle.lock().clear();
         // An error means that the writer has ended before.
