@@ -17,6 +17,7 @@ from google.protobuf import json_format
 
 import harness
 
+MOMENT = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:?\d\d)"
 SETS = os.environ.get("STEPWELL_DATA_SETS")
 
 
@@ -59,7 +60,7 @@ def milliseconds(value):
     date = plain(value)
     if isinstance(date, int):
         return date
-    moment = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:?\d\d)", date)
+    moment = re.fullmatch(MOMENT, date)
     seconds = time.strptime(moment[1], "%Y-%m-%dT%H:%M:%S")
     fraction = int(((moment[2] or ".0")[1:] + "000")[:3])
     offset = 0
@@ -73,7 +74,9 @@ def milliseconds(value):
 
 
 def simple(value):
-    """Numbers of one kind, so that 1 and 1.0 compare equal inside lists and objects alike."""
+    """Numbers and times of one form, so that 1 and 1.0, or .9Z and .900Z, compare equal inside objects too."""
+    if isinstance(value, str) and re.fullmatch(MOMENT, value):
+        return ("time", milliseconds({"$date": value}))
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
     if isinstance(value, (int, float)):
