@@ -1,7 +1,7 @@
 """Imports real run records, on both stores, and compares what is stored with the files, field by field.
 
-$STEPWELL_DATA_SETS is a folder with one folder per set and a `manifest.json` that counts the documents of each
-file. A set has `executions` and `execution_steps` as `.jsonl` or `.jsonl.gz`, in Extended JSON.
+$STEPWELL_DATA_SETS is a folder with one folder per set, and a `manifest.json` that counts the documents of each
+file; without one every folder with executions is a set. A set has `executions` and `execution_steps` as `.jsonl` or `.jsonl.gz`, in Extended JSON.
 """
 
 import calendar
@@ -99,10 +99,16 @@ class Cases:
     def setUpClass(cls):
         cls.pb = harness.stubs()
         cls.root = pathlib.Path(SETS)
-        cls.manifest = json.loads((cls.root / "manifest.json").read_text())
+        manifest = cls.root / "manifest.json"
+        cls.manifest = json.loads(manifest.read_text()) if manifest.exists() else None
+        sets = cls.manifest or {path.parent.name for path in cls.root.glob("*/executions.jsonl*")}
+        cls.sets = sorted(sets)
+        assert cls.sets, f"no sets in {SETS}"
 
     def count(self, name, kind):
-        """What the manifest says of one kind of documents in a set."""
+        """What the manifest says of one kind of documents in a set; without one, what the files have."""
+        if self.manifest is None:
+            return len(of_kind(self.root / name, kind))
         return sum(
             facts["documents"]
             for file, facts in self.manifest[name].items()
@@ -177,7 +183,7 @@ class Cases:
     def test_every_set(self):
         with self.server() as server:
             seen = {}
-            for name in sorted(self.manifest):
+            for name in self.sets:
                 folder = self.root / name
                 for again in (False, True):
                     done = harness.stepwell(
