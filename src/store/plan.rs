@@ -270,14 +270,25 @@ impl Work<'_> {
     ) -> Result<StepDecision, Refusal> {
         let id = &write.execution_id;
         let by_id = named.step_id.and_then(|step_id| self.step(&RecordKey::step(id, step_id)));
-        let stored = by_id.or_else(|| {
-            let key = (id.clone(), named.step_key.clone()?);
+        let by_key = named.step_key.as_ref().and_then(|key| {
+            let key = (id.clone(), key.clone());
             let step_id = match self.keys.get(&key) {
                 Some(step_id) => Some(*step_id),
                 None => self.facts.keys.get(&key).copied().flatten(),
             }?;
             self.step(&RecordKey::step(id, step_id))
         });
+        if let (Some(by_id), Some(by_key)) = (&by_id, &by_key)
+            && by_id.step_id != by_key.step_id
+        {
+            // The number is of one step and the key of another.
+            let (execution_id, step) = (id.clone(), named.to_string());
+            return Err(match op.may_create() {
+                true => Refusal::StepExists { execution_id, step },
+                false => Refusal::StepNotFound { execution_id, step },
+            });
+        }
+        let stored = by_id.or(by_key);
         if stored.is_none() && op.may_create() {
             match self.execution(id) {
                 Some(execution) if execution.deleted_at.is_none() => {}
