@@ -1,10 +1,15 @@
 //! What only the MongoDB backend can get wrong and the gRPC suite cannot see: lost acknowledgements, guards
 //! against other programs, index use, the order of the log.
 
+#[path = "support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "every test binary uses a part of the harness")]
+mod support;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bson::{Bson, DateTime, Document, doc};
+use futures::future::BoxFuture;
 use mongodb::{Client, Database};
 use stepwell::clock::{Clock, SystemClock};
 use stepwell::domain::execution::CreateExecution;
@@ -25,14 +30,6 @@ struct Bench {
     uri: String,
 }
 
-fn uri() -> Option<String> {
-    let uri = std::env::var("STEPWELL_TEST_MONGODB_URI").ok();
-    if uri.is_none() {
-        eprintln!("skipped: STEPWELL_TEST_MONGODB_URI names no MongoDB");
-    }
-    uri
-}
-
 fn options(uri: &str, database: &str) -> MongoOptions {
     MongoOptions { uri: uri.to_owned(), database: database.to_owned(), ..MongoOptions::default() }
 }
@@ -41,14 +38,18 @@ fn open(uri: &str, database: &str) -> Arc<MongoStore> {
     MongoStore::connect(options(uri, database), Limits::default(), Arc::new(SystemClock)).unwrap()
 }
 
-async fn bench(name: &str) -> Option<Bench> {
-    let uri = uri()?;
+async fn bench(name: &str) -> Bench {
+    bench_on(support::mongod::shared(), name).await
+}
+
+async fn bench_on(uri: &str, name: &str) -> Bench {
+    let uri = uri.to_owned();
     let client = Client::with_uri_str(&uri).await.unwrap();
     let database = client.database(&format!("stepwell_{name}_{}", std::process::id()));
     database.drop().await.unwrap();
     let store = open(&uri, database.name());
     store.ping().await.unwrap();
-    Some(Bench { store, database, uri })
+    Bench { store, database, uri }
 }
 
 impl Bench {
@@ -124,7 +125,7 @@ fn execution_of(answer: Answer) -> Arc<stepwell::domain::Execution> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_in_one_batch_is_stored_whole_and_repeats_change_nothing() {
-    let Some(bench) = bench("batch").await else { return };
+    let bench = bench("batch").await;
     let run = vec![
         create("e"),
         start("e", None, "a"),
@@ -162,7 +163,7 @@ async fn a_run_in_one_batch_is_stored_whole_and_repeats_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_finishes_on_two_servers_one_status_wins() {
-    let Some(bench) = bench("race").await else { return };
+    let bench = bench("race").await;
     let other = open(&bench.uri, bench.database.name());
     other.ping().await.unwrap();
     for round in 0..20 {
@@ -183,7 +184,7 @@ async fn of_many_finishes_on_two_servers_one_status_wins() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_assign_different_numbers() {
-    let Some(bench) = bench("numbers").await else { return };
+    let bench = bench("numbers").await;
     let other = open(&bench.uri, bench.database.name());
     one(&bench.store, create("e")).await.unwrap();
     let mut numbers = Vec::new();
@@ -202,7 +203,7 @@ async fn two_servers_assign_different_numbers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_programs_metadata_is_never_overwritten_by_what_was_read_before() {
-    let Some(bench) = bench("guard").await else { return };
+    let bench = bench("guard").await;
     let odd = doc! { "$ref": "x", "$id": 1, "a.b": 2, "$inc": { "c": 1 }, "größe": "☃", "": 0 };
     one(&bench.store, create("e")).await.unwrap();
     one(&bench.store, update("e", odd.clone())).await.unwrap();
@@ -237,7 +238,7 @@ async fn another_programs_metadata_is_never_overwritten_by_what_was_read_before(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_of_an_execution_that_another_server_deleted_is_not_left_behind() {
-    let Some(bench) = bench("orphan").await else { return };
+    let bench = bench("orphan").await;
     let other = open(&bench.uri, bench.database.name());
     one(&bench.store, create("e")).await.unwrap();
     one(&bench.store, start("e", None, "a")).await.unwrap();
@@ -264,6 +265,8 @@ struct Cut {
     /// Replies to commands of this name are swallowed and the connection is closed.
     command: Arc<std::sync::Mutex<Option<&'static str>>>,
     cuts: Arc<std::sync::atomic::AtomicUsize>,
+    /// Done after the command was executed and before its sender notices that the answer is lost.
+    meanwhile: Arc<std::sync::Mutex<Option<BoxFuture<'static, ()>>>>,
 }
 
 async fn read_message(from: &mut (impl AsyncReadExt + Unpin)) -> Option<Vec<u8>> {
@@ -307,6 +310,10 @@ async fn proxy(to: String, cut: Cut) -> u16 {
                     while let Some(message) = read_message(&mut far_read).await {
                         if lose.load(std::sync::atomic::Ordering::SeqCst) {
                             cut.cuts.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                            let meanwhile = cut.meanwhile.lock().unwrap().take();
+                            if let Some(meanwhile) = meanwhile {
+                                meanwhile.await;
+                            }
                             return;
                         }
                         if near_write.write_all(&message).await.is_err() {
@@ -323,7 +330,7 @@ async fn proxy(to: String, cut: Cut) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
-    let Some(bench) = bench("lost").await else { return };
+    let bench = bench("lost").await;
     let cut = Cut::default();
     let host = bench.uri.split("://").nth(1).unwrap().split(['/', '?']).next().unwrap().to_owned();
     let port = proxy(host, cut.clone()).await;
@@ -377,8 +384,103 @@ async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
     let stored = bench.store.step("e", &named).await.unwrap().unwrap();
     assert_eq!((stored.retry_count, stored.attempts.len()), (1, 1));
     assert_eq!(cuts(), 6);
+
+    // Another server goes on from there before the lost answer is noticed: it cannot be told any more whether
+    // the retry was applied, so it is neither claimed nor done again.
+    let fail = |step_id| {
+        let op = StepOp::Finish {
+            status: StepStatus::Failed,
+            output: None,
+            error: None,
+            completed_at: None,
+            step_name: None,
+            fields: StepFields::default(),
+        };
+        let named = StepRef { step_id: Some(step_id), step_key: None };
+        write("e", Op::Step { named, op: Box::new(op) })
+    };
+    one(&store, fail(9)).await.unwrap();
+    let other = Arc::clone(&bench.store);
+    let then = fail(9);
+    *cut.meanwhile.lock().unwrap() = Some(Box::pin(async move {
+        one(&other, then).await.unwrap();
+    }));
+    *cut.command.lock().unwrap() = Some("update");
+    let unclear = one(&store, start("e", Some(9), "r")).await;
+    assert!(matches!(unclear, Err(Error::Unavailable(_))), "{unclear:?}");
+    let stored = bench.store.step("e", &named).await.unwrap().unwrap();
+    assert_eq!((stored.retry_count, stored.attempts.len()), (2, 2));
+    assert_eq!(stored.status, Some(StepStatus::Failed));
+    assert_eq!(cuts(), 7);
     store.close().await;
     bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_database_loses_no_acknowledged_write_and_doubles_none() {
+    let mut mongod = tokio::task::spawn_blocking(support::mongod::Mongod::start).await.unwrap();
+    let bench = bench_on(&mongod.uri(), "kill").await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let lanes: Vec<_> = (0..4)
+        .map(|lane| {
+            let (store, stop) = (Arc::clone(&bench.store), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let id = format!("e{lane}");
+                one(&store, create(&id)).await.unwrap();
+                let mut acknowledged = Vec::new();
+                let mut batch = 0;
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    batch += 1;
+                    let names: Vec<String> = (0..8).map(|n| format!("s{batch}-{n}")).collect();
+                    let mut writes: Vec<Write> =
+                        names.iter().map(|name| start(&id, None, name)).collect();
+                    let last = acknowledged.last().map(|(step_id, _)| *step_id);
+                    writes.extend(last.map(|step_id| finish_step(&id, step_id)));
+                    let outcomes = store.apply(writes).await.outcomes;
+                    for (name, outcome) in names.into_iter().zip(outcomes) {
+                        match outcome {
+                            Ok(answer) => acknowledged.push((step_of(answer).step_id, name)),
+                            Err(Error::Unavailable(_)) => {}
+                            Err(error) => panic!("{error:?}"),
+                        }
+                    }
+                }
+                (id, acknowledged)
+            })
+        })
+        .collect();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        mongod = tokio::task::spawn_blocking(move || {
+            mongod.kill();
+            mongod.restart();
+            mongod
+        })
+        .await
+        .unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    let steps = bench.database.collection::<Document>("execution_steps");
+    for lane in lanes {
+        let (id, acknowledged) = lane.await.unwrap();
+        assert!(acknowledged.len() > 16, "{}", acknowledged.len());
+        let mut names = std::collections::HashMap::new();
+        let mut found = steps.find(doc! { "execution_id": &id }).await.unwrap();
+        while found.advance().await.unwrap() {
+            let step = found.deserialize_current().unwrap();
+            let before = names.insert(
+                step.get_str("step_name").unwrap().to_owned(),
+                step.get_i32("step_id").unwrap(),
+            );
+            assert_eq!(before, None, "applied twice: {step}");
+        }
+        for (step_id, name) in acknowledged {
+            assert_eq!(names.get(&name), Some(&step_id), "{name} of {id} was acknowledged");
+        }
+    }
+    bench.end().await;
+    tokio::task::spawn_blocking(move || drop(mongod)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,7 +523,7 @@ async fn changes(reader: &mut dyn ChangeReader, count: usize) -> Vec<stepwell::s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_tells_every_change_in_order_and_resumes() {
-    let Some(bench) = bench("log").await else { return };
+    let bench = bench("log").await;
     let log = bench.store.log().unwrap();
     let mut reader = log.open(None).await.unwrap();
     one(&bench.store, create("a/b")).await.unwrap();
@@ -474,7 +576,7 @@ async fn the_log_tells_every_change_in_order_and_resumes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn load_finds_records_by_key_and_by_document() {
-    let Some(bench) = bench("load").await else { return };
+    let bench = bench("load").await;
     one(&bench.store, create("e")).await.unwrap();
     one(&bench.store, start("e", None, "s")).await.unwrap();
     let steps = bench.database.collection::<Document>("execution_steps");
@@ -498,7 +600,7 @@ async fn load_finds_records_by_key_and_by_document() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_walk_all_records_once_without_a_sort() {
-    let Some(bench) = bench("pages").await else { return };
+    let bench = bench("pages").await;
     let executions = bench.database.collection::<Document>("executions");
     let mut documents = Vec::new();
     for n in 0..300_i32 {
@@ -591,8 +693,8 @@ async fn pages_walk_all_records_once_without_a_sort() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn indexes_of_another_program_are_used_and_conflicts_are_lived_with() {
-    let Some(uri) = uri() else { return };
-    let client = Client::with_uri_str(&uri).await.unwrap();
+    let uri = support::mongod::shared();
+    let client = Client::with_uri_str(uri).await.unwrap();
     let database = client.database(&format!("stepwell_indexes_{}", std::process::id()));
     database.drop().await.unwrap();
     let command = doc! { "createIndexes": "executions", "indexes": [
@@ -607,7 +709,7 @@ async fn indexes_of_another_program_are_used_and_conflicts_are_lived_with() {
     let steps = database.collection::<Document>("execution_steps");
     let twin = doc! { "execution_id": "old", "step_id": 1, "step_name": "s" };
     steps.insert_many([twin.clone(), twin]).await.unwrap();
-    let store = open(&uri, database.name());
+    let store = open(uri, database.name());
     store.ping().await.unwrap();
     let executions = database.collection::<Document>("executions");
     let names = executions.list_index_names().await.unwrap();
@@ -635,7 +737,7 @@ async fn indexes_of_another_program_are_used_and_conflicts_are_lived_with() {
     };
     assert!(store.executions(&failed).await.unwrap().records.is_empty());
     // A second start finds everything in place.
-    let again = open(&uri, database.name());
+    let again = open(uri, database.name());
     again.ping().await.unwrap();
     assert_eq!(again.secret().await.unwrap(), store.secret().await.unwrap());
     database.drop().await.unwrap();
@@ -643,7 +745,7 @@ async fn indexes_of_another_program_are_used_and_conflicts_are_lived_with() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_is_judged_by_steps_too_and_heartbeats_are_no_change() {
-    let Some(bench) = bench("leases").await else { return };
+    let bench = bench("leases").await;
     let request = CreateExecution {
         app_name: "app".to_owned(),
         heartbeat_timeout_ms: Some(1_000),
@@ -681,7 +783,7 @@ async fn silence_is_judged_by_steps_too_and_heartbeats_are_no_change() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn steps_are_listed_without_payloads() {
-    let Some(bench) = bench("steps").await else { return };
+    let bench = bench("steps").await;
     one(&bench.store, create("e")).await.unwrap();
     let batch = (0..30).map(|n| start("e", None, &format!("s{n}"))).collect();
     assert!(bench.store.apply(batch).await.outcomes.iter().all(Result::is_ok));

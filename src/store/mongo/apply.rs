@@ -432,8 +432,16 @@ impl Batch<'_> {
         let (created, inserted, step_fates, execution_fates) = tokio::join!(
             insert_in_order,
             insert_steps,
-            commander.update(schema::STEPS, &steps.documents),
-            commander.update(schema::EXECUTIONS, &executions.documents),
+            commander.update(
+                schema::STEPS,
+                &steps.documents,
+                self.ready.indexes.step_key.as_deref(),
+            ),
+            commander.update(
+                schema::EXECUTIONS,
+                &executions.documents,
+                self.ready.indexes.execution_key.as_deref(),
+            ),
         );
 
         let (new_fates, ready_steps, ready_fates, held) = created;
@@ -522,19 +530,19 @@ impl Batch<'_> {
     async fn resolve(
         &self,
         decided: &Plan,
-        executions: Vec<RecordKey>,
-        steps: Vec<RecordKey>,
+        executions: Vec<(RecordKey, bool)>,
+        steps: Vec<(RecordKey, bool)>,
         persisted: &mut Persisted,
     ) {
         if executions.is_empty() && steps.is_empty() {
             return;
         }
         let needs = Needs {
-            executions: executions.iter().map(|key| key.execution_id.clone()).collect(),
+            executions: executions.iter().map(|(key, _)| key.execution_id.clone()).collect(),
             ..Needs::default()
         };
         let mut numbers: HashMap<String, HashSet<i32>> = HashMap::new();
-        for key in &steps {
+        for (key, _) in &steps {
             let numbers = numbers.entry(key.execution_id.clone()).or_default();
             numbers.extend(key.step_id);
         }
@@ -544,7 +552,7 @@ impl Batch<'_> {
         );
         let Ok((found_executions, found_steps)) = found else {
             let doubtful = executions.into_iter().chain(steps);
-            persisted.failed.extend(doubtful.map(|key| (key, Failed::Unknown)));
+            persisted.failed.extend(doubtful.map(|(key, _)| (key, Failed::Unknown)));
             return;
         };
         let now: HashMap<String, Execution> = found_executions
@@ -552,13 +560,15 @@ impl Batch<'_> {
             .filter_map(|raw| documents::read_execution(raw).ok())
             .map(|execution| (execution.execution_id.clone(), execution))
             .collect();
-        for key in executions {
-            let dirty = decided.executions.get(&key.execution_id);
-            let after = dirty.and_then(|dirty| dirty.after.as_deref());
+        for (key, sent_again) in executions {
+            let Some(dirty) = decided.executions.get(&key.execution_id) else { continue };
             let stored = now.get(&key.execution_id);
-            if !matches!((after, stored), (Some(after), Some(stored)) if same_execution(after, stored))
-            {
-                persisted.lost.insert(key);
+            let revisions = dirty.revisions(|execution| execution.revision);
+            match (&dirty.after, stored) {
+                (Some(after), Some(stored)) if same_execution(after, stored) => {}
+                _ => {
+                    persisted.lose(key, sent_again, revisions, stored.map(|stored| stored.revision))
+                }
             }
         }
         let now: HashMap<RecordKey, Step> = found_steps
@@ -566,11 +576,15 @@ impl Batch<'_> {
             .filter_map(|raw| documents::read_step(raw, false).ok())
             .map(|step| (RecordKey::step(&step.execution_id, step.step_id), step))
             .collect();
-        for key in steps {
-            let after = decided.steps.get(&key).and_then(|dirty| dirty.after.as_deref());
+        for (key, sent_again) in steps {
+            let Some(dirty) = decided.steps.get(&key) else { continue };
             let stored = now.get(&key);
-            if !matches!((after, stored), (Some(after), Some(stored)) if same_step(after, stored)) {
-                persisted.lost.insert(key);
+            let revisions = dirty.revisions(|step| step.revision);
+            match (&dirty.after, stored) {
+                (Some(after), Some(stored)) if same_step(after, stored) => {}
+                _ => {
+                    persisted.lose(key, sent_again, revisions, stored.map(|stored| stored.revision))
+                }
             }
         }
     }
@@ -747,8 +761,26 @@ impl Known {
 }
 
 impl Persisted {
-    /// Takes in what became of statements; the keys of the doubtful ones come back.
-    fn take(&mut self, keys: Vec<RecordKey>, fates: &[Fate]) -> Vec<RecordKey> {
+    /// The stored record is not what was written. It may have been for a moment: if the command was sent again
+    /// and somebody else has changed the record since, nobody can tell, and nothing may be applied twice.
+    fn lose(
+        &mut self,
+        key: RecordKey,
+        sent_again: bool,
+        revisions: Revisions,
+        stored: Option<i64>,
+    ) {
+        let changes = revisions.after != revisions.before;
+        if sent_again && changes && stored.is_some_and(|stored| stored != revisions.before) {
+            self.failed.insert(key, Failed::Unknown);
+        } else {
+            self.lost.insert(key);
+        }
+    }
+
+    /// Takes in what became of statements; the keys of the doubtful ones come back, each with whether its
+    /// command was sent again.
+    fn take(&mut self, keys: Vec<RecordKey>, fates: &[Fate]) -> Vec<(RecordKey, bool)> {
         let mut doubtful = Vec::new();
         for (key, fate) in keys.into_iter().zip(fates) {
             match fate {
@@ -756,7 +788,7 @@ impl Persisted {
                 Fate::Duplicate => {
                     self.lost.insert(key);
                 }
-                Fate::Doubtful => doubtful.push(key),
+                Fate::Doubtful { sent_again } => doubtful.push((key, *sent_again)),
                 Fate::Unknown => {
                     self.failed.insert(key, Failed::Unknown);
                 }
@@ -766,6 +798,19 @@ impl Persisted {
             }
         }
         doubtful
+    }
+}
+
+/// The revision before and after a change; equal where nothing changes.
+struct Revisions {
+    before: i64,
+    after: i64,
+}
+
+impl<T> Dirty<T> {
+    fn revisions(&self, of: impl Fn(&T) -> i64) -> Revisions {
+        let revision = |record: &Option<Arc<T>>| record.as_deref().map_or(0, &of);
+        Revisions { before: revision(&self.before), after: revision(&self.after) }
     }
 }
 

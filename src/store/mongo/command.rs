@@ -1,19 +1,21 @@
 //! Write commands that may be sent twice and are executed once.
 //!
-//! The driver never retries `run_command`, and it alone carries many guarded updates at once. So these commands
-//! carry a `txnNumber` on sessions that nobody else uses, and the very same command is sent again when its
-//! answer was lost: the server recognises the statements that it has executed and only repeats their outcome.
+//! The driver alone carries many guarded updates at once only through `run_command`, and that it never retries.
+//! So a command whose answer was lost is sent again here, as it was. That is safe because each statement is
+//! good for one execution only: an update is guarded by the revision that it replaces, an insert brings its own
+//! `_id`. And it can be told afterwards whether the first sending was executed: by the new revision, and by the
+//! `_id`. Retryable writes of the server would tell the same for a third more of its time for each update.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bson::oid::ObjectId;
 use bson::raw::cstr;
-use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, rawdoc};
-use mongodb::{Client, ClientSession, Database};
-use parking_lot::Mutex;
+use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use mongodb::Database;
 
 use super::failure::{self, DUPLICATE_KEY};
-use crate::clock::Clock;
 use crate::store::{Error, Result};
 
 /// Statements in one command at most; the server takes 100,000.
@@ -22,6 +24,9 @@ const STATEMENTS: usize = 1000;
 const COMMAND_BYTES: usize = 10 * 1024 * 1024;
 const PAUSE_BEFORE_RESEND: Duration = Duration::from_millis(50);
 
+/// A hint that names no index any more.
+const BAD_HINT: i32 = 2;
+
 /// What became of one statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -29,92 +34,61 @@ pub(super) enum Fate {
     Done,
     /// A unique index holds the key already.
     Duplicate,
-    /// Part of a command in which some statement matched nothing; which one is not known.
-    Doubtful,
+    /// Part of a command in which some statement matched nothing; which one is not known. When the command was
+    /// sent again, the first sending may have been executed.
+    Doubtful { sent_again: bool },
     /// Refused by the database for a reason of its own.
     Refused(i32),
     /// No answer: applied or not.
     Unknown,
 }
 
-/// A session with the number of its last command. The driver never counts on it: its own commands would get
-/// numbers below ours and be dropped silently.
-struct OwnSession {
-    session: ClientSession,
-    number: i64,
-}
-
 /// Sends write commands.
 pub(super) struct Commander {
-    client: Client,
     database: Database,
-    /// `None` on a standalone mongod, which knows no retryable writes.
-    sessions: Option<Mutex<Vec<OwnSession>>>,
     write_concern: RawDocumentBuf,
     patience: Duration,
     call_timeout: Duration,
-    clock: Arc<dyn Clock>,
+    /// Whether updates may name their index, which spares the database the choice.
+    hints: AtomicBool,
 }
 
-/// A session on loan. It goes back even when the command is abandoned, never to the driver's pool.
-struct Loan<'a> {
-    commander: &'a Commander,
-    session: Option<OwnSession>,
-}
-
-impl Drop for Loan<'_> {
-    fn drop(&mut self) {
-        if let (Some(sessions), Some(session)) = (&self.commander.sessions, self.session.take()) {
-            sessions.lock().push(session);
-        }
-    }
+struct Reply {
+    document: Document,
+    sent_again: bool,
 }
 
 impl Commander {
     pub(super) fn new(
-        client: Client,
         database: Database,
-        replica_set: bool,
         write_concern: RawDocumentBuf,
         patience: Duration,
-        clock: Arc<dyn Clock>,
     ) -> Self {
         Commander {
-            client,
             database,
-            sessions: replica_set.then(|| Mutex::new(Vec::new())),
             write_concern,
             patience,
             call_timeout: patience * 2,
-            clock,
+            hints: AtomicBool::new(true),
         }
     }
 
-    async fn loan(&self) -> Result<Loan<'_>> {
-        let Some(sessions) = &self.sessions else {
-            return Ok(Loan { commander: self, session: None });
-        };
-        let free = sessions.lock().pop();
-        let session = match free {
-            Some(session) => session,
-            None => {
-                let session = self.client.start_session().causal_consistency(false);
-                let session = session.await.map_err(failure::error)?;
-                // The driver may have used this session before; the time in microseconds is beyond its count.
-                OwnSession { session, number: self.clock.now().micros }
-            }
-        };
-        Ok(Loan { commander: self, session: Some(session) })
-    }
-
-    /// Inserts documents, in no order.
+    /// Inserts documents, in no order. Each has its `_id`.
     pub(super) async fn insert(&self, collection: &str, documents: &[RawDocumentBuf]) -> Vec<Fate> {
-        self.in_pieces(collection, documents, |collection, piece| {
-            let mut command = rawdoc! { "insert": collection, "ordered": false };
-            command.append(cstr!("documents"), piece);
-            command
-        })
-        .await
+        let mut fates = Vec::with_capacity(documents.len());
+        for piece in pieces(documents) {
+            let command = |documents: RawArrayBuf| {
+                let mut command = rawdoc! { "insert": collection, "ordered": false };
+                command.append(cstr!("documents"), documents);
+                command
+            };
+            let (mut now, sent_again) = self.send_all(collection, piece, command).await;
+            if sent_again && now.contains(&Fate::Duplicate) {
+                self.recognise(collection, piece, &mut now).await;
+            }
+            fates.extend(now);
+        }
+        fates
     }
 
     /// Runs guarded updates, in no order.
@@ -122,102 +96,155 @@ impl Commander {
         &self,
         collection: &str,
         statements: &[RawDocumentBuf],
+        index: Option<&str>,
     ) -> Vec<Fate> {
-        self.in_pieces(collection, statements, |collection, piece| {
+        let command = |statements: RawArrayBuf| {
             let mut command = rawdoc! { "update": collection, "ordered": false };
-            command.append(cstr!("updates"), piece);
+            command.append(cstr!("updates"), statements);
             command
-        })
-        .await
-    }
-
-    async fn in_pieces(
-        &self,
-        collection: &str,
-        statements: &[RawDocumentBuf],
-        command: impl Fn(&str, RawArrayBuf) -> RawDocumentBuf,
-    ) -> Vec<Fate> {
+        };
         let mut fates = Vec::with_capacity(statements.len());
-        let mut rest = statements;
-        while !rest.is_empty() {
-            let mut piece = RawArrayBuf::new();
-            let mut count = 0;
-            let mut bytes = 0;
-            for statement in rest.iter().take(STATEMENTS) {
-                bytes += statement.as_bytes().len() + 8;
-                if count > 0 && bytes > COMMAND_BYTES {
-                    break;
-                }
-                piece.push(statement);
-                count += 1;
-            }
-            let (now, later) = rest.split_at(count);
-            rest = later;
-            match self.send(command(collection, piece)).await {
-                Ok(reply) => fates.extend(read_reply(&reply, now.len())),
-                Err(Error::Failed(_)) if now.len() > 1 => {
-                    // One statement (too large, say) must not take the others with it.
-                    for statement in now {
-                        let alone: RawArrayBuf = std::iter::once(statement).collect();
-                        fates.push(match self.send(command(collection, alone)).await {
-                            Ok(reply) => read_reply(&reply, 1)[0],
-                            Err(Error::Failed(source)) => refused(collection, &source),
-                            Err(_) => Fate::Unknown,
-                        });
+        for piece in pieces(statements) {
+            let index = index.filter(|_| self.hints.load(Ordering::Relaxed));
+            let Some(index) = index else {
+                fates.extend(self.send_all(collection, piece, command).await.0);
+                continue;
+            };
+            let hinted: Vec<RawDocumentBuf> = piece
+                .iter()
+                .map(|statement| {
+                    let mut statement = statement.clone();
+                    statement.append(cstr!("hint"), index);
+                    statement
+                })
+                .collect();
+            let (mut now, _) = self.send_all(collection, &hinted, command).await;
+            if now.contains(&Fate::Refused(BAD_HINT)) {
+                tracing::warn!(collection, index, "an index is gone that was there at the start");
+                self.hints.store(false, Ordering::Relaxed);
+                // None of these was executed.
+                for (fate, statement) in now.iter_mut().zip(piece) {
+                    if *fate == Fate::Refused(BAD_HINT) {
+                        let again = std::slice::from_ref(statement);
+                        *fate = self.send_all(collection, again, command).await.0[0];
                     }
                 }
-                Err(Error::Failed(source)) => fates.push(refused(collection, &source)),
-                Err(_) => {
-                    fates.extend(std::iter::repeat_n(Fate::Unknown, now.len() + rest.len()));
-                    return fates;
-                }
             }
+            fates.extend(now);
         }
         fates
     }
 
-    /// Sends one command until it is answered or patience ends.
-    async fn send(&self, mut command: RawDocumentBuf) -> Result<Document> {
-        command.append(cstr!("writeConcern"), &self.write_concern);
-        let mut loan = self.loan().await?;
-        if let Some(own) = &mut loan.session {
-            own.number += 1;
-            command.append(cstr!("txnNumber"), own.number);
-        }
-        let started = Instant::now();
-        loop {
-            let mut call = self.database.run_raw_command(command.clone());
-            let answer = match &mut loan.session {
-                Some(own) => {
-                    call = call.session(&mut own.session);
-                    tokio::time::timeout(self.call_timeout, call).await
+    /// One command for all statements, or one for each if the database refuses it as a whole: a statement that
+    /// is too large, say, must not take the others with it.
+    async fn send_all(
+        &self,
+        collection: &str,
+        statements: &[RawDocumentBuf],
+        command: impl Fn(RawArrayBuf) -> RawDocumentBuf,
+    ) -> (Vec<Fate>, bool) {
+        match self.send(command(statements.iter().collect())).await {
+            Ok(reply) => (read_reply(&reply, statements.len()), reply.sent_again),
+            Err(Error::Failed(_)) if statements.len() > 1 => {
+                let mut fates = Vec::with_capacity(statements.len());
+                let mut sent_again = false;
+                for statement in statements {
+                    let alone: RawArrayBuf = std::iter::once(statement).collect();
+                    match self.send(command(alone)).await {
+                        Ok(reply) => {
+                            sent_again |= reply.sent_again;
+                            fates.extend(read_reply(&reply, 1));
+                        }
+                        Err(Error::Failed(source)) => fates.push(refused(collection, &source)),
+                        Err(_) => fates.push(Fate::Unknown),
+                    }
                 }
-                None => tokio::time::timeout(self.call_timeout, call).await,
-            };
-            let failed = match answer {
+                (fates, sent_again)
+            }
+            Err(Error::Failed(source)) => (vec![refused(collection, &source)], false),
+            Err(_) => (vec![Fate::Unknown; statements.len()], false),
+        }
+    }
+
+    /// Sends one command until it is answered or patience ends.
+    async fn send(&self, mut command: RawDocumentBuf) -> Result<Reply> {
+        command.append(cstr!("writeConcern"), &self.write_concern);
+        let started = Instant::now();
+        let mut sent_again = false;
+        loop {
+            let call = self.database.run_raw_command(command.clone());
+            let failed = match tokio::time::timeout(self.call_timeout, call).await {
                 Err(_) => return Err(failure::timeout()),
-                Ok(Ok(reply)) => match concern_failure(&reply) {
-                    None => return Ok(reply),
+                Ok(Ok(document)) => match concern_failure(&document) {
+                    None => return Ok(Reply { document, sent_again }),
                     Some(code) => failure::statement(code),
                 },
                 Ok(Err(error)) => failure::error(error),
             };
-            let again = loan.session.is_some()
-                && matches!(failed, Error::Unavailable(_))
-                && started.elapsed() < self.patience;
-            if !again {
+            if !matches!(failed, Error::Unavailable(_)) || started.elapsed() >= self.patience {
                 return Err(failed);
             }
             tokio::time::sleep(PAUSE_BEFORE_RESEND).await;
+            sent_again = true;
         }
     }
 
-    /// Gives up the sessions. Nothing is sent afterwards.
-    pub(super) fn close(&self) {
-        if let Some(sessions) = &self.sessions {
-            sessions.lock().clear();
+    /// Of the documents whose keys were taken when they were sent again, finds those that took them themselves.
+    async fn recognise(&self, collection: &str, documents: &[RawDocumentBuf], fates: &mut [Fate]) {
+        let id = |document: &RawDocumentBuf| document.get_object_id("_id").ok();
+        let asked: Vec<ObjectId> = documents
+            .iter()
+            .zip(fates.iter())
+            .filter(|(_, fate)| **fate == Fate::Duplicate)
+            .filter_map(|(document, _)| id(document))
+            .collect();
+        let find = async {
+            let mut found = HashSet::new();
+            let collection = self.database.collection::<Document>(collection);
+            let find = collection.find(doc! { "_id": { "$in": asked } });
+            let primary = mongodb::options::ReadPreference::Primary;
+            let find = find.selection_criteria(primary.into());
+            let find = find.read_concern(mongodb::options::ReadConcern::local());
+            let mut cursor = find.projection(doc! { "_id": 1 }).await?;
+            while cursor.advance().await? {
+                found.extend(cursor.current().get_object_id("_id").ok());
+            }
+            mongodb::error::Result::Ok(found)
+        };
+        let found = match tokio::time::timeout(self.call_timeout, find).await {
+            Ok(Ok(found)) => Some(found),
+            _ => None,
+        };
+        for (document, fate) in documents.iter().zip(fates) {
+            if *fate != Fate::Duplicate {
+                continue;
+            }
+            *fate = match &found {
+                None => Fate::Unknown,
+                Some(found) if id(document).is_some_and(|id| found.contains(&id)) => Fate::Done,
+                Some(_) => Fate::Duplicate,
+            };
         }
     }
+}
+
+/// Cuts statements into pieces that fit into a command.
+fn pieces(statements: &[RawDocumentBuf]) -> impl Iterator<Item = &[RawDocumentBuf]> {
+    let mut rest = statements;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let mut count = 0;
+        for statement in rest.iter().take(STATEMENTS) {
+            bytes += statement.as_bytes().len() + 8;
+            if count > 0 && bytes > COMMAND_BYTES {
+                break;
+            }
+            count += 1;
+        }
+        let (piece, later) = rest.split_at(count);
+        rest = later;
+        (count > 0).then_some(piece)
+    })
 }
 
 fn refused(collection: &str, source: &dyn std::fmt::Display) -> Fate {
@@ -233,7 +260,8 @@ fn concern_failure(reply: &Document) -> Option<i32> {
     Some(if failure::is_passing_code(code) || code == 100 { code.max(1) } else { 64 })
 }
 
-fn read_reply(reply: &Document, count: usize) -> Vec<Fate> {
+fn read_reply(reply: &Reply, count: usize) -> Vec<Fate> {
+    let Reply { document: reply, sent_again } = reply;
     let mut fates = vec![Fate::Done; count];
     let mut failed = 0;
     for error in reply.get_array("writeErrors").into_iter().flatten() {
@@ -253,7 +281,7 @@ fn read_reply(reply: &Document, count: usize) -> Vec<Fate> {
     let applied = reply.get("n").and_then(whole).unwrap_or(0);
     if usize::try_from(applied).unwrap_or(0) < count - failed {
         for fate in fates.iter_mut().filter(|fate| **fate == Fate::Done) {
-            *fate = Fate::Doubtful;
+            *fate = Fate::Doubtful { sent_again: *sent_again };
         }
     }
     fates

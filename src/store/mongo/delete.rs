@@ -46,10 +46,10 @@ async fn delete(inner: &Inner, ready: &Ready, write: &Write) -> Result<Answer> {
                 ..stored.as_ref().clone()
             };
             let statement = documents::update_execution(&stored, &marked)?;
-            let fates = ready.commander.update(schema::EXECUTIONS, &[statement]).await;
+            let fates = ready.commander.update(schema::EXECUTIONS, &[statement], None).await;
             match fates.first() {
                 Some(Fate::Done) => {}
-                Some(Fate::Doubtful | Fate::Duplicate) => continue,
+                Some(Fate::Doubtful { .. } | Fate::Duplicate) => continue,
                 Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
                 Some(Fate::Unknown) | None => return Err(failure::timeout()),
             }

@@ -43,6 +43,7 @@ pub use schema::{EXECUTIONS, STEPS};
 /// Calls of `apply` at a time: more only make batches smaller.
 const LANES: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const SHUTDOWN: Duration = Duration::from_millis(700);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How to reach the database. Everything but the URI and the database is a default that the URI overrides.
@@ -234,7 +235,7 @@ fn concern_document(concern: Option<&WriteConcern>, patience: Duration) -> RawDo
     let mut document = RawDocumentBuf::new();
     match concern.and_then(|concern| concern.w.clone()) {
         Some(Acknowledgment::Nodes(nodes)) => {
-            document.append(bson::raw::cstr!("w"), i32::try_from(nodes).unwrap_or(1));
+            document.append(bson::raw::cstr!("w"), i32::try_from(nodes).unwrap_or(1).max(1));
         }
         Some(Acknowledgment::Custom(tag)) => document.append(bson::raw::cstr!("w"), tag.as_str()),
         _ => document.append(bson::raw::cstr!("w"), "majority"),
@@ -256,10 +257,10 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
     let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
     let database = client.database(&inner.options.database);
     let hello = database.run_command(doc! { "hello": 1 }).selection_criteria(primary.clone());
-    let hello = hello.await.map_err(failure::error)?;
+    let hello = inner.call(hello).await?;
     let replica_set =
         hello.contains_key("setName") || hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
-    let build = database.run_command(doc! { "buildInfo": 1 }).await.map_err(failure::error)?;
+    let build = inner.call(database.run_command(doc! { "buildInfo": 1 })).await?;
     let version = build.get_str("version").unwrap_or_default().to_owned();
 
     let collection = |name: &str, concern: Option<ReadConcern>| {
@@ -277,14 +278,7 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
         steps: collection(schema::STEPS, Some(ReadConcern::local())),
         committed_executions: collection(schema::EXECUTIONS, committed.clone()),
         committed_steps: collection(schema::STEPS, committed),
-        commander: Commander::new(
-            client.clone(),
-            database.clone(),
-            replica_set,
-            concern,
-            inner.patience,
-            Arc::clone(&inner.clock),
-        ),
+        commander: Commander::new(database.clone(), concern, inner.patience),
         replica_set,
         version,
         indexes,
@@ -475,10 +469,9 @@ impl Store for MongoStore {
         self.preparing.abort();
         let state = self.inner.state.send_replace(State::Away);
         if let State::Ready(ready) = state {
-            ready.commander.close();
-            // Ends the server sessions and closes the connections.
+            // Ends cursors and sessions of ours in the database; it would end them by itself later.
             let shutdown = ready.client.clone().shutdown();
-            let _ = tokio::time::timeout(Duration::from_secs(2), shutdown).await;
+            let _ = tokio::time::timeout(SHUTDOWN, shutdown).await;
         }
     }
 }

@@ -85,6 +85,9 @@ fn wanted() -> Vec<Index> {
 pub(super) struct Indexes {
     /// Whether the database itself refuses a second record of the same id. Without that a write has to look first.
     pub(super) unique: bool,
+    /// The names of the indexes that tell records apart.
+    pub(super) execution_key: Option<String>,
+    pub(super) step_key: Option<String>,
     /// Indexes that lists of executions walk along: their leading keys and their names.
     lists: Vec<(Document, String)>,
 }
@@ -159,7 +162,7 @@ fn name_of(keys: &Document) -> String {
 
 /// Makes the indexes that are missing. What cannot be made is told in the log and lived without.
 pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
-    let mut indexes = Indexes { unique: true, lists: Vec::new() };
+    let mut indexes = Indexes { unique: true, ..Indexes::default() };
     let executions = existing(database, EXECUTIONS).await?;
     let steps = existing(database, STEPS).await?;
     for wanted in wanted() {
@@ -191,6 +194,12 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
         }
         if wanted.unique {
             indexes.unique &= name.is_some();
+            match wanted.collection {
+                EXECUTIONS => indexes.execution_key = name,
+                // The first of the two is the one over all steps.
+                _ if wanted.partial.is_none() => indexes.step_key = name,
+                _ => {}
+            }
         } else if let Some(name) = name
             && wanted.collection == EXECUTIONS
             && wanted.partial.is_none()
