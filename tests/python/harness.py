@@ -124,8 +124,16 @@ class Server(Process):
             command += ["--http-listen", self.http]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("STEPWELL_")}
         super().__init__("serve", command + list(args), {**inherited, **(env or {})})
+        # A gRPC channel that finds nobody at first waits a second before it tries again.
+        wait_until("listening", self.is_listening)
         self.channel = grpc.insecure_channel(self.address, options=[("grpc.max_receive_message_length", 16 << 20)])
         wait_until("serving", self.is_serving)
+
+    def is_listening(self):
+        self.check_alive()
+        host, port = self.address.split(":")
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
 
     def is_serving(self):
         self.check_alive()

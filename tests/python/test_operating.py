@@ -1,5 +1,7 @@
 """What the README says about running the server, against the running server: metrics, probes, settings."""
 
+import os
+import pathlib
 import re
 import time
 import unittest
@@ -91,6 +93,22 @@ class Probes(unittest.TestCase):
         began = time.monotonic()
         self.assertEqual(server.stop(), 0)
         self.assertLess(time.monotonic() - began, 20)
+
+
+class Footprint(unittest.TestCase):
+    def test_starts_fast_and_idles_small(self):
+        seconds, resident = [], []
+        for _ in range(3):
+            began = time.monotonic()
+            with harness.Server() as server:
+                seconds.append(time.monotonic() - began)
+                status = pathlib.Path(f"/proc/{server.child.pid}/status").read_text()
+                resident.append(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024)
+        size = os.path.getsize(harness.binary()) / 2**20
+        print(f"SERVING after {min(seconds):.2f} s, {min(resident):.0f} MiB idle, {size:.0f} MiB binary", flush=True)
+        # The best of three: other work on the machine only makes it slower.
+        self.assertLess(min(seconds), 0.5)
+        self.assertLess(min(resident), 40)
 
 
 class Settings(unittest.TestCase):
