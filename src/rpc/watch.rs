@@ -25,7 +25,7 @@ use crate::domain::Refusal;
 use crate::proto;
 use crate::proto::watch_execution_response::Event as Sent;
 use crate::store::{ChangeKind, Cursor, Record, RecordKey};
-use crate::watch::{Delivery, Failure, Hub, Options, Scope, Snapshot, Watch, What};
+use crate::watch::{Delivery, Failure, Hub, Options, Scope, Snapshot, Watch};
 
 const WATCH_EXECUTION: &str = "/stepwell.v1.ExecutionService/WatchExecution";
 const WATCH_EXECUTIONS: &str = "/stepwell.v1.ExecutionService/WatchExecutions";
@@ -196,14 +196,16 @@ impl Watches {
             identity,
             payloads,
         };
-        let answers = futures::stream::unfold(Some((watch, edge)), move |state| {
+        // One allocation, or every message would move the whole stream about.
+        let watching = Box::new((watch, edge));
+        let answers = futures::stream::unfold(Some(watching), move |state| {
             let fail = fail.clone();
             async move {
-                let (mut watch, edge) = state?;
-                match watch.next().await? {
+                let mut state = state?;
+                match state.0.next().await? {
                     Ok(delivery) => {
-                        let bytes = edge.encode(&delivery);
-                        Some((Ok(bytes), Some((watch, edge))))
+                        let bytes = state.1.encode(&delivery);
+                        Some((Ok(bytes), Some(state)))
                     }
                     Err(failure) => Some((Err(fail(failure)), None)),
                 }
@@ -226,18 +228,25 @@ impl Edge {
     fn encode(&self, delivery: &Delivery) -> Bytes {
         let token =
             |cursor: &Cursor| self.tokens.seal(Kind::Resume, self.identity.as_bytes(), &cursor.0);
-        let message = |event: Sent| {
-            let resume_token = delivery.cursor.as_ref().map(token).unwrap_or_default();
+        let message = |resume_token: String, event: Sent| {
             let message = proto::WatchExecutionResponse { resume_token, event: Some(event) };
             Bytes::from(message.encode_to_vec())
         };
-        match &delivery.what {
-            What::Event(event) => event.encoded(self.variant, || {
-                message(self.change(event.kind, event.record.as_ref(), &event.key))
+        match delivery {
+            Delivery::Event(event) => event.encoded(self.variant, || {
+                let change = self.change(event.kind, event.record.as_ref(), &event.key);
+                message(token(&event.cursor), change)
             }),
-            What::Current(record, kind) => message(self.change(*kind, Some(record), &record.key())),
-            What::SnapshotComplete => message(Sent::SnapshotComplete(proto::SnapshotComplete {})),
-            What::Keepalive => message(Sent::Keepalive(proto::Keepalive {})),
+            Delivery::Current(record, kind) => {
+                message(String::new(), self.change(*kind, Some(record), &record.key()))
+            }
+            Delivery::SnapshotComplete(cursor) => {
+                let complete = Sent::SnapshotComplete(proto::SnapshotComplete {});
+                message(token(cursor), complete)
+            }
+            Delivery::Keepalive(cursor) => {
+                message(token(cursor), Sent::Keepalive(proto::Keepalive {}))
+            }
         }
     }
 

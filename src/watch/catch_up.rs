@@ -4,20 +4,27 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::event::Event;
-use super::hub::{Hub, Scope, Subscriber};
-use super::queue::{End, Queue};
-use super::resolve::{Interest, Want};
+use super::hub::{Hub, Scope, Subscriber, again};
+use super::queue::{End, Pushed, Queue};
+use super::resolve::{Executions, Interest};
 use crate::store::{ChangeLog, ChangeReader, Cursor, Error, RecordKey, Result};
 
-/// How long a reader waits for a watcher that does not take its events, while others wait for the reader.
-const PATIENCE_SHARED: Duration = Duration::from_millis(50);
-/// The same while nobody else does.
-const PATIENCE_ALONE: Duration = Duration::from_secs(5);
+/// How long a reader waits in vain for watchers that do not take their events, while others wait for the reader:
+/// for one of them, and for all of them during one batch.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// The same for the only watcher that is served.
+const PATIENCE_ALONE: Duration = Duration::from_secs(2);
+/// How long a reader waits during one batch for watchers that do take their events, but slowly.
+const PATIENCE_BATCH: Duration = Duration::from_secs(1);
+/// Events pushed before a reader lets other tasks run.
+const PUSHES_AT_A_TIME: usize = 4096;
+/// Memory of one pass for executions by which filters are decided.
+const EXECUTIONS_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A watcher's wish: everything after `from` up to `until`, into the queue.
 pub struct Request {
@@ -56,6 +63,17 @@ impl CatchUp {
         }
         Some(std::mem::take(&mut *waiting))
     }
+
+    /// Those who wait for what a reader at this place will read anyhow.
+    fn take_after(&self, cursor: &Cursor) -> Vec<Request> {
+        let mut waiting = self.waiting.lock();
+        if waiting.is_empty() {
+            return Vec::new();
+        }
+        let (taken, kept) = waiting.drain(..).partition(|request| request.from >= *cursor);
+        *waiting = kept;
+        taken
+    }
 }
 
 /// Queues the request; a reader serves it soon.
@@ -68,7 +86,10 @@ pub fn request(hub: &Arc<Hub>, request: Request) {
         let hub = Arc::clone(hub);
         hub.tasks.clone().spawn(async move {
             while let Some(group) = hub.catch_up.take() {
-                serve(&hub, group).await;
+                tokio::select! {
+                    () = hub.stop.cancelled() => {}
+                    () = serve(&hub, group) => {}
+                }
             }
         });
     }
@@ -88,23 +109,24 @@ impl Member {
 }
 
 /// The members of one pass.
+#[derive(Default)]
 struct Group {
     members: Vec<Member>,
+    open: usize,
     by_execution: HashMap<String, Vec<usize>>,
     by_filter: Vec<usize>,
 }
 
 impl Interest for Group {
-    fn of(&self, key: &RecordKey) -> Want {
-        self.candidates(key)
-            .filter(|index| self.members[*index].open)
-            .map(|index| self.members[index].request.subscriber.want(key))
-            .max()
-            .unwrap_or(Want::Nothing)
+    fn of(&self, key: &RecordKey) -> bool {
+        self.candidates(key).any(|index| {
+            let member = &self.members[index];
+            member.open && member.request.subscriber.wants_key(key)
+        })
     }
 
     fn any(&self) -> bool {
-        self.members.iter().any(|member| member.open)
+        self.open > 0
     }
 
     fn by_filter(&self) -> bool {
@@ -113,19 +135,18 @@ impl Interest for Group {
 }
 
 impl Group {
-    fn new(requests: Vec<Request>) -> Self {
-        let mut group =
-            Group { members: Vec::new(), by_execution: HashMap::new(), by_filter: Vec::new() };
-        for (index, request) in requests.into_iter().enumerate() {
+    fn add(&mut self, requests: Vec<Request>) {
+        for request in requests {
+            let index = self.members.len();
             match &request.subscriber.scope {
                 Scope::Execution(id) => {
-                    group.by_execution.entry(id.clone()).or_default().push(index);
+                    self.by_execution.entry(id.clone()).or_default().push(index);
                 }
-                Scope::Filter(_) => group.by_filter.push(index),
+                Scope::Filter(_) => self.by_filter.push(index),
             }
-            group.members.push(Member { request, open: true });
+            self.members.push(Member { request, open: true });
+            self.open += 1;
         }
-        group
     }
 
     fn candidates(&self, key: &RecordKey) -> impl Iterator<Item = usize> {
@@ -133,66 +154,68 @@ impl Group {
         by_execution.chain(&self.by_filter).copied()
     }
 
+    fn end(&mut self, index: usize, end: End) {
+        if self.members[index].open {
+            self.members[index].end(end);
+            self.open -= 1;
+        }
+    }
+
     /// Ends those who have everything up to their end.
     fn finish_up_to(&mut self, cursor: &Cursor) {
-        for member in &mut self.members {
-            if member.open && member.request.until <= *cursor {
-                member.end(End::Done);
+        for index in 0..self.members.len() {
+            if self.members[index].open && self.members[index].request.until <= *cursor {
+                self.end(index, End::Done);
             }
         }
     }
 
-    fn fail_all(&mut self, error: impl Fn() -> Error) {
-        for member in self.members.iter_mut().filter(|member| member.open) {
-            member.end(End::Failed(error()));
+    fn fail_all(&mut self, error: &Error) {
+        for index in 0..self.members.len() {
+            if self.members[index].open {
+                self.end(index, End::Failed(again(error)));
+            }
         }
     }
 }
 
 async fn serve(hub: &Arc<Hub>, mut requests: Vec<Request>) {
     requests.sort_by(|a, b| a.from.cmp(&b.from));
-    let log = match hub.store.log() {
-        Ok(log) => log,
-        Err(_) => {
-            Group::new(requests).fail_all(|| Error::NoLog);
-            return;
-        }
+    let mut group = Group::default();
+    let opened = match hub.store.log() {
+        Ok(log) => open_oldest(log.as_ref(), &requests).await.map(|opened| (log, opened)),
+        Err(error) => Err(error),
     };
-    let (mut reader, first) = match open_oldest(log.as_ref(), &requests).await {
+    let (log, (reader, expired)) = match opened {
         Ok(opened) => opened,
-        Err(_) => {
-            Group::new(requests).fail_all(|| Error::Unavailable(None));
+        Err(error) => {
+            group.add(requests);
+            group.fail_all(&error);
             return;
         }
     };
-    for expired in requests.drain(..first) {
+    for expired in requests.drain(..expired) {
         expired.queue.end(End::Failed(Error::CursorExpired));
     }
-    let Some(reader) = reader.as_mut() else { return };
-    let mut group = Group::new(requests);
+    let Some(mut reader) = reader else { return };
+    group.add(requests);
+    let executions = Executions::new(EXECUTIONS_BYTES);
     loop {
-        group.finish_up_to(&reader.cursor());
+        let cursor = reader.cursor();
+        group.add(hub.catch_up.take_after(&cursor));
+        group.finish_up_to(&cursor);
         if !group.any() {
             return;
         }
-        let read = tokio::select! {
-            () = hub.stop.cancelled() => return,
-            read = reader.next() => read,
-        };
-        let events = match read {
-            Ok(changes) => hub.resolver.resolve(log.as_ref(), changes, &group).await,
+        let events = match reader.next().await {
+            Ok(changes) => hub.resolver.resolve(log.as_ref(), changes, &group, &executions).await,
             Err(error) => Err(error),
         };
         match events {
-            Ok(events) => {
-                for event in events {
-                    deliver(hub, &mut group, &event).await;
-                }
-            }
-            Err(Error::CursorExpired) => group.fail_all(|| Error::CursorExpired),
+            Ok(events) => deliver(hub, &mut group, &events).await,
             Err(error) => {
                 tracing::debug!(%error, "history cannot be read");
-                group.fail_all(|| Error::Unavailable(None));
+                group.fail_all(&error);
             }
         }
     }
@@ -223,31 +246,68 @@ async fn open_oldest(
     Ok((found, border))
 }
 
-async fn deliver(hub: &Arc<Hub>, group: &mut Group, event: &Arc<Event>) {
-    let candidates: Vec<usize> = group.candidates(&event.key).collect();
-    for index in candidates {
-        let member = &mut group.members[index];
-        let request = &member.request;
-        let due = member.open
-            && request.from < event.cursor
-            && event.cursor <= request.until
-            && request.subscriber.wants(event);
-        if !due {
-            continue;
+/// What is left of a reader's patience during one batch.
+struct Patience {
+    began: Instant,
+    in_vain: Duration,
+}
+
+impl Patience {
+    /// Waits until the watcher took something. False: it is not waited for.
+    async fn wait(&mut self, queue: &Queue, alone: bool) -> bool {
+        let limit = if alone { PATIENCE_ALONE } else { PATIENCE };
+        let left = limit.saturating_sub(self.in_vain);
+        if left.is_zero() || (!alone && self.began.elapsed() >= PATIENCE_BATCH) {
+            return false;
         }
-        while !request.queue.try_push(event) {
-            // Those who read are waited for; those who do not come back when they do.
-            let alone = group.by_execution.len() + group.by_filter.len() == 1
-                && !hub.catch_up.others_wait();
-            let patience = if alone { PATIENCE_ALONE } else { PATIENCE_SHARED };
-            let drained = tokio::select! {
-                () = hub.stop.cancelled() => false,
-                drained = tokio::time::timeout(patience, request.queue.drained()) => drained.is_ok(),
-            };
-            if !drained {
-                group.members[index].end(End::Full);
-                break;
+        let began = Instant::now();
+        let drained = tokio::time::timeout(left, queue.drained()).await.is_ok();
+        if !drained {
+            self.in_vain += began.elapsed();
+        }
+        drained
+    }
+}
+
+async fn deliver(hub: &Arc<Hub>, group: &mut Group, events: &[Arc<Event>]) {
+    let mut patience = Patience { began: Instant::now(), in_vain: Duration::ZERO };
+    let mut pushed = 0;
+    for event in events {
+        let candidates: Vec<usize> = group.candidates(&event.key).collect();
+        for index in candidates {
+            let member = &group.members[index];
+            let request = &member.request;
+            let due = member.open
+                && request.from < event.cursor
+                && event.cursor <= request.until
+                && request.subscriber.wants(event);
+            if !due {
+                continue;
             }
+            let queue = Arc::clone(&request.queue);
+            loop {
+                match queue.try_push(event) {
+                    Pushed::Queued => break,
+                    Pushed::Gone => {
+                        group.end(index, End::Full);
+                        break;
+                    }
+                    Pushed::Full => {}
+                }
+                // Those who read are waited for; those who do not come back when they do.
+                let alone = group.open == 1 && !hub.catch_up.others_wait();
+                if !patience.wait(&queue, alone).await {
+                    group.end(index, End::Full);
+                    break;
+                }
+            }
+            pushed += 1;
+            if pushed % PUSHES_AT_A_TIME == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        if !group.any() {
+            return;
         }
     }
 }

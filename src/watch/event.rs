@@ -1,6 +1,7 @@
 //! One change as watchers get it, shared between all of them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -31,12 +32,38 @@ pub struct Event {
     pub before: Option<Arc<Execution>>,
     pub status_changed: bool,
     pub metadata_changed: bool,
+    /// When the look-up that found the record began and ended; `None` where the record is exactly the one of
+    /// this change.
+    pub looked_up: Option<(Instant, Instant)>,
     /// Bytes it takes in memory, roughly.
     pub weight: usize,
     encoded: Mutex<Vec<(u64, Bytes)>>,
 }
 
 impl Event {
+    /// The deletion of an execution that was found to be gone without an entry in the log.
+    pub fn gone(cursor: Cursor, execution_id: &str) -> Self {
+        let key = RecordKey::execution(execution_id);
+        let kind = ChangeKind::Deleted;
+        Event::new(cursor, 0, key, kind, None, None, None, None, (false, false), None)
+    }
+
+    /// The same change with a record that was loaded for it.
+    pub fn with_record(&self, record: Record, looked_up: (Instant, Instant)) -> Self {
+        Event::new(
+            self.cursor.clone(),
+            self.at,
+            self.key.clone(),
+            self.kind,
+            self.revision,
+            Some(record),
+            None,
+            None,
+            (self.status_changed, self.metadata_changed),
+            Some(looked_up),
+        )
+    }
+
     #[expect(clippy::too_many_arguments, reason = "the fields of a plain value, set in one place")]
     pub fn new(
         cursor: Cursor,
@@ -48,6 +75,7 @@ impl Event {
         execution: Option<Arc<Execution>>,
         before: Option<Arc<Execution>>,
         (status_changed, metadata_changed): (bool, bool),
+        looked_up: Option<(Instant, Instant)>,
     ) -> Self {
         let weight = 256 + record.as_ref().map_or(0, Record::weight);
         Event {
@@ -61,6 +89,7 @@ impl Event {
             before,
             status_changed,
             metadata_changed,
+            looked_up,
             weight,
             encoded: Mutex::new(Vec::new()),
         }

@@ -16,13 +16,11 @@ use tokio_util::task::TaskTracker;
 
 use super::catch_up::CatchUp;
 use super::event::Event;
-use super::queue::{Bounds, End, Queue};
-use super::resolve::{Interest, Resolver, Want};
+use super::queue::{Bounds, End, Pushed, Queue};
+use super::resolve::{Executions, Interest, Resolver};
 use crate::clock::Clock;
 use crate::domain::query::ExecutionFilter;
-use crate::store::{
-    Change, ChangeReader, Changed, Cursor, Error, Record, RecordKey, Result, Store,
-};
+use crate::store::{Change, ChangeReader, Cursor, Error, Record, RecordKey, Result, Store};
 
 /// How watching behaves.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +35,10 @@ pub struct Settings {
 
 /// Pause before a log that could not be read is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// Events pushed before the tail lets other tasks run.
+const PUSHES_AT_A_TIME: u64 = 4096;
+/// Memory for executions by which filters are decided.
+const EXECUTIONS_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Whose changes a watcher wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,39 +52,30 @@ pub enum Scope {
 pub struct Subscriber {
     id: u64,
     pub scope: Scope,
+    /// Whether it gets steps; a watcher of one execution follows them also to know when it is over.
     pub steps: bool,
-    pub payloads: bool,
     pub queue: Queue,
-    /// Number of its last registration.
+    /// The batch that was being published at its last registration: what it gets comes after that.
     registered: AtomicU64,
 }
 
 impl Subscriber {
     /// Whether it gets this event.
     pub fn wants(&self, event: &Event) -> bool {
-        match &self.scope {
-            Scope::Execution(id) => *id == event.key.execution_id,
-            Scope::Filter(filter) => {
-                (self.steps || event.key.step_id.is_none()) && event.is_for(filter)
+        self.wants_key(&event.key)
+            && match &self.scope {
+                Scope::Execution(_) => true,
+                Scope::Filter(filter) => event.is_for(filter),
             }
-        }
     }
 
-    /// What it adds to the counts of watchers of steps and of payloads.
-    fn counts(&self) -> (usize, usize) {
-        // A watcher of one execution follows its steps in any case, to know when it is over.
-        let steps = self.steps || matches!(self.scope, Scope::Execution(_));
-        (usize::from(steps), usize::from(self.steps && self.payloads))
-    }
-
-    /// What it needs of the record of this key, before the record is known.
-    pub fn want(&self, key: &RecordKey) -> Want {
-        match &self.scope {
-            Scope::Execution(id) if *id != key.execution_id => Want::Nothing,
-            Scope::Filter(_) if key.step_id.is_some() && !self.steps => Want::Nothing,
-            _ if self.steps && self.payloads && key.step_id.is_some() => Want::Payloads,
-            _ => Want::Record,
-        }
+    /// Whether it may want something about this record, before the record is known.
+    pub fn wants_key(&self, key: &RecordKey) -> bool {
+        (self.steps || key.step_id.is_none())
+            && match &self.scope {
+                Scope::Execution(id) => *id == key.execution_id,
+                Scope::Filter(_) => true,
+            }
     }
 }
 
@@ -105,46 +98,41 @@ pub struct Hub {
     pub(super) catch_up: CatchUp,
     pub(super) tasks: TaskTracker,
     live: Mutex<Live>,
-    /// Held while the tail is being started.
+    /// Held while the tail is being started: how often that failed, and why.
     starting: tokio::sync::Mutex<()>,
+    failures: Mutex<(u64, Option<Error>)>,
     /// Number of the position up to which everything was published.
     position: watch::Sender<u64>,
     next_id: AtomicU64,
     pub numbers: Numbers,
 }
 
-/// Watchers of one execution, or by filter. The counts answer what is wanted without asking each of them.
+/// Watchers of one execution, or by filter.
 #[derive(Default)]
 struct Watchers {
     by_id: IndexMap<u64, Arc<Subscriber>>,
+    /// How many of them get steps.
     of_steps: usize,
-    of_payloads: usize,
 }
 
 impl Watchers {
     fn insert(&mut self, subscriber: Arc<Subscriber>) {
-        let (steps, payloads) = subscriber.counts();
+        let steps = usize::from(subscriber.steps);
         if self.by_id.insert(subscriber.id, subscriber).is_none() {
             self.of_steps += steps;
-            self.of_payloads += payloads;
         }
     }
 
     fn remove(&mut self, subscriber: &Subscriber) {
-        let (steps, payloads) = subscriber.counts();
         if self.by_id.swap_remove(&subscriber.id).is_some() {
-            self.of_steps -= steps;
-            self.of_payloads -= payloads;
+            self.of_steps -= usize::from(subscriber.steps);
         }
     }
 
-    fn want(&self, key: &RecordKey) -> Want {
+    fn want(&self, key: &RecordKey) -> bool {
         match key.step_id {
-            _ if self.by_id.is_empty() => Want::Nothing,
-            None => Want::Record,
-            Some(_) if self.of_payloads > 0 => Want::Payloads,
-            Some(_) if self.of_steps > 0 => Want::Record,
-            Some(_) => Want::Nothing,
+            None => !self.by_id.is_empty(),
+            Some(_) => self.of_steps > 0,
         }
     }
 }
@@ -153,10 +141,13 @@ impl Watchers {
 struct Live {
     by_execution: HashMap<String, Watchers>,
     by_filter: Watchers,
-    /// Everything up to here was published; `None` while there is no tail.
-    cursor: Option<Cursor>,
-    /// Registrations so far.
-    registrations: u64,
+    /// The end of the batch that is being published; who registers gets what comes after it. `None` while there
+    /// is no tail.
+    claimed: Option<Cursor>,
+    /// Everything up to here was published.
+    published: Option<Cursor>,
+    /// Number of the batch that ends at `claimed`.
+    batch: u64,
     /// When the last watcher left.
     empty_since: Option<Instant>,
 }
@@ -185,10 +176,9 @@ impl Live {
         }
     }
 
-    /// The strongest want of the registered watchers.
-    fn want(&self, key: &RecordKey) -> Want {
-        let of_this = self.by_execution.get(&key.execution_id);
-        of_this.map_or(Want::Nothing, |watchers| watchers.want(key)).max(self.by_filter.want(key))
+    fn want(&self, key: &RecordKey) -> bool {
+        self.by_filter.want(key)
+            || self.by_execution.get(&key.execution_id).is_some_and(|watchers| watchers.want(key))
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Subscriber>> {
@@ -202,13 +192,21 @@ impl Live {
         let of_this = self.by_execution.get(&key.execution_id).into_iter();
         of_this.chain([&self.by_filter]).flat_map(|watchers| watchers.by_id.values())
     }
+
+    /// There is no tail any more.
+    fn end(&mut self, resolver: &Resolver) {
+        self.claimed = None;
+        self.published = None;
+        resolver.set_active(false);
+    }
 }
 
-/// The registered watchers, as the resolver sees them.
+/// The registered watchers, as the resolver sees them. Who registers meanwhile does not get this batch, so it
+/// does not matter when during the batch they are asked.
 struct Registered<'a>(&'a Mutex<Live>);
 
 impl Interest for Registered<'_> {
-    fn of(&self, key: &RecordKey) -> Want {
+    fn of(&self, key: &RecordKey) -> bool {
         self.0.lock().want(key)
     }
 
@@ -239,6 +237,7 @@ impl Hub {
             tasks,
             live: Mutex::default(),
             starting: tokio::sync::Mutex::new(()),
+            failures: Mutex::new((0, None)),
             position: watch::Sender::new(0),
             next_id: AtomicU64::new(1),
             numbers: Numbers::default(),
@@ -265,12 +264,11 @@ impl Hub {
         self.catch_up.running()
     }
 
-    pub(super) fn subscriber(&self, scope: Scope, steps: bool, payloads: bool) -> Arc<Subscriber> {
+    pub(super) fn subscriber(&self, scope: Scope, steps: bool) -> Arc<Subscriber> {
         Arc::new(Subscriber {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             scope,
             steps,
-            payloads,
             queue: Queue::new(self.settings.queue),
             registered: AtomicU64::new(0),
         })
@@ -281,26 +279,46 @@ impl Hub {
         if let Some(cursor) = self.register(subscriber) {
             return Ok(cursor);
         }
+        let failures_before = self.failures.lock().0;
         let _starting = self.starting.lock().await;
         if let Some(cursor) = self.register(subscriber) {
             return Ok(cursor);
         }
-        let reader = self.store.log()?.open(None).await?;
+        {
+            // A start that failed while this one waited for its turn answers for it as well.
+            let failures = self.failures.lock();
+            if let (true, Some(error)) = (failures.0 != failures_before, &failures.1) {
+                return Err(again(error));
+            }
+        }
+        let opened = match self.store.log() {
+            Ok(log) => log.open(None).await,
+            Err(error) => Err(error),
+        };
+        let reader = opened.inspect_err(|error| {
+            let mut failures = self.failures.lock();
+            *failures = (failures.0 + 1, Some(again(error)));
+        })?;
         let cursor = reader.cursor();
         self.publish_position(&cursor);
-        self.resolver.set_active(true);
-        self.live.lock().cursor = Some(cursor);
+        {
+            let mut live = self.live.lock();
+            self.resolver.set_active(true);
+            live.claimed = Some(cursor.clone());
+            live.published = Some(cursor);
+        }
+        // Before the tail runs: it ends when there is nobody to run for.
+        let registered = self.register(subscriber).ok_or(Error::Unavailable(None));
         let hub = Arc::clone(self);
         self.tasks.spawn(async move { hub.tail(reader).await });
-        self.register(subscriber).ok_or(Error::Unavailable(None))
+        registered
     }
 
     fn register(&self, subscriber: &Arc<Subscriber>) -> Option<Cursor> {
         let mut live = self.live.lock();
-        let cursor = live.cursor.clone()?;
+        let cursor = live.claimed.clone()?;
         live.empty_since = None;
-        live.registrations += 1;
-        subscriber.registered.store(live.registrations, Ordering::Relaxed);
+        subscriber.registered.store(live.batch, Ordering::Relaxed);
         let subscriber = Arc::clone(subscriber);
         match &subscriber.scope {
             Scope::Execution(id) => {
@@ -321,7 +339,7 @@ impl Hub {
     /// The position up to which an attached subscriber with nothing in its queue has seen everything.
     pub(super) fn seen(&self, subscriber: &Subscriber) -> Option<Cursor> {
         let live = self.live.lock();
-        if subscriber.queue.is_idle() { live.cursor.clone() } else { None }
+        if subscriber.queue.is_idle() { live.published.clone() } else { None }
     }
 
     pub(super) fn position(&self) -> watch::Receiver<u64> {
@@ -340,17 +358,26 @@ impl Hub {
 
     /// Reads the log to its end and goes on as it grows, until nobody has watched for a while.
     async fn tail(self: Arc<Self>, reader: Box<dyn ChangeReader>) {
+        let executions = Executions::new(EXECUTIONS_BYTES);
         let mut reader = Some(reader);
+        let mut away = false;
         loop {
+            if self.idle() {
+                return;
+            }
             let Some(open) = reader.as_mut() else {
                 tokio::select! {
                     () = self.stop.cancelled() => break,
                     () = tokio::time::sleep(RETRY_PAUSE) => {}
                 }
-                if self.idle() {
-                    break;
+                reader = tokio::select! {
+                    () = self.stop.cancelled() => break,
+                    reopened = self.reopen() => reopened,
+                };
+                if away && reader.is_some() {
+                    tracing::info!("the log is read again");
+                    away = false;
                 }
-                reader = self.reopen().await;
                 continue;
             };
             let read = tokio::select! {
@@ -358,39 +385,45 @@ impl Hub {
                 read = open.next() => read,
             };
             let published = match read {
-                Ok(changes) => self.publish(changes, open.cursor()).await,
+                Ok(changes) => {
+                    let cursor = open.cursor();
+                    tokio::select! {
+                        () = self.stop.cancelled() => break,
+                        published = self.publish(changes, cursor, &executions) => published,
+                    }
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = published {
                 // Watchers stay: the tail goes on from where it was as soon as it can.
-                tracing::warn!(%error, "the log cannot be read; trying again");
+                if !away {
+                    tracing::warn!(%error, "the log cannot be read; trying again");
+                    away = true;
+                }
                 reader = None;
             }
-            if self.idle() {
-                break;
-            }
         }
-        self.live.lock().cursor = None;
-        self.resolver.set_active(false);
+        self.live.lock().end(&self.resolver);
     }
 
     /// Whether nobody has watched for a while. From then on there is no tail, in the same moment.
     fn idle(&self) -> bool {
         let mut live = self.live.lock();
         let over = live.is_empty()
-            && live.empty_since.is_some_and(|since| since.elapsed() >= self.settings.linger);
+            && live.empty_since.is_none_or(|since| since.elapsed() >= self.settings.linger);
         if over {
-            live.cursor = None;
+            live.end(&self.resolver);
         }
         over
     }
 
     async fn reopen(&self) -> Option<Box<dyn ChangeReader>> {
-        let cursor = self.live.lock().cursor.clone();
+        let cursor = self.live.lock().published.clone();
         let log = self.store.log().ok()?;
         match log.open(cursor.as_ref()).await {
             Ok(reader) => Some(reader),
-            Err(Error::CursorExpired) => {
+            Err(error @ (Error::CursorExpired | Error::BadCursor)) => {
+                tracing::warn!(%error, "the log has a gap; watchers get the current state again");
                 // The gap cannot be filled: everybody goes on from history, and learns there that it is gone.
                 let reader = log.open(None).await.ok()?;
                 let mut live = self.live.lock();
@@ -399,7 +432,9 @@ impl Hub {
                     subscriber.queue.end(End::Full);
                     live.remove(&subscriber);
                 }
-                live.cursor = Some(reader.cursor());
+                live.batch += 1;
+                live.claimed = Some(reader.cursor());
+                live.published = Some(reader.cursor());
                 Some(reader)
             }
             Err(error) => {
@@ -409,70 +444,74 @@ impl Hub {
         }
     }
 
-    async fn publish(&self, changes: Vec<Change>, cursor: Cursor) -> Result<()> {
+    async fn publish(
+        &self,
+        changes: Vec<Change>,
+        cursor: Cursor,
+        executions: &Executions,
+    ) -> Result<()> {
+        let batch = {
+            let mut live = self.live.lock();
+            live.batch += 1;
+            live.claimed = Some(cursor.clone());
+            live.batch
+        };
         if !changes.is_empty() {
-            self.publish_changes(changes, &cursor).await?;
-        } else {
-            self.live.lock().cursor = Some(cursor.clone());
+            let log = self.store.log()?;
+            let registered = Registered(&self.live);
+            let events =
+                self.resolver.resolve(log.as_ref(), changes, &registered, executions).await?;
+            self.push(&events, batch).await;
         }
+        self.live.lock().published = Some(cursor.clone());
         self.publish_position(&cursor);
         Ok(())
     }
 
-    async fn publish_changes(&self, changes: Vec<Change>, cursor: &Cursor) -> Result<()> {
-        let keys: Vec<RecordKey> = changes
-            .iter()
-            .filter_map(|change| match &change.what {
-                Changed::Record(key) => Some(key.clone()),
-                Changed::Unknown { .. } => None,
-            })
-            .collect();
-        let some_unknown = keys.len() < changes.len();
-        let log = self.store.log()?;
-        let registered_before = self.live.lock().registrations;
-        let events = self.resolver.resolve(log.as_ref(), changes, &Registered(&self.live)).await?;
-
-        let (mut delivered, mut coalesced) = (0, 0);
-        let mut full: Vec<Arc<Subscriber>> = Vec::new();
-        {
-            let mut live = self.live.lock();
-            // Who registered while the records were looked up may want what nobody wanted then: it goes on from
-            // history, where this batch is.
-            if live.registrations != registered_before {
-                for subscriber in live.all() {
-                    let late = subscriber.registered.load(Ordering::Relaxed) > registered_before;
-                    let touched =
-                        some_unknown || keys.iter().any(|key| subscriber.want(key) > Want::Nothing);
-                    if late && touched {
-                        subscriber.queue.end(End::Full);
-                        full.push(Arc::clone(subscriber));
-                    }
-                }
-            }
-            for event in &events {
+    /// Pushes events to all who registered before the batch.
+    async fn push(&self, events: &[Arc<Event>], batch: u64) {
+        let mut pushed_since_pause = 0;
+        for event in events {
+            let (mut delivered, mut coalesced, mut detached) = (0, 0, 0);
+            {
+                let mut live = self.live.lock();
+                let mut ended: Vec<Arc<Subscriber>> = Vec::new();
                 for subscriber in live.of(&event.key) {
-                    if !subscriber.wants(event) {
+                    let early = subscriber.registered.load(Ordering::Relaxed) < batch;
+                    if !early || !subscriber.wants(event) {
                         continue;
                     }
-                    let (merged, ended) = subscriber.queue.push(event);
+                    let (merged, pushed) = subscriber.queue.push(event);
                     coalesced += merged as u64;
-                    if ended {
-                        full.push(Arc::clone(subscriber));
-                    } else {
-                        delivered += 1;
+                    match pushed {
+                        Pushed::Queued => delivered += 1,
+                        Pushed::Full | Pushed::Gone => ended.push(Arc::clone(subscriber)),
                     }
                 }
+                for subscriber in ended {
+                    live.remove(&subscriber);
+                    detached += 1;
+                }
             }
-            full.sort_by_key(|subscriber| subscriber.id);
-            full.dedup_by_key(|subscriber| subscriber.id);
-            for subscriber in &full {
-                live.remove(subscriber);
+            self.numbers.events.fetch_add(delivered, Ordering::Relaxed);
+            self.numbers.coalesced.fetch_add(coalesced, Ordering::Relaxed);
+            self.numbers.detached.fetch_add(detached, Ordering::Relaxed);
+            pushed_since_pause += delivered;
+            if pushed_since_pause >= PUSHES_AT_A_TIME {
+                pushed_since_pause = 0;
+                tokio::task::yield_now().await;
             }
-            live.cursor = Some(cursor.clone());
         }
-        self.numbers.events.fetch_add(delivered, Ordering::Relaxed);
-        self.numbers.coalesced.fetch_add(coalesced, Ordering::Relaxed);
-        self.numbers.detached.fetch_add(full.len() as u64, Ordering::Relaxed);
-        Ok(())
+    }
+}
+
+/// The same failure for somebody else. Its cause stays with the first.
+pub(super) fn again(error: &Error) -> Error {
+    match error {
+        Error::NoLog => Error::NoLog,
+        Error::CursorExpired => Error::CursorExpired,
+        Error::BadCursor => Error::BadCursor,
+        Error::Failed(cause) => Error::failed(cause.to_string()),
+        _ => Error::Unavailable(None),
     }
 }

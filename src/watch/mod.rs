@@ -2,14 +2,21 @@
 //!
 //! Knows records and the log, no protocol: what an event looks like on the wire is the edge's affair.
 
+mod ahead;
 mod catch_up;
+mod ending;
 mod event;
 mod hub;
 mod queue;
 mod resolve;
+mod snapshot;
 mod stream;
+
+#[cfg(test)]
+mod tests;
 
 pub use event::Event;
 pub use hub::{Hub, Numbers, Scope, Settings};
 pub use queue::Bounds;
-pub use stream::{Delivery, Failure, Options, Snapshot, Watch, What};
+pub use snapshot::Snapshot;
+pub use stream::{Delivery, Failure, Options, Watch};

@@ -3,6 +3,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -32,14 +33,22 @@ pub enum End {
 #[derive(Debug)]
 pub enum Next {
     Event(Arc<Event>),
-    Empty,
     Ended(End),
 }
 
+/// What became of an event that was pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    Queued,
+    Full,
+    /// Nobody will take anything any more.
+    Gone,
+}
+
+/// A queue with one reader.
 #[derive(Debug)]
 pub struct Queue {
     state: Mutex<State>,
-    filled: Notify,
     drained: Notify,
     bounds: Bounds,
 }
@@ -49,12 +58,20 @@ struct State {
     events: VecDeque<Arc<Event>>,
     bytes: usize,
     end: Option<End>,
+    closed: bool,
+    waker: Option<Waker>,
 }
 
 impl State {
     fn fits(&self, event: &Event, bounds: &Bounds) -> bool {
         self.events.is_empty()
             || (self.events.len() < bounds.events && self.bytes + event.weight <= bounds.bytes)
+    }
+
+    fn add(&mut self, event: &Arc<Event>) -> Option<Waker> {
+        self.bytes += event.weight;
+        self.events.push_back(Arc::clone(event));
+        self.waker.take()
     }
 
     /// Keeps the newest event of each record, in order.
@@ -75,17 +92,26 @@ impl State {
     }
 }
 
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
 impl Queue {
     pub fn new(bounds: Bounds) -> Self {
-        Queue { state: Mutex::default(), filled: Notify::new(), drained: Notify::new(), bounds }
+        Queue { state: Mutex::default(), drained: Notify::new(), bounds }
     }
 
-    /// Adds an event, coalescing if it has to. The numbers are how many were coalesced, and whether the queue has
-    /// ended because it is full.
-    pub fn push(&self, event: &Arc<Event>) -> (usize, bool) {
+    /// Adds an event, coalescing if it has to. The number is how many were coalesced. `Full` is the end of the
+    /// queue: its reader goes on from the log.
+    pub fn push(&self, event: &Arc<Event>) -> (usize, Pushed) {
         let mut state = self.state.lock();
+        if state.closed {
+            return (0, Pushed::Gone);
+        }
         if state.end.is_some() {
-            return (0, true);
+            return (0, Pushed::Full);
         }
         let mut coalesced = 0;
         if !state.fits(event, &self.bounds) {
@@ -95,51 +121,82 @@ impl Queue {
                 && state.bytes + event.weight <= self.bounds.bytes;
             if !roomy && !state.events.is_empty() {
                 state.end = Some(End::Full);
+                let waker = state.waker.take();
                 drop(state);
-                self.filled.notify_one();
-                return (coalesced, true);
+                wake(waker);
+                return (coalesced, Pushed::Full);
             }
         }
-        state.bytes += event.weight;
-        state.events.push_back(Arc::clone(event));
+        let waker = state.add(event);
         drop(state);
-        self.filled.notify_one();
-        (coalesced, false)
+        wake(waker);
+        (coalesced, Pushed::Queued)
     }
 
     /// Adds an event if there is room.
-    pub fn try_push(&self, event: &Arc<Event>) -> bool {
+    pub fn try_push(&self, event: &Arc<Event>) -> Pushed {
         let mut state = self.state.lock();
-        if state.end.is_some() || !state.fits(event, &self.bounds) {
-            return false;
+        if state.closed || state.end.is_some() {
+            return Pushed::Gone;
         }
-        state.bytes += event.weight;
-        state.events.push_back(Arc::clone(event));
+        if !state.fits(event, &self.bounds) {
+            return Pushed::Full;
+        }
+        let waker = state.add(event);
         drop(state);
-        self.filled.notify_one();
-        true
+        wake(waker);
+        Pushed::Queued
     }
 
     /// Says that nothing more comes. The first end counts.
     pub fn end(&self, end: End) {
-        self.state.lock().end.get_or_insert(end);
-        self.filled.notify_one();
+        let mut state = self.state.lock();
+        state.end.get_or_insert(end);
+        let waker = state.waker.take();
+        drop(state);
+        wake(waker);
     }
 
-    /// Takes the next event, or the end once all events are taken.
-    pub fn next(&self) -> Next {
+    /// Says that nobody will take anything any more.
+    pub fn close(&self) {
         let mut state = self.state.lock();
+        state.closed = true;
+        state.events = VecDeque::new();
+        state.bytes = 0;
+        drop(state);
+        self.drained.notify_one();
+    }
+
+    /// What is there to take just now.
+    #[cfg(test)]
+    pub fn next(&self) -> Option<Next> {
+        let mut state = self.state.lock();
+        self.take(&mut state)
+    }
+
+    fn take(&self, state: &mut State) -> Option<Next> {
         match state.events.pop_front() {
             Some(event) => {
                 state.bytes -= event.weight.min(state.bytes);
-                drop(state);
                 self.drained.notify_one();
-                Next::Event(event)
+                Some(Next::Event(event))
             }
-            None => match state.end.take() {
-                Some(end) => Next::Ended(end),
-                None => Next::Empty,
-            },
+            None => state.end.take().map(Next::Ended),
+        }
+    }
+
+    /// Takes the next event, or the end once all events are taken, waiting for it. One reader at a time.
+    pub fn poll_next(&self, context: &Context<'_>) -> Poll<Next> {
+        let mut state = self.state.lock();
+        match self.take(&mut state) {
+            Some(next) => Poll::Ready(next),
+            None => {
+                match &mut state.waker {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    none => *none = Some(context.waker().clone()),
+                }
+                Poll::Pending
+            }
         }
     }
 
@@ -147,11 +204,6 @@ impl Queue {
     pub fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.events.is_empty() && state.end.is_none()
-    }
-
-    /// Waits until there may be something to take. One waiter at a time.
-    pub async fn filled(&self) {
-        self.filled.notified().await;
     }
 
     /// Waits until something was taken. One waiter at a time.

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use quick_cache::Weighter;
@@ -11,29 +12,23 @@ use quick_cache::sync::Cache;
 
 use super::event::Event;
 use crate::domain::Execution;
-use crate::store::{Change, ChangeKind, ChangeLog, Changed, Record, RecordKey, Result};
+use crate::store::{Change, ChangeKind, ChangeLog, Changed, Error, Record, RecordKey, Result};
 
 /// Memory for records that wait for their own entry in the log.
 const OWN_BYTES: usize = 16 * 1024 * 1024;
-/// Memory for executions by which filters are decided.
-const EXECUTIONS_BYTES: u64 = 16 * 1024 * 1024;
+/// Memory for steps with payloads that several watchers may be about to send.
+const PAYLOADS_BYTES: u64 = 16 * 1024 * 1024;
 /// Documents whose identity is remembered, to understand deletes of other programs.
 const DOCUMENTS: usize = 16 * 1024;
-/// Deleted executions remembered while the log tells of the documents that go with them.
-const DELETED: usize = 4096;
-
-/// What somebody wants of an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Want {
-    Nothing,
-    Record,
-    /// A step with input and output.
-    Payloads,
-}
+/// Executions remembered as deleted by us, whose documents go away after that.
+const DELETED: usize = 4 * 1024;
+/// Records looked up in one query.
+const LOOKED_UP: usize = 500;
 
 /// Who wants what.
 pub trait Interest {
-    fn of(&self, key: &RecordKey) -> Want;
+    /// Whether anybody wants this record.
+    fn of(&self, key: &RecordKey) -> bool;
     /// Whether anybody wants anything.
     fn any(&self) -> bool;
     /// Whether anybody watches by filter.
@@ -49,15 +44,38 @@ impl Weighter<String, Arc<Execution>> for ByWeight {
     }
 }
 
+impl Weighter<(RecordKey, Vec<u8>), Option<Arc<Event>>> for ByWeight {
+    fn weight(&self, key: &(RecordKey, Vec<u8>), event: &Option<Arc<Event>>) -> u64 {
+        // The encoded form is kept with the event.
+        let event = event.as_ref().map_or(0, |event| event.weight * 2);
+        (128 + key.0.execution_id.len() + key.1.len() + event) as u64
+    }
+}
+
+/// What one pass over the log knows of executions, by which filters are decided. Each pass has its own: another
+/// one is at another place of the log.
+pub struct Executions(Cache<String, Arc<Execution>, ByWeight>);
+
+impl Executions {
+    pub fn new(bytes: u64) -> Self {
+        Executions(Cache::with_weighter(1024, bytes, ByWeight))
+    }
+
+    fn forget(&self) {
+        if !self.0.is_empty() {
+            self.0.clear();
+        }
+    }
+}
+
 /// Finds records for entries of the log.
 pub struct Resolver {
     own: Mutex<Own>,
     /// Whether anybody watches; without watchers nothing is kept.
     active: AtomicBool,
-    executions: Cache<String, Arc<Execution>, ByWeight>,
     documents: Cache<Vec<u8>, RecordKey>,
-    /// Executions whose deletion was told: it covers what is then deleted of them.
     deleted: Cache<String, ()>,
+    payloads: Cache<(RecordKey, Vec<u8>), Option<Arc<Event>>, ByWeight>,
     pub lookups: AtomicU64,
 }
 
@@ -68,14 +86,22 @@ struct Own {
     bytes: usize,
 }
 
+/// An entry with its record, while a batch is put together.
+struct Found {
+    change: Change,
+    key: RecordKey,
+    record: Option<Record>,
+    looked_up: bool,
+}
+
 impl Resolver {
     pub fn new() -> Self {
         Resolver {
             own: Mutex::default(),
             active: AtomicBool::new(false),
-            executions: Cache::with_weighter(4096, EXECUTIONS_BYTES, ByWeight),
             documents: Cache::new(DOCUMENTS),
             deleted: Cache::new(DELETED),
+            payloads: Cache::with_weighter(256, PAYLOADS_BYTES, ByWeight),
             lookups: AtomicU64::new(0),
         }
     }
@@ -85,7 +111,7 @@ impl Resolver {
         self.active.store(active, Ordering::Relaxed);
         if !active {
             *self.own.lock() = Own::default();
-            self.executions.clear();
+            self.payloads.clear();
         }
     }
 
@@ -99,7 +125,9 @@ impl Resolver {
             let key = (record.key(), record.revision());
             own.bytes += record.weight();
             own.order.push_back(key.clone());
-            own.records.insert(key, record);
+            if let Some(replaced) = own.records.insert(key, record) {
+                own.bytes = own.bytes.saturating_sub(replaced.weight());
+            }
         }
         while own.bytes > OWN_BYTES {
             let Some(oldest) = own.order.pop_front() else { break };
@@ -109,129 +137,6 @@ impl Resolver {
         }
     }
 
-    /// The events of a batch of entries that somebody wants, in order.
-    pub async fn resolve(
-        &self,
-        log: &dyn ChangeLog,
-        changes: Vec<Change>,
-        interest: &(dyn Interest + Sync),
-    ) -> Result<Vec<Arc<Event>>> {
-        if !interest.any() {
-            return Ok(Vec::new());
-        }
-        let mut found: HashMap<Changed, Record> = HashMap::new();
-        let mut plain = HashSet::new();
-        let mut with_payloads = HashSet::new();
-        let mut bodies: Vec<Option<Record>> = Vec::with_capacity(changes.len());
-        for change in &changes {
-            if let (Changed::Record(key), Some(id)) = (&change.what, &change.document_id) {
-                self.documents.insert(id.clone(), key.clone());
-            }
-            let mut body = None;
-            let want = match &change.what {
-                Changed::Record(key) => interest.of(key),
-                Changed::Unknown { steps: true, .. } if interest.by_filter() => Want::Record,
-                Changed::Unknown { .. } => Want::Record,
-            };
-            if change.kind != ChangeKind::Deleted && want != Want::Nothing {
-                match want {
-                    Want::Payloads => {
-                        with_payloads.insert(change.what.clone());
-                    }
-                    _ => {
-                        body = change.body.clone().or_else(|| self.own(change));
-                        if body.is_none() {
-                            plain.insert(change.what.clone());
-                        }
-                    }
-                }
-            }
-            bodies.push(body);
-        }
-        for (wanted, payloads) in [(plain, false), (with_payloads, true)] {
-            if !wanted.is_empty() {
-                self.lookups.fetch_add(1, Ordering::Relaxed);
-                let wanted: Vec<Changed> = wanted.into_iter().collect();
-                found.extend(log.load(&wanted, payloads).await?);
-            }
-        }
-
-        let executions = match interest.by_filter() {
-            true => self.executions_of(log, &changes, &bodies, &found, interest).await?,
-            false => HashMap::new(),
-        };
-        let mut events = Vec::with_capacity(changes.len());
-        for (change, body) in changes.into_iter().zip(bodies) {
-            let record = body.or_else(|| found.get(&change.what).cloned());
-            let key = match (&change.what, &record) {
-                (_, Some(record)) => record.key(),
-                (Changed::Record(key), None) => key.clone(),
-                (Changed::Unknown { id, .. }, None) => match self.documents.get(id) {
-                    Some(key) => key,
-                    None => continue,
-                },
-            };
-            let deleted = change.kind == ChangeKind::Deleted;
-            match (deleted, &change.what) {
-                (true, Changed::Record(_)) if key.step_id.is_none() => {
-                    self.deleted.insert(key.execution_id.clone(), ());
-                }
-                (true, Changed::Unknown { .. })
-                    if self.deleted.get(&key.execution_id).is_some() =>
-                {
-                    continue;
-                }
-                (false, _) if key.step_id.is_none() => {
-                    self.deleted.remove(&key.execution_id);
-                }
-                _ => {}
-            }
-            if interest.of(&key) == Want::Nothing {
-                continue;
-            }
-            if !deleted && record.is_none() {
-                // Gone since; its deletion comes later in the log.
-                continue;
-            }
-            let record = if deleted { None } else { record };
-            let (mut execution, mut before) = (None, None);
-            if interest.by_filter() {
-                if key.step_id.is_some() {
-                    execution = executions.get(&key.execution_id).cloned();
-                } else {
-                    // A look-up may have brought a version as new as this change: that is not the one before.
-                    before = self.executions.get(&key.execution_id).filter(|known| {
-                        match (change.revision, &record) {
-                            (Some(revision), _) => known.revision < revision,
-                            (None, Some(Record::Execution(now))) => known != now,
-                            (None, _) => true,
-                        }
-                    });
-                    match &record {
-                        Some(Record::Execution(now)) => {
-                            self.executions.insert(key.execution_id.clone(), Arc::clone(now));
-                        }
-                        _ => {
-                            self.executions.remove(&key.execution_id);
-                        }
-                    }
-                }
-            }
-            events.push(Arc::new(Event::new(
-                change.cursor,
-                change.at,
-                key,
-                change.kind,
-                change.revision,
-                record,
-                execution,
-                before,
-                (change.status_changed, change.metadata_changed),
-            )));
-        }
-        Ok(events)
-    }
-
     fn own(&self, change: &Change) -> Option<Record> {
         let (Changed::Record(key), Some(revision)) = (&change.what, change.revision) else {
             return None;
@@ -239,56 +144,264 @@ impl Resolver {
         self.own.lock().records.get(&(key.clone(), revision)).cloned()
     }
 
-    /// The executions of the steps in a batch, by which filters decide about them.
+    /// The record of an entry, where it is at hand. What another program changed is looked up: its entry may
+    /// carry a revision that says nothing about the order of things.
+    fn at_hand(&self, change: &Change) -> Option<Record> {
+        let exact = change.revision.is_some() || change.kind == ChangeKind::Created;
+        change.body.clone().filter(|_| exact).or_else(|| self.own(change))
+    }
+
+    /// The events of a batch of entries that somebody wants, in order.
+    pub async fn resolve(
+        &self,
+        log: &dyn ChangeLog,
+        changes: Vec<Change>,
+        interest: &(dyn Interest + Sync),
+        executions: &Executions,
+    ) -> Result<Vec<Arc<Event>>> {
+        let by_filter = interest.by_filter();
+        if !by_filter {
+            // Nobody keeps it up to date from here on.
+            executions.forget();
+        }
+        if changes.is_empty() || !interest.any() {
+            return Ok(Vec::new());
+        }
+        let mut wanted = HashSet::new();
+        let mut entries = Vec::with_capacity(changes.len());
+        for change in changes {
+            if let (Changed::Record(key), Some(id)) = (&change.what, &change.document_id) {
+                self.documents.insert(id.clone(), key.clone());
+            }
+            let known = match &change.what {
+                Changed::Record(key) => interest.of(key),
+                Changed::Unknown { .. } => true,
+            };
+            if !known {
+                continue;
+            }
+            let mut record = None;
+            if change.kind != ChangeKind::Deleted {
+                record = self.at_hand(&change);
+                if record.is_none() {
+                    wanted.insert(change.what.clone());
+                }
+            }
+            entries.push((change, record));
+        }
+        let began = Instant::now();
+        let loaded: HashMap<Changed, Record> = self.load(log, wanted).await?.into_iter().collect();
+        let looked_up = (began, Instant::now());
+
+        let mut found = Vec::with_capacity(entries.len());
+        for (change, record) in entries {
+            found.extend(self.found(change, record, &loaded, interest));
+        }
+        merge(&mut found);
+        let steps_of = match by_filter {
+            true => self.executions_of(log, &found, executions).await?,
+            false => HashMap::new(),
+        };
+        Ok(found
+            .into_iter()
+            .map(|found| {
+                let looked_up = found.looked_up.then_some(looked_up);
+                let judged = match by_filter {
+                    true => judge(&found, executions, &steps_of),
+                    false => (None, None),
+                };
+                Arc::new(event(found, judged, looked_up))
+            })
+            .collect())
+    }
+
+    /// Puts entry and record together. `None`: there is nothing to tell.
+    fn found(
+        &self,
+        change: Change,
+        record: Option<Record>,
+        loaded: &HashMap<Changed, Record>,
+        interest: &(dyn Interest + Sync),
+    ) -> Option<Found> {
+        let deleted = change.kind == ChangeKind::Deleted;
+        let looked_up = !deleted && record.is_none();
+        let record = record.or_else(|| loaded.get(&change.what).cloned()).filter(|_| !deleted);
+        let key = match (&change.what, &record) {
+            (_, Some(record)) => record.key(),
+            (Changed::Record(key), None) => key.clone(),
+            (Changed::Unknown { id, .. }, None) => self.documents.get(id)?,
+        };
+        if deleted && change.revision.is_some() && key.step_id.is_none() {
+            self.deleted.insert(key.execution_id.clone(), ());
+        } else if deleted {
+            // The documents of an execution that we deleted go away one by one; watchers know already.
+            if self.deleted.get(&key.execution_id).is_some() {
+                return None;
+            }
+        } else {
+            // What cannot be found is gone since; its deletion comes later in the log.
+            record.as_ref()?;
+            if key.step_id.is_none() && change.kind == ChangeKind::Created {
+                self.deleted.remove(&key.execution_id);
+            }
+        }
+        interest.of(&key).then_some(Found { change, key, record, looked_up })
+    }
+
+    /// The event with input and output of its step. `None`: the step is gone. One look-up serves all watchers
+    /// that ask at the same time.
+    pub async fn with_payloads(
+        &self,
+        log: &dyn ChangeLog,
+        event: &Event,
+    ) -> Result<Option<Arc<Event>>> {
+        let key = (event.key.clone(), event.cursor.0.clone());
+        self.payloads
+            .get_or_insert_async(&key, async {
+                self.lookups.fetch_add(1, Ordering::Relaxed);
+                let began = Instant::now();
+                let what = [Changed::Record(event.key.clone())];
+                let record = log.load(&what, true).await?.into_iter().next();
+                let looked_up = (began, Instant::now());
+                Ok(record.map(|(_, record)| Arc::new(event.with_record(record, looked_up))))
+            })
+            .await
+    }
+
+    /// Looks records up, many at a time. One that cannot be read is left out, for it would hold up all others.
+    async fn load(
+        &self,
+        log: &dyn ChangeLog,
+        wanted: HashSet<Changed>,
+    ) -> Result<Vec<(Changed, Record)>> {
+        let wanted: Vec<Changed> = wanted.into_iter().collect();
+        let mut loaded = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(LOOKED_UP) {
+            self.lookups.fetch_add(1, Ordering::Relaxed);
+            match log.load(wanted, false).await {
+                Ok(records) => loaded.extend(records),
+                Err(error @ Error::Corrupt { .. }) => {
+                    tracing::warn!(%error, "a record that watchers want cannot be read");
+                    for one in wanted {
+                        match log.load(std::slice::from_ref(one), false).await {
+                            Ok(records) => loaded.extend(records),
+                            Err(Error::Corrupt { .. }) => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// The executions of the steps in a batch that this pass does not know.
     async fn executions_of(
         &self,
         log: &dyn ChangeLog,
-        changes: &[Change],
-        bodies: &[Option<Record>],
-        found: &HashMap<Changed, Record>,
-        interest: &(dyn Interest + Sync),
+        found: &[Found],
+        executions: &Executions,
     ) -> Result<HashMap<String, Arc<Execution>>> {
-        let mut known: HashMap<String, Arc<Execution>> = HashMap::new();
-        let mut missing = HashSet::new();
-        for (change, body) in changes.iter().zip(bodies) {
-            let key = match (body.as_ref().or_else(|| found.get(&change.what)), &change.what) {
-                (Some(record), _) => record.key(),
-                (None, Changed::Record(key)) => key.clone(),
-                (None, Changed::Unknown { .. }) => continue,
-            };
-            if key.step_id.is_none() || interest.of(&key) == Want::Nothing {
-                continue;
-            }
-            let id = key.execution_id;
-            if known.contains_key(&id) {
-                continue;
-            }
-            match self.executions.get(&id) {
-                Some(execution) => {
-                    known.insert(id, execution);
-                }
-                None => {
-                    missing.insert(Changed::Record(RecordKey::execution(id)));
-                }
+        let mut wanted = HashSet::new();
+        let mut earlier: HashSet<&str> = HashSet::new();
+        for found in found {
+            let id = found.key.execution_id.as_str();
+            if found.key.step_id.is_none() {
+                earlier.insert(id);
+            } else if !earlier.contains(id) && executions.0.get(id).is_none() {
+                wanted.insert(Changed::Record(RecordKey::execution(id)));
             }
         }
-        // A change of the execution in this very batch is newer than what was known before it.
-        for record in bodies.iter().flatten().chain(found.values()) {
-            if let Record::Execution(execution) = record {
-                missing.remove(&Changed::Record(RecordKey::execution(&execution.execution_id)));
-                known.insert(execution.execution_id.clone(), Arc::clone(execution));
-            }
-        }
-        if !missing.is_empty() {
-            self.lookups.fetch_add(1, Ordering::Relaxed);
-            let missing: Vec<Changed> = missing.into_iter().collect();
-            for (_, record) in log.load(&missing, false).await? {
-                if let Record::Execution(execution) = record {
-                    self.executions.insert(execution.execution_id.clone(), Arc::clone(&execution));
-                    known.insert(execution.execution_id.clone(), execution);
-                }
-            }
-        }
-        Ok(known)
+        let loaded = self.load(log, wanted).await?;
+        Ok(loaded
+            .into_iter()
+            .filter_map(|(_, record)| match record {
+                Record::Execution(execution) => Some((execution.execution_id.clone(), execution)),
+                Record::Step(_) => None,
+            })
+            .collect())
     }
+}
+
+/// Of several entries about a record that were answered by the same look-up, one event is enough: the last, which
+/// then says what all of them said.
+fn merge(found: &mut Vec<Found>) {
+    let mut latest: HashMap<RecordKey, usize> = HashMap::new();
+    let mut kept: Vec<Found> = Vec::with_capacity(found.len());
+    for entry in found.drain(..).rev() {
+        if entry.record.is_none() || !entry.looked_up {
+            // What is exact is told as it is, and nothing is merged across it.
+            latest.remove(&entry.key);
+            kept.push(entry);
+            continue;
+        }
+        match latest.get(&entry.key) {
+            Some(index) => {
+                let change = &mut kept[*index].change;
+                change.status_changed |= entry.change.status_changed;
+                change.metadata_changed |= entry.change.metadata_changed;
+                if entry.change.kind == ChangeKind::Created {
+                    change.kind = ChangeKind::Created;
+                }
+            }
+            None => {
+                latest.insert(entry.key.clone(), kept.len());
+                kept.push(entry);
+            }
+        }
+    }
+    kept.reverse();
+    *found = kept;
+}
+
+/// The execution of a step, or the version of an execution before the change, by which filters are decided.
+type Judged = (Option<Arc<Execution>>, Option<Arc<Execution>>);
+
+fn judge(
+    found: &Found,
+    executions: &Executions,
+    steps_of: &HashMap<String, Arc<Execution>>,
+) -> Judged {
+    let id = &found.key.execution_id;
+    if found.key.step_id.is_some() {
+        if let Some(known) = executions.0.get(id) {
+            return (Some(known), None);
+        }
+        let loaded = steps_of.get(id).cloned();
+        if let Some(execution) = &loaded {
+            executions.0.insert(id.clone(), Arc::clone(execution));
+        }
+        return (loaded, None);
+    }
+    // A look-up may have brought a version as new as this change: that is not the one before.
+    let before =
+        executions.0.get(id).filter(|known| match (found.change.revision, &found.record) {
+            (Some(revision), _) => known.revision < revision,
+            (None, Some(Record::Execution(now))) => known != now,
+            (None, _) => true,
+        });
+    match &found.record {
+        Some(Record::Execution(now)) => executions.0.insert(id.clone(), Arc::clone(now)),
+        _ => {
+            executions.0.remove(id);
+        }
+    }
+    (None, before)
+}
+
+fn event(found: Found, judged: Judged, looked_up: Option<(Instant, Instant)>) -> Event {
+    let Found { change, key, record, .. } = found;
+    Event::new(
+        change.cursor,
+        change.at,
+        key,
+        change.kind,
+        change.revision,
+        record,
+        judged.0,
+        judged.1,
+        (change.status_changed, change.metadata_changed),
+        looked_up,
+    )
 }

@@ -1,47 +1,36 @@
 //! One watcher: snapshot, history and live events as one stream that is pulled by its reader.
 //!
-//! What a look-up returns may be newer than the place in the log that asked for it. The stream remembers such
-//! records (`ahead`) and skips their changes that it has delivered already, so that per record the revisions only
-//! grow.
+//! Events come in the order of the log, and the stream never goes back behind its own position: whatever is pushed
+//! to it twice is taken once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::ahead::Ahead;
 use super::catch_up::{Request, request};
+use super::ending::Ending;
 use super::event::Event;
 use super::hub::{Hub, Scope, Subscriber};
 use super::queue::{End, Next, Queue};
-use crate::domain::query::{
-    ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, StepQuery,
-};
-use crate::domain::{Execution, ExecutionStatus, Step, StepStatus};
-use crate::store::{ChangeKind, Changed, Cursor, Error, Record, RecordKey};
+use super::snapshot::{Plan, Reading, Snapshot, Steps, running_steps};
+use crate::domain::Millis;
+use crate::store::{ChangeKind, ChangeLog, Cursor, Error, Record};
 
-/// Records of a snapshot read at a time.
-const PAGE: usize = 200;
-/// The same for steps with payloads, which may be large.
-const PAGE_WITH_PAYLOADS: usize = 4;
-/// Executions examined for one page of a snapshot.
-const EXAMINE: usize = 5000;
-/// How much clocks of servers may differ: a revision older than this is no news to the log.
-const CLOCK_SKEW_MS: i64 = 60_000;
-/// Remembered records before those that cannot matter any more are forgotten.
-const AHEAD_KEPT: usize = 1024;
 /// Pause before history that could not be read is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
-
-/// Which current state comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Snapshot {
-    All,
-    Active,
-    None,
-}
+/// How long a stream that resumes waits for its first event, to tell a token that is too old as the answer.
+const FIRST_EVENT: Duration = Duration::from_secs(1);
+/// What may have happened unseen before the last event a stream has seen.
+const SLACK_MS: i64 = 60_000;
 
 /// What a watcher asked for.
 #[derive(Debug, Clone)]
@@ -72,23 +61,18 @@ impl From<Error> for Failure {
 
 /// One message of the stream.
 #[derive(Debug)]
-pub struct Delivery {
-    /// Resume after it from here; `None` within the snapshot.
-    pub cursor: Option<Cursor>,
-    pub what: What,
-}
-
-#[derive(Debug)]
-pub enum What {
-    /// A record of the snapshot.
+pub enum Delivery {
+    /// A record of the snapshot; it has no position.
     Current(Record, ChangeKind),
+    /// A change, to resume after from its own position.
     Event(Arc<Event>),
-    SnapshotComplete,
-    Keepalive,
+    /// Resume after it from here.
+    SnapshotComplete(Cursor),
+    Keepalive(Cursor),
 }
 
 enum Phase {
-    Snapshot(Box<SnapshotState>),
+    Snapshot(Box<Reading>),
     /// From history, up to the cursor.
     History {
         queue: Arc<Queue>,
@@ -98,51 +82,43 @@ enum Phase {
     Ended,
 }
 
-/// How far the snapshot is.
-struct SnapshotState {
-    /// Where the stream goes on after it.
-    attached_at: Cursor,
-    /// The executions still to come: `None` when all pages were read.
-    next_page: Option<Option<ExecutionKey>>,
-    executions: VecDeque<Execution>,
-    /// Of the execution whose steps are being sent: its id, and after which step to go on.
-    steps_of: Option<(String, Option<i32>)>,
-    /// Sent again because history is gone: as updates, and without a second `snapshot_complete`.
-    again: bool,
-}
-
-/// What tells that the watch of one execution is over.
-#[derive(Default)]
-struct Ending {
-    terminal: bool,
-    /// The end was seen in a record newer than its place in the log: what happened before it may still come.
-    ahead: bool,
-    running: HashSet<i32>,
-    /// Not over before everything up to this position was seen.
-    barrier: Option<u64>,
-    deleted: bool,
+/// What a waiting stream woke up for.
+enum Woken {
+    Next(Next),
+    Stopped,
+    Keepalive,
+    /// The log may have reached the position that is waited for.
+    Position,
 }
 
 /// A watcher's stream.
 pub struct Watch {
     hub: Arc<Hub>,
+    log: Arc<dyn ChangeLog>,
     subscriber: Arc<Subscriber>,
     options: Options,
     /// Everything up to here was delivered.
     cursor: Cursor,
+    /// When the newest change that was seen was committed.
+    seen_at: Millis,
     phase: Phase,
-    ahead: HashMap<RecordKey, i64>,
+    ahead: Ahead,
     ready: VecDeque<Delivery>,
     ending: Ending,
     position: watch::Receiver<u64>,
     /// Whether the cursor is still the client's token: then history that is gone is the client's affair.
     resumed: bool,
     next_keepalive: Instant,
+    sleep: Pin<Box<Sleep>>,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.hub.detach(&self.subscriber);
+        if let Phase::History { queue, .. } = &self.phase {
+            queue.close();
+        }
         self.hub.numbers.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -159,23 +135,28 @@ impl Watch {
         {
             return Err(Error::BadCursor.into());
         }
-        let subscriber = hub.subscriber(options.scope.clone(), options.steps, options.payloads);
+        let of_one = matches!(options.scope, Scope::Execution(_));
+        let steps = options.steps || (of_one && !options.follow);
+        let subscriber = hub.subscriber(options.scope.clone(), steps);
         let attached_at = hub.attach(&subscriber).await?;
         hub.numbers.watchers.fetch_add(1, Ordering::Relaxed);
-        let position = hub.position();
         let next_keepalive = Instant::now() + hub.settings.keepalive;
         // From here on dropping the stream takes the subscriber back.
         let mut watch = Watch {
-            hub,
+            log,
             subscriber,
             cursor: attached_at.clone(),
+            seen_at: hub.clock.now().millis(),
             phase: Phase::Live,
-            ahead: HashMap::new(),
+            ahead: Ahead::default(),
             ready: VecDeque::new(),
             ending: Ending::default(),
-            position,
+            position: hub.position(),
             resumed: options.resume.is_some(),
             next_keepalive,
+            sleep: Box::pin(tokio::time::sleep_until(next_keepalive)),
+            stopped: Box::pin(hub.stop.clone().cancelled_owned()),
+            hub,
             options,
         };
         match watch.options.resume.take() {
@@ -186,92 +167,74 @@ impl Watch {
     }
 
     async fn resume(&mut self, cursor: Cursor, attached_at: Cursor) -> Result<(), Failure> {
-        let log = self.hub.store.log()?;
-        if let Scope::Execution(id) = &self.options.scope {
-            // The state as of now, and the position by which the stream has seen everything that led to it.
-            self.ending.barrier = Some(log.position().await?);
-            let id = id.clone();
-            match self.hub.store.execution(&id).await? {
-                Some(execution) => self.ending.terminal = execution.is_terminal(),
-                None => self.ending.deleted = true,
+        if cursor > attached_at {
+            // Ahead of this server, which another one may well be; but never ahead of the database.
+            let position = self.log.position().await?;
+            if self.log.position_of(&cursor).is_some_and(|of_token| of_token > position) {
+                return Err(Error::CursorExpired.into());
             }
-            self.ending.running = self.running_steps(&id).await?;
         }
-        self.cursor = cursor;
-        self.read_history(attached_at);
-        // History that is gone, or a token from elsewhere, is told before the stream begins.
-        if let Phase::History { queue, .. } = &self.phase {
-            let queue = Arc::clone(queue);
-            loop {
-                match queue.next() {
-                    Next::Empty => tokio::select! {
-                        () = queue.filled() => {}
-                        // A long way to the first event is no failure.
-                        () = tokio::time::sleep(Duration::from_secs(1)) => break,
-                        () = self.hub.stop.cancelled() => return Err(Failure::ShuttingDown),
-                    },
-                    Next::Event(event) => {
-                        self.take(event);
-                        break;
-                    }
-                    Next::Ended(End::Failed(
-                        error @ (Error::CursorExpired | Error::BadCursor | Error::NoLog),
-                    )) => return Err(error.into()),
-                    Next::Ended(end) => {
-                        queue.end(end);
-                        break;
-                    }
+        if let Scope::Execution(id) = &self.options.scope {
+            match self.hub.store.execution(id).await? {
+                Some(execution) => self.ending.terminal = execution.is_terminal(),
+                None => {
+                    self.ending.missing = true;
+                    self.ending.barrier = Some(self.log.position().await?);
                 }
             }
         }
-        Ok(())
-    }
-
-    async fn running_steps(&self, execution_id: &str) -> Result<HashSet<i32>, Failure> {
-        let mut running = HashSet::new();
-        let mut after = None;
-        loop {
-            let query = StepQuery {
-                execution_id: execution_id.to_owned(),
-                statuses: vec![StepStatus::Running],
-                after,
-                limit: 1000,
-                examine: 20_000,
-            };
-            let page = self.hub.store.steps(&query).await?;
-            running.extend(page.records.iter().map(|step| step.step_id));
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(running),
-            }
+        self.cursor = cursor;
+        self.read_history(attached_at);
+        let Phase::History { queue, .. } = &self.phase else { return Ok(()) };
+        // History that is gone is told before the stream begins. A long way to the first event is no failure.
+        let queue = Arc::clone(queue);
+        let first = tokio::select! {
+            () = self.hub.stop.cancelled() => return Err(Failure::ShuttingDown),
+            first = tokio::time::timeout(FIRST_EVENT, poll_fn(|context| queue.poll_next(context))) => first,
+        };
+        match first {
+            Ok(next) => self.history(next).await,
+            Err(_) => Ok(()),
         }
     }
 
     async fn begin_snapshot(&mut self, attached_at: Cursor, again: bool) -> Result<(), Failure> {
-        let mut state = SnapshotState {
-            attached_at,
-            next_page: Some(None),
-            executions: VecDeque::new(),
-            steps_of: None,
-            again,
-        };
-        self.ending = Ending::default();
+        let mut first = None;
         if let Scope::Execution(id) = &self.options.scope {
-            state.next_page = None;
-            match self.hub.store.execution(id).await? {
-                Some(execution) => state.executions.push_back(execution),
-                None if again => self.ending.deleted = true,
-                None => return Err(Failure::ExecutionNotFound),
+            first = self.hub.store.execution(id).await?;
+            if first.is_none() && !again {
+                return Err(Failure::ExecutionNotFound);
             }
-        } else if self.options.snapshot == Snapshot::None && !again {
-            state.next_page = None;
         }
-        self.phase = Phase::Snapshot(Box::new(state));
+        self.ahead.clear();
+        self.ending = Ending::default();
+        self.cursor = attached_at.clone();
+        if let (Scope::Execution(id), None) = (&self.options.scope, &first) {
+            let gone = Arc::new(Event::gone(attached_at, id));
+            self.ending.deleted = true;
+            self.phase = Phase::Live;
+            self.ready.push_back(Delivery::Event(gone));
+            return Ok(());
+        }
+        self.ending.terminal = first.as_ref().is_some_and(|execution| execution.is_terminal());
+        let of_one = matches!(self.options.scope, Scope::Execution(_));
+        let plan = Plan {
+            scope: self.options.scope.clone(),
+            snapshot: self.options.snapshot,
+            steps: match self.options.steps {
+                true => Steps::All,
+                false if of_one && !self.options.follow => Steps::Running,
+                false => Steps::None,
+            },
+            payloads: self.options.payloads,
+            since: again.then_some(self.seen_at - SLACK_MS),
+        };
+        self.seen_at = self.hub.clock.now().millis();
+        self.phase = Phase::Snapshot(Box::new(Reading::new(plan, attached_at, again, first)));
         Ok(())
     }
 
-    /// The next message. `None`: the stream has ended in order. Cancel-safe between messages only: the caller
-    /// polls one call to its end.
+    /// The next message. `None`: the stream has ended in order. The caller polls one call to its end.
     pub async fn next(&mut self) -> Option<Result<Delivery, Failure>> {
         loop {
             if let Some(delivery) = self.ready.pop_front() {
@@ -281,15 +244,19 @@ impl Watch {
             if matches!(self.phase, Phase::Ended) {
                 return None;
             }
-            if self.hub.stop.is_cancelled() {
-                self.phase = Phase::Ended;
-                return Some(Err(Failure::ShuttingDown));
-            }
-            if self.is_over() {
-                self.phase = Phase::Ended;
-                continue;
-            }
-            if let Err(failure) = self.advance().await {
+            let advanced = if self.hub.stop.is_cancelled() {
+                Err(Failure::ShuttingDown)
+            } else {
+                match self.is_over().await {
+                    Ok(true) => {
+                        self.phase = Phase::Ended;
+                        Ok(())
+                    }
+                    Ok(false) => self.advance().await,
+                    Err(failure) => Err(failure),
+                }
+            };
+            if let Err(failure) = advanced {
                 self.phase = Phase::Ended;
                 return Some(Err(failure));
             }
@@ -298,73 +265,94 @@ impl Watch {
 
     /// Does the next piece of work, which may or may not make messages.
     async fn advance(&mut self) -> Result<(), Failure> {
-        match &mut self.phase {
-            Phase::Snapshot(_) => self.advance_snapshot().await,
-            Phase::History { queue, until } => {
-                let queue = Arc::clone(queue);
-                match queue.next() {
-                    Next::Event(event) => self.take(event),
-                    Next::Empty => self.wait(&queue).await,
-                    Next::Ended(End::Done) => {
-                        self.cursor = until.clone();
-                        self.resumed = false;
-                        self.phase = Phase::Live;
-                    }
-                    // Too slow for the reader: again from where we are.
-                    Next::Ended(End::Full) => {
-                        let until = until.clone();
-                        self.read_history(until);
-                    }
-                    Next::Ended(End::Failed(error)) => {
-                        let until = until.clone();
-                        return self.history_failed(error, until).await;
-                    }
-                }
-                Ok(())
-            }
+        let queue = match &self.phase {
+            Phase::Snapshot(_) => return self.advance_snapshot().await,
+            Phase::Ended => return Ok(()),
+            Phase::History { queue, .. } => Arc::clone(queue),
             Phase::Live => {
                 let subscriber = Arc::clone(&self.subscriber);
-                match subscriber.queue.next() {
-                    Next::Event(event) => self.take(event),
-                    Next::Empty => self.wait(&subscriber.queue).await,
-                    Next::Ended(_) => match self.hub.attach(&subscriber).await {
-                        Ok(until) => self.read_history(until),
-                        Err(error) => self.pause(&error).await,
-                    },
-                }
-                Ok(())
+                return match self.wait(&subscriber.queue).await {
+                    Some(next) => self.live(next).await,
+                    None => Ok(()),
+                };
             }
-            Phase::Ended => Ok(()),
+        };
+        match self.wait(&queue).await {
+            Some(next) => self.history(next).await,
+            None => Ok(()),
         }
     }
 
-    async fn history_failed(&mut self, error: Error, until: Cursor) -> Result<(), Failure> {
-        match error {
-            Error::CursorExpired if self.resumed => Err(error.into()),
-            Error::CursorExpired => {
-                // Only slow: the latest of everything is all it is promised, and that is the state as of now.
-                self.begin_snapshot(until, true).await
+    async fn live(&mut self, next: Next) -> Result<(), Failure> {
+        match next {
+            Next::Event(event) => self.take(event).await,
+            // What was in the queue is taken: from here on from the log, and then live again.
+            Next::Ended(_) => {
+                let subscriber = Arc::clone(&self.subscriber);
+                loop {
+                    match self.hub.attach(&subscriber).await {
+                        Ok(until) => {
+                            self.read_history(until);
+                            return Ok(());
+                        }
+                        Err(error) => {
+                            self.pause(&error).await;
+                            if self.hub.stop.is_cancelled() {
+                                return Err(Failure::ShuttingDown);
+                            }
+                            if !self.ready.is_empty() {
+                                // Not registered yet: the next look finds that out again.
+                                subscriber.queue.end(End::Full);
+                                return Ok(());
+                            }
+                        }
+                    }
+                }
             }
-            Error::BadCursor | Error::NoLog => Err(error.into()),
-            error => {
-                self.pause(&error).await;
+        }
+    }
+
+    async fn history(&mut self, next: Next) -> Result<(), Failure> {
+        let Phase::History { until, .. } = &self.phase else { return Ok(()) };
+        let until = until.clone();
+        match next {
+            Next::Event(event) => {
+                self.resumed = false;
+                self.take(event).await
+            }
+            Next::Ended(End::Done) => {
+                self.cursor = until.max(self.cursor.clone());
+                self.resumed = false;
+                self.phase = Phase::Live;
+                Ok(())
+            }
+            // Too slow for the reader: again from where we are.
+            Next::Ended(End::Full) => {
                 self.read_history(until);
                 Ok(())
             }
-        }
-    }
-
-    /// The database is away: watchers stay connected and go on when it is back.
-    async fn pause(&mut self, error: &Error) {
-        tracing::debug!(%error, "a watcher waits for the log");
-        if self.subscriber.queue.is_idle() && matches!(self.phase, Phase::Live) {
-            // Nothing is registered: the next look must find that out again.
-            self.subscriber.queue.end(End::Full);
-        }
-        tokio::select! {
-            () = self.hub.stop.cancelled() => {}
-            () = tokio::time::sleep(RETRY_PAUSE) => {}
-            () = tokio::time::sleep_until(self.next_keepalive) => self.keepalive(),
+            Next::Ended(End::Failed(error)) => match error {
+                Error::CursorExpired | Error::BadCursor if self.resumed => {
+                    Err(Error::CursorExpired.into())
+                }
+                Error::CursorExpired | Error::BadCursor => {
+                    // Only slow: the latest of everything is all it is promised, and that is the state as of now.
+                    match self.begin_snapshot(until.clone(), true).await {
+                        Err(Failure::Store(error)) if error.is_retryable() => {
+                            self.pause(&error).await;
+                            self.read_history(until);
+                            Ok(())
+                        }
+                        begun => begun,
+                    }
+                }
+                Error::NoLog => Err(error.into()),
+                error => {
+                    self.pause(&error).await;
+                    self.read_history(until);
+                    Ok(())
+                }
+            },
         }
     }
 
@@ -382,254 +370,190 @@ impl Watch {
         self.phase = Phase::History { queue, until };
     }
 
-    /// Waits for an event, the time for a keepalive, the position to wait for, or the end.
-    async fn wait(&mut self, queue: &Queue) {
-        let live = matches!(self.phase, Phase::Live);
-        let behind = live && self.ending.barrier.is_some();
+    /// The database is away: watchers stay connected and go on when it is back.
+    async fn pause(&mut self, error: &Error) {
+        tracing::debug!(%error, "a watcher waits for the database");
+        let retry = Instant::now() + RETRY_PAUSE;
         tokio::select! {
-            () = queue.filled() => {}
             () = self.hub.stop.cancelled() => {}
-            _ = self.position.changed(), if behind => {}
+            () = tokio::time::sleep_until(retry) => {}
             () = tokio::time::sleep_until(self.next_keepalive) => self.keepalive(),
         }
-        if live && let Some(seen) = self.hub.seen(&self.subscriber) {
-            // Nothing for us up to there.
+    }
+
+    /// Waits for an event, the time for a keepalive, the position to wait for, or the end.
+    async fn wait(&mut self, queue: &Queue) -> Option<Next> {
+        let live = matches!(self.phase, Phase::Live);
+        let woken = if live && self.ending.barrier.is_some() {
+            let mut position = self.position.clone();
+            tokio::select! {
+                woken = poll_fn(|context| self.poll_woken(queue, context)) => woken,
+                _ = position.changed() => Woken::Position,
+            }
+        } else {
+            poll_fn(|context| self.poll_woken(queue, context)).await
+        };
+        match woken {
+            Woken::Next(next) => return Some(next),
+            Woken::Keepalive => self.keepalive(),
+            Woken::Position => self.look_at_position(),
+            Woken::Stopped => {}
+        }
+        None
+    }
+
+    fn poll_woken(&mut self, queue: &Queue, context: &mut Context<'_>) -> Poll<Woken> {
+        if let Poll::Ready(next) = queue.poll_next(context) {
+            return Poll::Ready(Woken::Next(next));
+        }
+        if self.stopped.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Woken::Stopped);
+        }
+        // Deliveries move the time of the keepalive, not the timer: it finds out when it fires.
+        while self.sleep.as_mut().poll(context).is_ready() {
+            if Instant::now() >= self.next_keepalive {
+                return Poll::Ready(Woken::Keepalive);
+            }
+            self.sleep.as_mut().reset(self.next_keepalive);
+        }
+        Poll::Pending
+    }
+
+    /// With nothing waiting for it, a live stream has seen what was published.
+    fn look_at_position(&mut self) {
+        if matches!(self.phase, Phase::Live)
+            && let Some(seen) = self.hub.seen(&self.subscriber)
+            && seen > self.cursor
+        {
             self.cursor = seen;
         }
     }
 
     fn keepalive(&mut self) {
-        if matches!(self.phase, Phase::Live)
-            && let Some(seen) = self.hub.seen(&self.subscriber)
-        {
-            self.cursor = seen;
-        }
-        let delivery = Delivery { cursor: Some(self.cursor.clone()), what: What::Keepalive };
-        self.ready.push_back(delivery);
+        self.look_at_position();
+        self.next_keepalive = Instant::now() + self.hub.settings.keepalive;
+        self.sleep.as_mut().reset(self.next_keepalive);
+        self.ready.push_back(Delivery::Keepalive(self.cursor.clone()));
     }
 
     /// Takes an event from the log: keeps the books, and delivers it unless it is old news.
-    fn take(&mut self, event: Arc<Event>) {
-        self.cursor = event.cursor.clone();
-        let fresh = self.is_fresh(&event);
-        if fresh && matches!(self.options.scope, Scope::Execution(_)) {
-            self.note(&event);
+    async fn take(&mut self, event: Arc<Event>) -> Result<(), Failure> {
+        if event.cursor <= self.cursor {
+            return Ok(());
         }
-        if !fresh {
-            let exact = !self.ahead.contains_key(&event.key);
-            if exact && event.key.step_id.is_none() {
-                self.ending.ahead = false;
+        let sent = self.options.steps || event.key.step_id.is_none();
+        let mut news = Some(Arc::clone(&event));
+        if sent && self.options.payloads && event.key.step_id.is_some() && event.record.is_some() {
+            news = self.with_payloads(&event).await?;
+        }
+        if let Some(news) = news.filter(|news| self.ahead.admit(news)) {
+            self.ending.note(&news);
+            if sent {
+                self.ready.push_back(Delivery::Event(news));
             }
-            return;
+        } else if event.key.step_id.is_none() && !self.ahead.holds(&event.key) {
+            // The place in the log of what was told before.
+            self.ending.ahead = false;
         }
-        if self.options.steps || event.key.step_id.is_none() {
-            let cursor = Some(self.cursor.clone());
-            self.ready.push_back(Delivery { cursor, what: What::Event(event) });
+        self.seen_at = self.seen_at.max(event.at);
+        self.cursor.0.clone_from(&event.cursor.0);
+        Ok(())
+    }
+
+    /// `None`: the step is gone, and its deletion or that of its execution comes later.
+    async fn with_payloads(&mut self, event: &Event) -> Result<Option<Arc<Event>>, Failure> {
+        loop {
+            let loaded = self.hub.resolver.with_payloads(self.log.as_ref(), event).await;
+            match loaded {
+                Ok(loaded) => return Ok(loaded),
+                // It is not passed over, so the stream waits here.
+                Err(error) if error.is_retryable() => self.pause(&error).await,
+                Err(error) => return Err(error.into()),
+            }
+            if self.hub.stop.is_cancelled() {
+                return Err(Failure::ShuttingDown);
+            }
         }
     }
 
-    fn is_fresh(&mut self, event: &Event) -> bool {
-        let Some(record) = &event.record else {
-            self.ahead.remove(&event.key);
-            return true;
-        };
-        let found = record.revision();
-        let delivered = self.ahead.get(&event.key).copied();
-        match event.revision {
-            Some(revision) => {
-                if let Some(delivered) = delivered
-                    && found <= delivered
-                {
-                    if revision >= delivered {
-                        self.ahead.remove(&event.key);
-                    }
-                    return false;
+    /// Whether the watch of one execution is over.
+    async fn is_over(&mut self) -> Result<bool, Failure> {
+        if self.ending.deleted {
+            return Ok(true);
+        }
+        let over = self.ending.terminal && !self.options.follow && !self.ending.ahead;
+        if !(over || self.ending.missing) || matches!(self.phase, Phase::Snapshot(_)) {
+            return Ok(false);
+        }
+        let Scope::Execution(id) = &self.options.scope else { return Ok(false) };
+        if over && !self.ending.steps_known {
+            // After a resume: the steps as of now, and the position by which all that led to them was seen.
+            let running = running_steps(self.hub.store.as_ref(), id).await;
+            let looked = match running {
+                Ok(running) => self.log.position().await.map(|position| (running, position)),
+                Err(error) => Err(error),
+            };
+            match looked {
+                Ok((running, position)) => {
+                    self.ending.running = running.into_iter().collect();
+                    self.ending.barrier = Some(position);
+                    self.ending.steps_known = true;
                 }
-                if found > revision {
-                    self.remember(event.key.clone(), found, event.at);
-                } else if delivered.is_some() {
-                    self.ahead.remove(&event.key);
+                Err(error) if error.is_retryable() => {
+                    self.pause(&error).await;
+                    return Ok(false);
                 }
-                true
+                Err(error) => return Err(error.into()),
             }
-            // Another program's change leaves the revision alone: only what is older than delivered is old news.
-            None => {
-                if delivered.is_some_and(|delivered| found < delivered) {
-                    return false;
-                }
-                self.remember(event.key.clone(), found, event.at);
-                true
-            }
-        }
-    }
-
-    /// Notes that the record was delivered at this revision, which the log may reach only later.
-    fn remember(&mut self, key: RecordKey, revision: i64, at: i64) {
-        if self.ahead.len() >= AHEAD_KEPT {
-            self.ahead.retain(|_, revision| *revision / 1000 + CLOCK_SKEW_MS > at);
-        }
-        self.ahead.insert(key, revision);
-    }
-
-    /// Keeps track of whether the execution is over.
-    fn note(&mut self, event: &Event) {
-        match (&event.record, event.key.step_id) {
-            (Some(Record::Execution(execution)), _) => {
-                self.ending.terminal = execution.is_terminal();
-                self.ending.deleted = false;
-                self.ending.ahead =
-                    event.revision.is_some_and(|revision| execution.revision > revision);
-            }
-            (Some(Record::Step(step)), _) => self.note_step(step),
-            (None, Some(step_id)) => {
-                self.ending.running.remove(&step_id);
-            }
-            (None, None) => {
-                self.ending.deleted = true;
-                self.ending.barrier = None;
-            }
-        }
-    }
-
-    fn note_step(&mut self, step: &Step) {
-        if step.status == Some(StepStatus::Running) {
-            self.ending.running.insert(step.step_id);
-        } else {
-            self.ending.running.remove(&step.step_id);
-        }
-    }
-
-    fn is_over(&mut self) -> bool {
-        let Scope::Execution(_) = self.options.scope else { return false };
-        if matches!(self.phase, Phase::Snapshot(_)) {
-            return false;
         }
         if let Some(barrier) = self.ending.barrier {
             let reached = matches!(self.phase, Phase::Live)
                 && *self.position.borrow_and_update() >= barrier
                 && self.hub.seen(&self.subscriber).is_some();
             if !reached {
-                return false;
+                return Ok(false);
             }
             self.ending.barrier = None;
         }
-        if self.ending.deleted {
-            return true;
+        if self.ending.missing {
+            return Err(Failure::ExecutionNotFound);
         }
-        !self.options.follow
-            && self.ending.terminal
-            && !self.ending.ahead
-            && self.ending.running.is_empty()
+        Ok(self.ending.running.is_empty())
     }
 
     async fn advance_snapshot(&mut self) -> Result<(), Failure> {
-        let Phase::Snapshot(state) = &mut self.phase else { return Ok(()) };
-        if let Some((execution_id, after)) = state.steps_of.take() {
-            return self.snapshot_steps(execution_id, after).await;
-        }
-        let kind = if state.again { ChangeKind::Updated } else { ChangeKind::Created };
-        if let Some(execution) = state.executions.pop_front() {
-            let of_one = matches!(self.options.scope, Scope::Execution(_));
-            // The steps of a single execution are looked at in any case: they tell when it is over.
-            if self.options.steps || of_one {
-                state.steps_of = Some((execution.execution_id.clone(), None));
+        let Phase::Snapshot(reading) = &mut self.phase else { return Ok(()) };
+        let again = reading.again;
+        let piece = match reading.next(self.hub.store.as_ref(), self.log.as_ref()).await {
+            Ok(piece) => piece,
+            // A new watcher hears of it; one that is only slow waits.
+            Err(error) if again && error.is_retryable() => {
+                self.pause(&error).await;
+                return Ok(());
             }
-            if of_one {
-                self.ending.terminal = execution.is_terminal();
-            }
-            self.current(Record::Execution(Arc::new(execution)), kind);
-            return Ok(());
-        }
-        if let Some(after) = state.next_page.take() {
-            let Scope::Filter(filter) = &self.options.scope else { return Ok(()) };
-            let mut filter: ExecutionFilter = filter.clone();
-            if self.options.snapshot == Snapshot::Active {
-                // Running and, by the filter, not running: nothing.
-                if !filter.statuses.is_empty()
-                    && !filter.statuses.contains(&ExecutionStatus::Running)
-                {
-                    return Ok(());
-                }
-                filter.statuses = vec![ExecutionStatus::Running];
-            }
-            let query = ExecutionQuery {
-                filter,
-                order: ExecutionOrder::StartedAtDesc,
-                after,
-                limit: PAGE,
-                examine: EXAMINE,
-            };
-            let page = self.hub.store.executions(&query).await?;
-            let Phase::Snapshot(state) = &mut self.phase else { return Ok(()) };
-            state.executions = page.records.into();
-            state.next_page = page.next.map(Some);
-            return Ok(());
-        }
-        self.cursor = state.attached_at.clone();
-        let again = state.again;
-        self.resumed = false;
-        self.phase = Phase::Live;
-        if !again {
-            let cursor = Some(self.cursor.clone());
-            self.ready.push_back(Delivery { cursor, what: What::SnapshotComplete });
-        }
-        Ok(())
-    }
-
-    async fn snapshot_steps(
-        &mut self,
-        execution_id: String,
-        after: Option<i32>,
-    ) -> Result<(), Failure> {
-        let payloads = self.options.payloads && self.options.steps;
-        let query = StepQuery {
-            execution_id: execution_id.clone(),
-            statuses: Vec::new(),
-            after,
-            limit: if payloads { PAGE_WITH_PAYLOADS } else { PAGE },
-            examine: EXAMINE,
+            Err(error) => return Err(error.into()),
         };
-        let page = self.hub.store.steps(&query).await?;
-        let mut steps: Vec<Arc<Step>> = page.records.into_iter().map(Arc::new).collect();
-        if payloads && !steps.is_empty() {
-            let wanted: Vec<Changed> = steps
-                .iter()
-                .map(|step| Changed::Record(RecordKey::step(&step.execution_id, step.step_id)))
-                .collect();
-            steps = self
-                .hub
-                .store
-                .log()?
-                .load(&wanted, true)
-                .await?
-                .into_iter()
-                .filter_map(|(_, record)| match record {
-                    Record::Step(step) => Some(step),
-                    Record::Execution(_) => None,
-                })
-                .collect();
-            steps.sort_by_key(|step| step.step_id);
-        }
-        let Phase::Snapshot(state) = &mut self.phase else { return Ok(()) };
-        state.steps_of = page.next.map(|next| (execution_id, Some(next)));
-        let kind = if state.again { ChangeKind::Updated } else { ChangeKind::Created };
-        for step in steps {
-            if matches!(self.options.scope, Scope::Execution(_)) {
-                self.note_step(&step);
+        let Some((records, read_at)) = piece else {
+            let attached_at = reading.attached_at.clone();
+            self.ending.steps_known = true;
+            self.resumed = false;
+            self.phase = Phase::Live;
+            self.ready.push_back(Delivery::SnapshotComplete(attached_at));
+            return Ok(());
+        };
+        let kind = if again { ChangeKind::Updated } else { ChangeKind::Created };
+        let now = self.hub.clock.now().millis();
+        for record in records {
+            // Its change may still be on its way through the log.
+            self.ahead.read(&record, now, read_at);
+            if let Record::Step(step) = &record {
+                self.ending.note_step(step);
+                if !self.options.steps {
+                    continue;
+                }
             }
-            if self.options.steps {
-                self.current(Record::Step(step), kind);
-            }
+            self.ready.push_back(Delivery::Current(record, kind));
         }
         Ok(())
-    }
-
-    /// Delivers a record of the snapshot. Its change may still be on its way through the log.
-    fn current(&mut self, record: Record, kind: ChangeKind) {
-        let now = self.hub.clock.now().millis();
-        if record.revision() / 1000 + CLOCK_SKEW_MS > now {
-            self.remember(record.key(), record.revision(), now);
-        }
-        self.ready.push_back(Delivery { cursor: None, what: What::Current(record, kind) });
     }
 }
