@@ -22,6 +22,7 @@ use stepwell::proto::*;
 use tonic::{Code, Status};
 
 use lifecycle::{Answered, Model, Record, Write};
+use support::backend::Kind;
 use support::client::*;
 use support::*;
 

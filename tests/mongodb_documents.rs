@@ -11,6 +11,7 @@ use mongodb::bson::{Binary, Bson, DateTime, Decimal128, Document, doc, oid::Obje
 use stepwell::proto::*;
 use tonic::Code;
 
+use support::backend::Kind;
 use support::client::*;
 use support::mongod::Mongod;
 use support::watch::Event;

@@ -15,6 +15,7 @@ use rand::{Rng as _, SeedableRng as _};
 use stepwell::proto::*;
 use tonic::Code;
 
+use support::backend::Kind;
 use support::client::*;
 use support::watch::What;
 use support::*;

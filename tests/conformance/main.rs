@@ -23,7 +23,8 @@ mod support;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{Backend, Kind};
+use support::Backend;
+use support::backend::Kind;
 
 /// One case and the promises it shows.
 struct Case {

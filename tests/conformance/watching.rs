@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use stepwell::proto::*;
 use tonic::Code;
 
+use crate::support::backend::Kind;
 use crate::support::client::*;
 use crate::support::watch::Event;
 use crate::support::*;

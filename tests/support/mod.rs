@@ -13,7 +13,7 @@ pub mod watch;
 
 use std::time::{Duration, Instant};
 
-pub use backend::{Backend, Kind};
+pub use backend::Backend;
 pub use client::Client;
 pub use values::*;
 pub use watch::Watch;

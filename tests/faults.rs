@@ -1,0 +1,327 @@
+//! Faults under load: servers and databases are killed, frozen and replaced in the middle of it, and what was
+//! acknowledged is there once, with nothing beside it that nobody sent. Clients do no more than send again.
+
+#[path = "support/mod.rs"]
+#[expect(dead_code, reason = "every test binary uses a part of the harness")]
+mod support;
+
+#[path = "faults/ledger.rs"]
+mod ledger;
+#[path = "faults/load.rs"]
+mod load;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mongodb::bson::doc;
+use nix::sys::signal::Signal;
+use stepwell::proto::*;
+use tempfile::TempDir;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use ledger::Ledger;
+use load::Load;
+use support::client::*;
+use support::mongod::Mongod;
+use support::process::{Guarded, free_port};
+use support::*;
+
+const SERVER_KILLS: usize = 20;
+const DATABASE_HITS: usize = 5;
+const FREEZES: usize = 3;
+
+/// The real binary, serving at a port that stays the same over its restarts.
+struct Binary {
+    dir: TempDir,
+    port: u16,
+    args: Vec<String>,
+    process: Option<Guarded>,
+}
+
+impl Binary {
+    /// On SQLite, or on the database of this URI.
+    fn new(uri: Option<&str>) -> Binary {
+        let dir = TempDir::with_prefix("stepwell-faults-").expect("a temp dir");
+        let port = free_port();
+        let mut args = vec!["serve".to_owned(), "--listen".to_owned(), format!("127.0.0.1:{port}")];
+        match uri {
+            None => {
+                let data = dir.path().join("data").display().to_string();
+                args.extend(["--data-dir".to_owned(), data]);
+            }
+            Some(uri) => args.extend(["--mongodb-uri".to_owned(), uri.to_owned()]),
+        }
+        Binary { dir, port, args, process: None }
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    async fn start(&mut self) {
+        let log = self.dir.path().join("server.log");
+        let program = Path::new(env!("CARGO_BIN_EXE_stepwell"));
+        self.process = Some(Guarded::start(program, &self.args, &log, None));
+        eventually("the server is ready", async || {
+            let mut health = HealthClient::new(Client::of(self.address()).channel);
+            let answer = health.check(HealthCheckRequest::default()).await.ok()?;
+            (answer.into_inner().status() == ServingStatus::Serving).then_some(())
+        })
+        .await;
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        self.process.as_mut().expect("it is running").signal(signal);
+    }
+
+    fn kill(&mut self) {
+        self.process.as_mut().expect("it is running").kill();
+    }
+}
+
+/// Waits until the load is heavy enough for a hit to hurt.
+async fn under_load(ledger: &Ledger) {
+    let rate = ledger.wait_for_rate(500.0).await;
+    println!("a hit at {rate:.0} changes/s");
+}
+
+#[test]
+fn a_killed_server_loses_nothing_on_sqlite() {
+    run(async {
+        let server = Binary::new(None);
+        kill_servers(server).await;
+    });
+}
+
+#[test]
+fn a_killed_server_loses_nothing_on_mongodb() {
+    run(async {
+        let mongod = Mongod::start();
+        let server = Binary::new(Some(&mongod.uri()));
+        kill_servers(server).await;
+    });
+}
+
+async fn kill_servers(mut server: Binary) {
+    server.start().await;
+    let ledger = Arc::new(Ledger::default());
+    let load = Load::start(&ledger, &[server.address()]);
+    for _ in 0..SERVER_KILLS {
+        under_load(&ledger).await;
+        server.kill();
+        server.start().await;
+    }
+    under_load(&ledger).await;
+    load.end().await;
+    ledger.check(&Client::of(server.address())).await;
+}
+
+#[test]
+fn a_killed_or_deposed_database_loses_nothing() {
+    run(async {
+        let mut mongod = Mongod::start();
+        let mut server = Binary::new(Some(&mongod.uri()));
+        server.start().await;
+        let ledger = Arc::new(Ledger::default());
+        let load = Load::start(&ledger, &[server.address()]);
+        for hit in 0..DATABASE_HITS {
+            under_load(&ledger).await;
+            if hit % 2 == 0 {
+                mongod = tokio::task::spawn_blocking(move || {
+                    mongod.kill();
+                    mongod.restart();
+                    mongod
+                })
+                .await
+                .expect("mongod is back");
+            } else {
+                let client =
+                    mongodb::Client::with_uri_str(mongod.uri()).await.expect("the URI is valid");
+                let step_down = doc! { "replSetStepDown": 1, "force": true };
+                client.database("admin").run_command(step_down).await.expect("it steps down");
+            }
+        }
+        under_load(&ledger).await;
+        load.end().await;
+        ledger.check(&Client::of(server.address())).await;
+    });
+}
+
+#[test]
+fn a_server_frozen_past_its_leases_does_no_harm_on_mongodb() {
+    run(async {
+        let mongod = Mongod::start();
+        let mut frozen = Binary::new(Some(&mongod.uri()));
+        let mut other = Binary::new(Some(&mongod.uri()));
+        frozen.start().await;
+        other.start().await;
+        let through_other = Client::of(other.address());
+        let ledger = Arc::new(Ledger::default());
+        let load = Load::start(&ledger, &[frozen.address(), other.address()]);
+        for round in 0..FREEZES {
+            let id = format!("leased{round}");
+            ledger.attempt(&id, None);
+            let leased = leased(&through_other, &id).await;
+            let beating = heartbeats(Client::of(frozen.address()), id.clone());
+            under_load(&ledger).await;
+            frozen.signal(Signal::SIGSTOP);
+            let marked = eventually("another server ends the silent execution", async || {
+                let execution = through_other.execution(&id).await;
+                (execution.status() == ExecutionStatus::Failed).then_some(execution)
+            })
+            .await;
+            let code = marked.error.map(|error| error.code);
+            assert_eq!(code.as_deref(), Some("HEARTBEAT_TIMEOUT"));
+            assert!(marked.revision > leased.revision);
+            frozen.signal(Signal::SIGCONT);
+            eventually("the heartbeats revive it", async || {
+                let execution = through_other.execution(&id).await;
+                (execution.status() == ExecutionStatus::Running).then_some(())
+            })
+            .await;
+            beating.abort();
+            let ended = through_other.finish(&id, ExecutionStatus::Completed).await;
+            ledger.acknowledge_execution(&ended);
+        }
+        under_load(&ledger).await;
+        load.end().await;
+        ledger.check(&through_other).await;
+    });
+}
+
+#[test]
+fn a_server_frozen_past_its_leases_does_no_harm_on_sqlite() {
+    run(async {
+        let mut server = Binary::new(None);
+        server.start().await;
+        let client = Client::of(server.address());
+        let ledger = Arc::new(Ledger::default());
+        let load = Load::start(&ledger, &[server.address()]);
+        for round in 0..FREEZES {
+            let id = format!("leased{round}");
+            ledger.attempt(&id, None);
+            leased(&client, &id).await;
+            let beating = heartbeats(client.clone(), id.clone());
+            under_load(&ledger).await;
+            server.signal(Signal::SIGSTOP);
+            let until = wall_clock_ms() + 2500;
+            eventually("the leases have run out", async || (wall_clock_ms() > until).then_some(()))
+                .await;
+            server.signal(Signal::SIGCONT);
+            // Whether it was marked in between or not: it is alive, and that is what counts.
+            eventually("the heartbeats keep it alive", async || {
+                let execution = client.try_execution(&id).await.ok()?;
+                (execution.status() == ExecutionStatus::Running).then_some(())
+            })
+            .await;
+            beating.abort();
+            let ended = client.finish(&id, ExecutionStatus::Completed).await;
+            ledger.acknowledge_execution(&ended);
+        }
+        under_load(&ledger).await;
+        load.end().await;
+        ledger.check(&client).await;
+    });
+}
+
+async fn leased(client: &Client, id: &str) -> Execution {
+    let timeout = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    client
+        .create_execution(CreateExecutionRequest { heartbeat_timeout: timeout, ..create(id) })
+        .await
+}
+
+/// Beats through one server, whatever it answers.
+fn heartbeats(client: Client, id: String) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut pace = tokio::time::interval(Duration::from_millis(150));
+        loop {
+            pace.tick().await;
+            let request = HeartbeatRequest { execution_id: id.clone() };
+            let beat = client.try_heartbeat(request);
+            // Lost beats are what this is about.
+            let _ = tokio::time::timeout(Duration::from_millis(500), beat).await;
+        }
+    })
+}
+
+#[test]
+fn a_database_that_is_away_is_unavailable_and_comes_back() {
+    run(async {
+        let mut mongod = Mongod::start();
+        let b = Backend::on(&mongod.uri());
+        let quick = |config: &mut stepwell::config::Config| {
+            config.mongodb.server_selection_timeout = Some(Duration::from_millis(500));
+        };
+        let s = b.serve_with(quick).await;
+        s.create("e").await;
+        s.start("e", 1).await;
+        let mut open = s.watch(watch("e")).await;
+        open.snapshot().await;
+        mongod = tokio::task::spawn_blocking(move || {
+            mongod.kill();
+            mongod
+        })
+        .await
+        .expect("mongod is killed");
+        let away = async |answer: Answer<()>| {
+            check_refusal(
+                &answer.expect_err("no database"),
+                Code::Unavailable,
+                "STORE_UNAVAILABLE",
+            );
+        };
+        away(s.try_execution("e").await.map(drop)).await;
+        away(s.try_create_execution(create("f")).await.map(drop)).await;
+        away(s.try_finish_step(finish_step("e", 1, StepStatus::Completed)).await.map(drop)).await;
+        away(s.try_list_executions(ListExecutionsRequest::default()).await.map(drop)).await;
+        let watch_now = match s.try_watch(watch("e")).await {
+            Ok(watch) => Err(watch.broken().await),
+            Err(status) => Err(status),
+        };
+        away(watch_now).await;
+        let mut health = HealthClient::new(s.channel.clone());
+        eventually("the health service tells", async || {
+            let answer = health.check(HealthCheckRequest::default()).await.ok()?;
+            (answer.into_inner().status() == ServingStatus::NotServing).then_some(())
+        })
+        .await;
+
+        // A server that starts now waits for it.
+        let mut waiting = Binary::new(Some(&mongod.uri()));
+        let (_mongod, ()) = tokio::join!(
+            async {
+                tokio::task::spawn_blocking(move || {
+                    mongod.restart();
+                    mongod
+                })
+                .await
+                .expect("mongod is back")
+            },
+            waiting.start(),
+        );
+        // And the one that was there goes on by itself, its watchers too.
+        let step = eventually("the server recovers", async || {
+            s.try_finish_step(finish_step("e", 1, StepStatus::Completed)).await.ok()
+        })
+        .await;
+        let seen = open.try_next().await;
+        match seen {
+            Ok(_) => {
+                let events = open.until_revision(("e", Some(1)), step.revision).await;
+                assert!(!events.is_empty());
+            }
+            // A stream may also have been ended, with a token to resume.
+            Err(status) => {
+                check_refusal(&status, Code::Unavailable, "STORE_UNAVAILABLE");
+                let request =
+                    WatchExecutionRequest { resume_token: Some(open.token.clone()), ..watch("e") };
+                s.watch(request).await.until_revision(("e", Some(1)), step.revision).await;
+            }
+        }
+    });
+}
