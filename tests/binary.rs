@@ -1,0 +1,249 @@
+//! The built binary as an operator runs it: what it needs, what it opens, and how it ends.
+
+#[path = "support/mod.rs"]
+#[expect(dead_code, reason = "every test binary uses a part of the harness")]
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use stepwell::proto::*;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use support::backend::{Backend, Kind};
+use support::client::*;
+use support::process::{Guarded, free_port};
+use support::*;
+
+const STEPWELL: &str = env!("CARGO_BIN_EXE_stepwell");
+
+/// A running `stepwell serve` in a folder of its own.
+struct Serving {
+    process: Guarded,
+    client: Client,
+    address: String,
+    dir: TempDir,
+}
+
+impl Serving {
+    /// Starts it with these arguments, and these variables in front of nothing else of ours.
+    async fn start(args: &[&str], variables: &[(&str, &str)]) -> Serving {
+        let dir = TempDir::with_prefix("stepwell-binary-").expect("a temp dir");
+        Serving::start_in(dir, args, variables).await
+    }
+
+    async fn start_in(dir: TempDir, args: &[&str], variables: &[(&str, &str)]) -> Serving {
+        let address = format!("127.0.0.1:{}", free_port());
+        // `env` sets the folder and the variables, so that the process is nobody's but the guard's.
+        let mut all = vec!["-C".to_owned(), dir.path().display().to_string()];
+        all.extend(variables.iter().map(|(name, value)| format!("{name}={value}")));
+        all.extend([STEPWELL, "serve", "--listen", &address].map(str::to_owned));
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let log = dir.path().join("server.log");
+        let process = Guarded::start(Path::new("/usr/bin/env"), &all, &log, None);
+        let client = Client::of(&address);
+        let serving = Serving { process, client, address, dir };
+        eventually("the health service says SERVING", async || {
+            let mut health = HealthClient::new(serving.client.channel.clone());
+            let answer = health.check(HealthCheckRequest::default()).await.ok()?;
+            (answer.into_inner().status() == ServingStatus::Serving).then_some(())
+        })
+        .await;
+        serving
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("server.log")).expect("the log can be read")
+    }
+
+    /// Ends it with SIGTERM; its exit code and how long it took.
+    fn terminate(&mut self) -> (i32, Duration) {
+        let began = Instant::now();
+        self.process.signal(Signal::SIGTERM);
+        let code = self.process.wait(Duration::from_secs(25));
+        (code, began.elapsed())
+    }
+}
+
+fn stepwell(args: &[&str]) -> Output {
+    let mut command = Command::new(STEPWELL);
+    command.args(args);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("STEPWELL_") {
+            command.env_remove(name);
+        }
+    }
+    command.output().expect("the binary runs")
+}
+
+fn text_of(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn serve_needs_nothing_configured() {
+    run(async {
+        let dir = TempDir::with_prefix("stepwell-binary-").expect("a temp dir");
+        let data = dir.path().join("stepwell-data");
+        std::fs::create_dir(&data).expect("a folder");
+        std::fs::write(data.join("somebody's notes.txt"), "not ours").expect("a file");
+        let began = Instant::now();
+        let mut serving = Serving::start_in(dir, &[], &[]).await;
+        assert!(began.elapsed() < Duration::from_secs(5), "ready after {:?}", began.elapsed());
+        serving.client.create("e").await;
+        assert!(data.join("stepwell.db").is_file(), "the store is under ./stepwell-data");
+        let notes = std::fs::read_to_string(data.join("somebody's notes.txt"));
+        assert_eq!(notes.expect("other files are left alone"), "not ours");
+        let info = serving.client.get_server_info(GetServerInfoRequest {}).await;
+        assert_eq!(info.store, "sqlite");
+        assert_eq!(serving.terminate().0, 0);
+    });
+}
+
+#[test]
+fn a_data_directory_serves_one_server_and_survives_it() {
+    run(async {
+        let data = TempDir::with_prefix("stepwell-data-").expect("a temp dir");
+        let path = data.path().display().to_string();
+        let args = ["--data-dir", path.as_str()];
+        let mut first = Serving::start(&args, &[]).await;
+        first.client.create("e").await;
+        let port = format!("127.0.0.1:{}", free_port());
+        let second = stepwell(&["serve", "--listen", &port, "--data-dir", &path]);
+        assert!(!second.status.success(), "two servers on one data directory");
+        assert!(text_of(&second).contains("in use"), "{}", text_of(&second));
+        assert_eq!(first.terminate().0, 0);
+        let again = Serving::start(&args, &[]).await;
+        assert_eq!(again.client.execution("e").await.execution_id, "e");
+    });
+}
+
+#[test]
+fn a_uri_in_the_environment_selects_mongodb() {
+    run(async {
+        let b = Backend::fresh(Kind::Mongodb);
+        let variables = [("STEPWELL_MONGODB_URI", b.uri())];
+        let args = ["--mongodb-database", b.database_name()];
+        let mut serving = Serving::start(&args, &variables).await;
+        serving.client.create("e").await;
+        let info = serving.client.get_server_info(GetServerInfoRequest {}).await;
+        assert_eq!(info.store, "mongodb");
+        let stored = b.executions().await.count_documents(mongodb::bson::doc! {}).await;
+        assert_eq!(stored.expect("counted"), 1);
+        assert!(!serving.dir.path().join("stepwell-data").exists(), "no embedded store beside it");
+        assert_eq!(serving.terminate().0, 0);
+        b.remove().await;
+    });
+}
+
+#[test]
+fn http_is_off_unless_given() {
+    run(async {
+        let off = Serving::start(&[], &[]).await;
+        assert!(!off.log().contains("http.listen"), "{}", off.log());
+        let http = format!("127.0.0.1:{}", free_port());
+        let on = Serving::start(&["--http-listen", &http], &[]).await;
+        let fetch = async |path: &str| {
+            let mut stream = tokio::net::TcpStream::connect(&http).await.expect("it listens");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("answered");
+            answer
+        };
+        on.client.create("e").await;
+        let metrics = fetch("/metrics").await;
+        assert!(metrics.starts_with("HTTP/1.1 200"), "{metrics}");
+        assert!(metrics.contains("# HELP stepwell_"), "{metrics}");
+    });
+}
+
+#[test]
+fn sigterm_drains_and_exits_0() {
+    run(async {
+        let mut serving = Serving::start(&[], &[]).await;
+        serving.client.create("e").await;
+        let mut open = serving.client.watch(watch("e")).await;
+        open.snapshot().await;
+        let mut writers = tokio::task::JoinSet::new();
+        for n in 0..50 {
+            let client = serving.client.clone();
+            writers.spawn(async move { client.try_start_step(start("e", n)).await });
+        }
+        let (code, took) = tokio::task::block_in_place(|| serving.terminate());
+        assert_eq!(code, 0, "{}", serving.log());
+        assert!(took < Duration::from_secs(20), "it took {took:?}");
+        let status = open.broken().await;
+        check_refusal(&status, Code::Unavailable, "SHUTTING_DOWN");
+        // What was answered is there after the restart.
+        let acknowledged: Vec<_> = writers.join_all().await.into_iter().flatten().collect();
+        let Serving { dir, .. } = serving;
+        let again = Serving::start_in(dir, &[], &[]).await;
+        for step in acknowledged {
+            let stored = again.client.step("e", step.step_id.expect("set")).await;
+            assert_eq!(stored.revision, step.revision);
+        }
+    });
+}
+
+#[test]
+fn client_commands_talk_to_any_server() {
+    run(async {
+        let serving = Serving::start(&[], &[]).await;
+        serving.client.create("e-of-the-test").await;
+        let list = ["executions", "list", "--server", &serving.address, "--output"];
+        for form in ["table", "json"] {
+            let output = tokio::task::block_in_place(|| stepwell(&[&list[..], &[form]].concat()));
+            assert!(output.status.success(), "{}", text_of(&output));
+            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(shown.contains("e-of-the-test"), "{shown}");
+            // One JSON document a line.
+            for line in shown.lines().filter(|_| form == "json") {
+                let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
+                assert!(parsed.is_ok(), "no JSON: {line}");
+            }
+        }
+        let show = ["executions", "show", "nobody", "--server", &serving.address];
+        let output = tokio::task::block_in_place(|| stepwell(&show));
+        assert!(!output.status.success());
+        assert!(output.stdout.is_empty(), "errors go to stderr");
+    });
+}
+
+#[test]
+fn what_is_misspelt_is_an_error_that_names_it() {
+    let output = stepwell(&["serve", "--lisen", "127.0.0.1:0"]);
+    assert!(!output.status.success());
+    assert!(text_of(&output).contains("--lisen"), "{}", text_of(&output));
+    let dir = TempDir::with_prefix("stepwell-binary-").expect("a temp dir");
+    let file = dir.path().join("stepwell.toml");
+    std::fs::write(&file, "[watch]\nkeepalive_secs = 3\n").expect("a file");
+    let file = file.display().to_string();
+    let output = stepwell(&["config", "--config", &file]);
+    assert!(!output.status.success());
+    assert!(text_of(&output).contains("keepalive_secs"), "{}", text_of(&output));
+}
+
+#[test]
+fn config_prints_what_is_in_force_without_secrets() {
+    let output = Command::new(STEPWELL)
+        .args(["config", "--listen", "127.0.0.1:7"])
+        .env("STEPWELL_MONGODB_URI", "mongodb://ann:geheim@db.example/?authSource=admin")
+        .env("STEPWELL_LISTEN", "127.0.0.1:6")
+        .env("STEPWELL_INJECTED_BY_SOMEBODY", "1")
+        .output()
+        .expect("the binary runs");
+    assert!(output.status.success(), "{}", text_of(&output));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(printed.contains("127.0.0.1:7"), "flags win: {printed}");
+    assert!(!text_of(&output).contains("geheim"), "{}", text_of(&output));
+    let warned = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(warned.contains("STEPWELL_INJECTED_BY_SOMEBODY"), "an unknown variable is a warning: {warned}");
+}
