@@ -20,6 +20,7 @@ use tonic_health::pb::health_client::HealthClient;
 use support::backend::{Backend, Kind};
 use support::client::*;
 use support::process::{Guarded, free_port};
+use support::values::*;
 use support::*;
 
 const STEPWELL: &str = env!("CARGO_BIN_EXE_stepwell");
@@ -84,7 +85,11 @@ fn stepwell(args: &[&str]) -> Output {
 }
 
 fn text_of(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 #[test]
@@ -245,5 +250,8 @@ fn config_prints_what_is_in_force_without_secrets() {
     assert!(printed.contains("127.0.0.1:7"), "flags win: {printed}");
     assert!(!text_of(&output).contains("geheim"), "{}", text_of(&output));
     let warned = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(warned.contains("STEPWELL_INJECTED_BY_SOMEBODY"), "an unknown variable is a warning: {warned}");
+    assert!(
+        warned.contains("STEPWELL_INJECTED_BY_SOMEBODY"),
+        "an unknown variable is a warning: {warned}"
+    );
 }

@@ -25,9 +25,11 @@ use tonic_health::pb::health_client::HealthClient;
 
 use ledger::Ledger;
 use load::Load;
+use support::backend::Backend;
 use support::client::*;
 use support::mongod::Mongod;
 use support::process::{Guarded, free_port};
+use support::values::*;
 use support::*;
 
 const SERVER_KILLS: usize = 20;

@@ -11,9 +11,10 @@ use mongodb::bson::{Binary, Bson, DateTime, Decimal128, Document, doc, oid::Obje
 use stepwell::proto::*;
 use tonic::Code;
 
-use support::backend::Kind;
+use support::backend::{Backend, Kind};
 use support::client::*;
 use support::mongod::Mongod;
+use support::values::*;
 use support::watch::Event;
 use support::*;
 

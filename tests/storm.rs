@@ -15,8 +15,9 @@ use rand::{Rng as _, SeedableRng as _};
 use stepwell::proto::*;
 use tonic::Code;
 
-use support::backend::Kind;
+use support::backend::{Backend, Kind};
 use support::client::*;
+use support::values::*;
 use support::watch::What;
 use support::*;
 

@@ -2,7 +2,9 @@
 
 use stepwell::proto::*;
 
+use crate::support::backend::Backend;
 use crate::support::client::*;
+use crate::support::values::*;
 use crate::support::*;
 
 const CODE: &str = "HEARTBEAT_TIMEOUT";

@@ -9,7 +9,9 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
+use crate::support::backend::Backend;
 use crate::support::client::*;
+use crate::support::values::*;
 use crate::support::*;
 
 pub async fn every_write_is_answered_in_short(b: Backend) {

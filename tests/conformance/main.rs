@@ -23,8 +23,7 @@ mod support;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::Backend;
-use support::backend::Kind;
+use support::backend::{Backend, Kind};
 
 /// One case and the promises it shows.
 struct Case {

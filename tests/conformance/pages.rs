@@ -6,7 +6,9 @@ use prost::Message as _;
 use stepwell::proto::*;
 use tonic::Code;
 
+use crate::support::backend::Backend;
 use crate::support::client::*;
+use crate::support::values::*;
 use crate::support::*;
 
 /// All pages of a list.

@@ -10,6 +10,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::support::backend::Backend;
+use crate::support::values::*;
 use crate::support::*;
 
 const SERVICES: [&str; 5] = [

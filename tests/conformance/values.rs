@@ -3,7 +3,9 @@
 use stepwell::proto::*;
 use tonic::Code;
 
+use crate::support::backend::Backend;
 use crate::support::client::*;
+use crate::support::values::*;
 use crate::support::*;
 
 /// Stores a value as input, output and, inside an object, as metadata; what comes back of each.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use stepwell::proto::*;
 use tonic::Code;
 
-use crate::support::backend::Kind;
+use crate::support::backend::{Backend, Kind};
 use crate::support::client::*;
+use crate::support::values::*;
 use crate::support::watch::Event;
 use crate::support::*;
 
@@ -348,7 +349,7 @@ pub async fn a_deletion_is_told_with_the_ids(b: Backend) {
     // It covers its steps: the next event is of something else.
     let later = one.start("kept", 3).await;
     let event = of_all.next_change().await;
-    assert_eq!(event.step(), Some((ChangeType::Created, &later)));
+    assert_eq!(event.step(), Some((ChangeType::Created, &later)), "{event:?}");
 }
 
 pub async fn an_id_that_is_used_again_is_a_new_record(b: Backend) {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use stepwell::proto::*;
 
 use super::support::client::watch_all;
-use super::support::{Client, eventually, plain_meta};
+use super::support::values::plain_meta;
+use super::support::{Client, eventually};
 
 type Key = (String, Option<i32>);
 

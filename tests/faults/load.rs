@@ -16,7 +16,8 @@ use tonic_types::StatusExt as _;
 
 use super::ledger::Ledger;
 use super::support::client::*;
-use super::support::{Client, in_time, json, meta};
+use super::support::values::{json, meta};
+use super::support::{Client, in_time};
 
 const UNARY_CLIENTS: usize = 24;
 const INGEST_CLIENTS: usize = 4;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use stepwell::proto::{Execution, Step};
 use tonic::Code;
 
-use super::support::plain_meta;
+use super::support::values::plain_meta;
 
 /// One write, with everything in it that matters to the model.
 #[derive(Debug, Clone, PartialEq)]

@@ -70,6 +70,7 @@ impl Backend {
         match self.kind {
             Kind::Sqlite => self,
             Kind::Mongodb => {
+                // Only what a checkpoint covers is cut off.
                 let own = Mongod::with(true, &["--oplogSize", "2", "--syncdelay", "1"]);
                 Backend::at(Kind::Mongodb, own.uri(), Some(own))
             }
@@ -203,17 +204,19 @@ impl Backend {
             Kind::Mongodb => {
                 let client = self.mongodb().await.client().clone();
                 let filler = client.database("filler").collection::<Document>("filler");
-                let big = "x".repeat(1024 * 1024);
                 let oplog = client.database("local").collection::<Document>("oplog.rs");
                 let oldest = async || {
-                    let found = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await;
-                    found.expect("readable").expect("an entry").get_timestamp("ts").expect("a time")
+                    let entry = oplog.find_one(doc! {}).sort(doc! { "$natural": 1 }).await;
+                    entry.expect("the log is readable").expect("it has entries")
                 };
-                // mongod cuts its log when new entries come after a checkpoint.
-                let before = oldest().await;
-                crate::support::eventually("the log is cut", async || {
+                let newest = oplog.find_one(doc! {}).sort(doc! { "$natural": -1 }).await;
+                let newest = newest.expect("the log is readable").expect("it has entries");
+                let newest = newest.get_timestamp("ts").expect("an entry has its time");
+                let big = "x".repeat(1024 * 1024);
+                super::eventually("the log is cut", async || {
                     filler.insert_one(doc! { "big": &big }).await.expect("inserted");
-                    (oldest().await != before).then_some(())
+                    let oldest = oldest().await.get_timestamp("ts").expect("an entry has its time");
+                    (oldest > newest).then_some(())
                 })
                 .await;
             }

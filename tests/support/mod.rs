@@ -13,9 +13,7 @@ pub mod watch;
 
 use std::time::{Duration, Instant};
 
-pub use backend::Backend;
 pub use client::Client;
-pub use values::*;
 pub use watch::Watch;
 
 /// How long a test waits for something that is sure to come. Only a failing test ever waits that long.
