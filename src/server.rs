@@ -20,7 +20,7 @@ use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
 use crate::app::{App, Engine};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, StoreChoice};
+use crate::config::{Config, ConfigError, StoreChoice};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
@@ -56,6 +56,8 @@ impl Server {
     /// The same with the tokens of the process, which signals may cancel.
     pub async fn start_with(config: Config, shutdown: Shutdown) -> anyhow::Result<Server> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        // Before the ports: what cannot be configured like this ends the process before anybody connects.
+        let store = open_store(&config, &clock).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -67,7 +69,6 @@ impl Server {
                     .with_context(|| format!("cannot listen on {listen} for HTTP"))?,
             ),
         };
-        let store = open_store(&config, &clock).await?;
         let store: Arc<dyn Store> = Arc::new(Observed::new(store));
         Self::serve(config, shutdown, clock, store, listener, http).await
     }
@@ -119,6 +120,13 @@ impl Server {
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
         let http_addr = http.as_ref().map(TcpListener::local_addr).transpose()?;
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            grpc.listen = %addr,
+            http.listen = http_addr.map(tracing::field::display),
+            store = store.info().name,
+            "started"
+        );
         let stop = shutdown.soft.clone();
         let tasks = shutdown.tasks.clone();
         // The write path ends after everything that writes.
@@ -268,7 +276,13 @@ async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<A
                 retry_writes: settings.retry_writes,
                 write_concern: settings.write_concern.clone(),
             };
-            MongoStore::connect(options, limits, Arc::clone(clock))?
+            MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
+                ConfigError::new(
+                    "mongodb.uri",
+                    format!("{uri:?}"),
+                    "is no connection string that the driver understands",
+                )
+            })?
         }
     })
 }

@@ -20,7 +20,6 @@ use tonic_health::pb::health_client::HealthClient;
 use support::backend::{Backend, Kind};
 use support::client::*;
 use support::process::{Guarded, free_port};
-use support::values::*;
 use support::*;
 
 const STEPWELL: &str = env!("CARGO_BIN_EXE_stepwell");

@@ -2,7 +2,7 @@
 //! against other programs, index use, the order of the log.
 
 #[path = "support/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "every test binary uses a part of the harness")]
+#[expect(dead_code, reason = "every test binary uses a part of the harness")]
 mod support;
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::config::{self, Config, ServeFlags};
+use crate::config::{self, Config, ConfigError, ServeFlags};
 use crate::server::Server;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
@@ -36,7 +36,10 @@ async fn run(config: Config) -> ExitCode {
         Ok(server) => ExitCode::from(server.ended().await.exit_code()),
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<ConfigError>() {
+                Some(_) => ExitCode::from(config::EXIT_CODE),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

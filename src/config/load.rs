@@ -104,6 +104,14 @@ pub struct ConfigError {
     pub problems: Vec<Problem>,
 }
 
+impl ConfigError {
+    /// For who finds out only when using a value that it cannot be used.
+    pub fn new(key: &'static str, shown: impl Into<String>, reason: impl Into<String>) -> Self {
+        let problem = Problem::Conflict { key, value: shown.into(), reason: reason.into() };
+        ConfigError { problems: vec![problem] }
+    }
+}
+
 fn lines(problems: &[Problem]) -> String {
     let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
     lines.join("\n")

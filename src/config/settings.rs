@@ -79,32 +79,32 @@ const ROWS: &[Row] = &[
     row(
         "mongodb.max_pool_size",
         Kind::Integer(1, 10_000),
-        "Most connections to a MongoDB server. Unset: as the URI says, else 100.",
+        "Most connections to a MongoDB server, where the URI says nothing. Unset: 100.",
     ),
     row(
         "mongodb.min_pool_size",
         Kind::Integer(0, 10_000),
-        "Connections kept open. Unset: as the URI says, else 10.",
+        "Connections kept open, where the URI says nothing. Unset: 10.",
     ),
     row(
         "mongodb.max_idle_seconds",
         Kind::Seconds(1.0, 86_400.0),
-        "Age at which an idle connection is closed. Unset: as the URI says, else 30.",
+        "Age at which an idle connection is closed, where the URI says nothing. Unset: 30.",
     ),
     row(
         "mongodb.retry_writes",
         Kind::Bool,
-        "Retryable writes of the driver. Unset: as the URI says, else true.",
+        "Retryable writes of the driver, where the URI says nothing. Unset: true.",
     ),
     row(
         "mongodb.write_concern",
         Kind::Text(128),
-        "\"majority\", or a number of members; less than a majority loses acknowledged writes in a failover. Unset: as the URI says, else majority.",
+        "\"majority\", or a number of members; less than a majority loses acknowledged writes in a failover. For where the URI says nothing. Unset: majority.",
     ),
     row(
         "mongodb.server_selection_timeout_seconds",
         Kind::Seconds(0.1, 600.0),
-        "How long an operation waits for a MongoDB server that can take it. Unset: as the URI says, else 5.",
+        "How long an operation waits for a MongoDB server that can take it, where the URI says nothing. Unset: 5.",
     ),
     row(
         "grpc.streams_per_connection",

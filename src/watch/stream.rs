@@ -447,7 +447,9 @@ impl Watch {
             news = self.with_payloads(&event).await?;
         }
         if let Some(news) = news.filter(|news| self.ahead.admit(news)) {
-            self.ending.note(&news);
+            if matches!(self.options.scope, Scope::Execution(_)) {
+                self.ending.note(&news);
+            }
             if sent {
                 self.ready.push_back(Delivery::Event(news));
             }
@@ -547,7 +549,9 @@ impl Watch {
             // Its change may still be on its way through the log.
             self.ahead.read(&record, now, read_at);
             if let Record::Step(step) = &record {
-                self.ending.note_step(step);
+                if matches!(self.options.scope, Scope::Execution(_)) {
+                    self.ending.note_step(step);
+                }
                 if !self.options.steps {
                     continue;
                 }

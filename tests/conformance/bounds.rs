@@ -7,7 +7,6 @@ use tonic_types::StatusExt as _;
 use crate::support::backend::Backend;
 use crate::support::client::*;
 use crate::support::values::*;
-use crate::support::*;
 
 const KIB: usize = 1024;
 

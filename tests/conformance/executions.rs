@@ -6,7 +6,6 @@ use tonic::Code;
 use crate::support::backend::Backend;
 use crate::support::client::*;
 use crate::support::values::*;
-use crate::support::*;
 
 /// Every field that a client may send, and one of each kind of value.
 fn full(id: &str) -> CreateExecutionRequest {

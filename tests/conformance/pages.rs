@@ -9,7 +9,6 @@ use tonic::Code;
 use crate::support::backend::Backend;
 use crate::support::client::*;
 use crate::support::values::*;
-use crate::support::*;
 
 /// All pages of a list.
 async fn all_pages(s: &Client, request: &ListExecutionsRequest) -> Vec<String> {

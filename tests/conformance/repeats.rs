@@ -6,7 +6,6 @@ use tonic::Code;
 use crate::support::backend::Backend;
 use crate::support::client::*;
 use crate::support::values::*;
-use crate::support::*;
 
 pub async fn creating_again_returns_the_stored_record(b: Backend) {
     let (one, two) = b.pair().await;

@@ -11,8 +11,6 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
-use crate::support::values::*;
-use crate::support::*;
 
 const SERVICES: [&str; 5] = [
     "grpc.health.v1.Health",

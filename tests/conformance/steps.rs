@@ -6,7 +6,6 @@ use tonic::Code;
 use crate::support::backend::Backend;
 use crate::support::client::*;
 use crate::support::values::*;
-use crate::support::*;
 
 fn planned(step_id: i32, depends_on: &[i32]) -> PlannedStep {
     PlannedStep {

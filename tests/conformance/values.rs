@@ -6,7 +6,6 @@ use tonic::Code;
 use crate::support::backend::Backend;
 use crate::support::client::*;
 use crate::support::values::*;
-use crate::support::*;
 
 /// Stores a value as input, output and, inside an object, as metadata; what comes back of each.
 async fn round_trip(s: &Client, step_id: i32, json: serde_json::Value) -> [prost_types::Value; 3] {

@@ -515,6 +515,9 @@ async fn a_deleted_execution_is_told_and_ends_the_watch() {
         assert_eq!(next_told(watch).await, "e Deleted");
     }
     assert!(end(&mut watch).await.is_ok());
+    // A watch by filter never ends by itself.
+    rig.create("f").await;
+    assert_eq!(next_told(&mut all).await, "f Created");
     let mut resumed = rig.watch(Options { resume: resume.clone(), ..one("e") }).await.unwrap();
     assert_eq!(next_told(&mut resumed).await, "e Deleted");
     assert!(end(&mut resumed).await.is_ok());
