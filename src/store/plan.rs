@@ -39,9 +39,7 @@ impl Needs {
                     if op.may_create() {
                         created_here.insert(id);
                     }
-                    if !(optimistic && op.may_create())
-                        && !(optimistic && created_here.contains(id))
-                    {
+                    if !optimistic || !(op.may_create() || created_here.contains(id)) {
                         needs.executions.insert(id.to_owned());
                     }
                 }

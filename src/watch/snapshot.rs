@@ -36,10 +36,9 @@ struct Page(usize);
 impl Page {
     fn learn<'a>(&mut self, weights: impl Iterator<Item = usize> + 'a) {
         let (records, bytes) = weights.fold((0, 0), |(n, sum), weight| (n + 1, sum + weight));
-        if records > 0 {
-            let fitting = PAGE_BYTES / (bytes / records).max(1);
-            self.0 = fitting.clamp(1, LARGEST_PAGE.min(self.0 * 4));
-        }
+        let Some(typical): Option<usize> = bytes.checked_div(records) else { return };
+        let fitting = PAGE_BYTES / typical.max(1);
+        self.0 = fitting.clamp(1, LARGEST_PAGE.min(self.0 * 4));
     }
 }
 

@@ -130,22 +130,20 @@ fn by_content(path: &Path) -> Result<Collection> {
         ))
     };
     let mut lines = Lines::open(path).map_err(|error| unreadable(path, &error))?;
-    loop {
-        match lines.next().map_err(|error| unreadable(path, &error))? {
-            None => return Err(unclear("there is no document in it")),
-            Some(Line::Text { text, .. }) => {
-                let first: serde_json::Value = serde_json::from_slice(text)
-                    .map_err(|_| unclear("its first line is no JSON document"))?;
-                if ["step_name", "step_id", "step_key"].iter().any(|key| first.get(key).is_some()) {
-                    return Ok(Collection::Steps);
-                }
-                if first.get("execution_id").is_some() && first.get("app_name").is_some() {
-                    return Ok(Collection::Executions);
-                }
-                return Err(unclear("its first document is neither an execution nor a step"));
+    match lines.next().map_err(|error| unreadable(path, &error))? {
+        None => Err(unclear("there is no document in it")),
+        Some(Line::Text { text, .. }) => {
+            let first: serde_json::Value = serde_json::from_slice(text)
+                .map_err(|_| unclear("its first line is no JSON document"))?;
+            if ["step_name", "step_id", "step_key"].iter().any(|key| first.get(key).is_some()) {
+                return Ok(Collection::Steps);
             }
-            Some(Line::TooLong { .. }) => return Err(unclear("its first line is too long")),
+            if first.get("execution_id").is_some() && first.get("app_name").is_some() {
+                return Ok(Collection::Executions);
+            }
+            Err(unclear("its first document is neither an execution nor a step"))
         }
+        Some(Line::TooLong { .. }) => Err(unclear("its first line is too long")),
     }
 }
 

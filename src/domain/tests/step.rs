@@ -158,9 +158,9 @@ fn an_output_object_is_merged_and_anything_else_replaces() {
         step.unwrap().output,
         Payload::Value(Bson::Document(doc! {"k": {"n": 2}, "a1": 1, "a2": 2}))
     );
-    let list = Some(Bson::Array(vec![Bson::Int32(1)]));
-    let (step, _) = run(&[start(None), update(object(1)), update(list.clone())]);
-    assert_eq!(step.unwrap().output, Payload::Value(list.unwrap()));
+    let list = Bson::Array(vec![Bson::Int32(1)]);
+    let (step, _) = run(&[start(None), update(object(1)), update(Some(list.clone()))]);
+    assert_eq!(step.unwrap().output, Payload::Value(list));
 }
 
 #[test]

@@ -176,6 +176,7 @@ fn segments(query: &ExecutionQuery) -> Vec<Document> {
 }
 
 /// One part of a list as the database is asked.
+#[expect(clippy::too_many_arguments, reason = "the parts of one query, put together in one place")]
 async fn open(
     inner: &Inner,
     collection: &Collection<RawDocumentBuf>,

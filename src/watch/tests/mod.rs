@@ -428,7 +428,8 @@ async fn another_programs_change_is_delivered_with_its_revision_unchanged() {
         body: None,
         document_id: None,
     };
-    rig.control.foreign.lock().push_back((rig.newest().await + 1, foreign.clone()));
+    let next_place = rig.newest().await + 1;
+    rig.control.foreign.lock().push_back((next_place, foreign.clone()));
     rig.start("e", 2).await;
     assert_eq!(next_told(&mut watch).await, "e/2 Created");
     let delivery = next(&mut watch).await;
@@ -693,13 +694,8 @@ async fn payloads_come_when_asked_for() {
     };
     for (watch, expected) in [(&mut with, true), (&mut without, false)] {
         let mut steps = 0;
-        loop {
-            match next(watch).await {
-                Delivery::Current(record, _) => {
-                    steps += usize::from(input(&record) == Some(expected));
-                }
-                _ => break,
-            }
+        while let Delivery::Current(record, _) = next(watch).await {
+            steps += usize::from(input(&record) == Some(expected));
         }
         assert_eq!(steps, 5);
     }
