@@ -33,6 +33,10 @@ use crate::watch::{self, Hub};
 
 /// How often the database is asked whether it is there.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// Calls given up by their client before they were looked at, beyond which the connection is closed as an attack
+/// (CVE-2023-44487). The library's 20 also meets a client whose calls all ran into their deadline while the
+/// server stood still, and would take its watches along.
+const PENDING_RESETS: usize = 1024;
 /// How often the store tidies up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -224,6 +228,7 @@ impl Server {
             .http2_keepalive_interval(Some(config.grpc.ping_interval))
             .http2_keepalive_timeout(Some(config.grpc.ping_timeout))
             .max_concurrent_streams(Some(config.grpc.streams_per_connection))
+            .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
             .initial_stream_window_size(Some(1024 * 1024))
             .initial_connection_window_size(Some(8 * 1024 * 1024))
             .layer(observe)

@@ -15,7 +15,9 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Value, json};
 use stepwell::proto::*;
 
+use support::backend::{Backend, Kind};
 use support::client::*;
+use support::values::*;
 use support::*;
 
 /// Runs a test on each store.

@@ -15,7 +15,7 @@ use support::backend::{Backend, Kind};
 use support::client::*;
 use support::mongod::Mongod;
 use support::values::*;
-use support::watch::Event;
+use support::watch::{Event, What};
 use support::*;
 
 /// A case on a database of its own.
@@ -489,6 +489,55 @@ fn a_write_sees_what_another_program_has_just_changed() {
         let retried = s.start("d", 1).await;
         assert_eq!((retried.retry_count, retried.attempts.len()), (1, 1));
         assert_eq!(retried.attempts[0].error, Some(run_error("theirs")));
+    });
+}
+
+#[test]
+fn an_answer_shows_what_another_program_has_changed_elsewhere_in_the_document() {
+    conduct(async |b| {
+        let s = b.serve().await;
+        let mut watch = s.watch_all(watch_all()).await.with_foreign_changes();
+        watch.snapshot().await;
+        for id in ["plain", "odd"] {
+            s.create(id).await;
+            s.start(id, 1).await;
+        }
+        let theirs = |fields: Document| doc! { "$set": fields };
+        let (executions, steps) = (b.executions().await, b.steps().await);
+        let set = theirs(doc! { "user_id": "theirs", "metadata": { "theirs": 1 } });
+        executions.update_one(doc! { "execution_id": "plain" }, set).await.expect("updated");
+        let set = theirs(doc! { "step_version": "theirs", "metadata": { "theirs": 2 } });
+        steps.update_one(doc! { "execution_id": "plain" }, set).await.expect("updated");
+        // Types that read as none: no guard that is made of what was read matches them.
+        let set = theirs(doc! { "user_id": 7, "duration_ms": "long", "error": { "message": "m" } });
+        executions.update_one(doc! { "execution_id": "odd" }, set.clone()).await.expect("updated");
+        steps.update_one(doc! { "execution_id": "odd" }, set).await.expect("updated");
+
+        let step = s.finish_step(finish_step("plain", 1, StepStatus::Completed)).await;
+        assert_eq!(step.step_version.as_deref(), Some("theirs"));
+        assert_eq!(step.metadata, meta(json!({ "theirs": 2 })));
+        let execution = s.finish("plain", ExecutionStatus::Completed).await;
+        assert_eq!(execution.user_id.as_deref(), Some("theirs"));
+        assert_eq!(execution.metadata, meta(json!({ "theirs": 1 })));
+        let step = s.finish_step(finish_step("odd", 1, StepStatus::Completed)).await;
+        assert_eq!(step.status(), StepStatus::Completed);
+        let execution = s.finish("odd", ExecutionStatus::Completed).await;
+        assert_eq!(execution.status(), ExecutionStatus::Completed);
+
+        let mut ended = 0;
+        while ended < 4 {
+            match watch.next().await.what {
+                What::Execution(_, e) if e.status() == ExecutionStatus::Completed => {
+                    assert_eq!(e.user_id.is_some(), e.execution_id == "plain");
+                    ended += 1;
+                }
+                What::Step(_, step) if step.status() == StepStatus::Completed => {
+                    assert_eq!(step.step_version.is_some(), step.execution_id == "plain");
+                    ended += 1;
+                }
+                _ => {}
+            }
+        }
     });
 }
 

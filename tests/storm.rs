@@ -5,9 +5,10 @@
 #[expect(dead_code, reason = "every test binary uses a part of the harness")]
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use mongodb::bson::doc;
 use rand::rngs::StdRng;
@@ -73,8 +74,14 @@ fn storm(kind: Kind) {
             let random = StdRng::seed_from_u64(seed.wrapping_add(1000 + number as u64));
             // Every third watches one execution, the others all of them.
             let only = (number % 3 == 0).then(|| format!("e{}", number / 3 % EXECUTIONS));
-            let watcher =
-                Watcher { servers: servers.clone(), random, only, kind, wanted: wanted.clone() };
+            let watcher = Watcher {
+                number,
+                servers: servers.clone(),
+                random,
+                only,
+                kind,
+                wanted: wanted.clone(),
+            };
             watchers.spawn(watcher.run());
         }
         let foreign = tokio::spawn(foreign_program(b.clone(), Arc::clone(&done)));
@@ -87,7 +94,7 @@ fn storm(kind: Kind) {
         done.store(true, Ordering::SeqCst);
         foreign.await.expect("the third program ends");
         truth.send(Some(true_state(&one).await)).expect("the watchers listen");
-        in_time("all watchers", watchers.join_all()).await;
+        watchers.join_all().await;
         b.remove().await;
     });
 }
@@ -171,6 +178,7 @@ async fn foreign_program(b: Backend, done: Arc<AtomicBool>) {
 }
 
 struct Watcher {
+    number: usize,
     servers: [Client; 2],
     random: StdRng,
     only: Option<String>,
@@ -183,6 +191,7 @@ impl Watcher {
     async fn run(mut self) {
         let mut state = State::new();
         let mut token = String::new();
+        let mut overdue = Box::pin(self.overdue());
         loop {
             let server = &self.servers[self.random.random_range(0..2)];
             let resume_token = (!token.is_empty()).then(|| token.clone());
@@ -212,6 +221,7 @@ impl Watcher {
                         events -= 1;
                     }
                     changed = self.wanted.changed() => changed.expect("the test goes on"),
+                    () = &mut overdue => self.fail(&state),
                 }
             }
             if watch.token.is_empty() {
@@ -219,6 +229,29 @@ impl Watcher {
             }
             token.clone_from(&watch.token);
         }
+    }
+
+    /// The moment at which a watcher should have known the truth for long.
+    fn overdue(&self) -> impl Future<Output = ()> + use<> {
+        let mut wanted = self.wanted.clone();
+        async move {
+            let known = wanted.wait_for(Option::is_some).await.is_ok();
+            tokio::time::sleep(if known { PATIENCE } else { Duration::ZERO }).await;
+        }
+    }
+
+    /// Says which records a watcher has wrong.
+    fn fail(&self, state: &State) -> ! {
+        let truth = self.wanted.borrow().clone().unwrap_or_default();
+        let keys: BTreeSet<_> = truth.keys().chain(state.keys()).collect();
+        let of_it = |key: &&&(String, Option<i32>)| {
+            self.only.as_ref().is_none_or(|only| *only == key.0)
+                && truth.get(**key) != state.get(**key)
+        };
+        for key in keys.iter().filter(of_it) {
+            println!("{key:?}:\n  true:  {:?}\n  known: {:?}", truth.get(key), state.get(key));
+        }
+        panic!("watcher {} of {:?} never learned the truth", self.number, self.only);
     }
 
     fn knows_the_truth(&self, state: &State) -> bool {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::command::Fate;
+use super::documents::{Guard, Update};
 use super::{Inner, Ready, delete, documents, failure, no_payloads, schema};
 use crate::domain::{Execution, Refusal, Step, StepRef};
 use crate::store::plan::{Dirty, Facts, Needs, Plan, plan};
@@ -16,6 +17,9 @@ use crate::store::{Answer, Applied, Error, Op, Record, RecordKey, Result, Write}
 
 /// Attempts at a write before it is given up as lost to other writers.
 const ROUNDS: usize = 8;
+/// Attempts that guard the whole document. After them only what the decision was made on: the document may hold
+/// something that no guard matches.
+const WHOLE_ROUNDS: usize = 3;
 /// Alternatives in one query.
 const ALTERNATIVES: usize = 100;
 
@@ -35,13 +39,21 @@ pub(super) async fn apply(inner: &Inner, writes: Vec<Write>) -> Applied {
     let mut outcomes: Vec<Option<Result<Answer>>> = Vec::new();
     outcomes.resize_with(writes.len(), || None);
     let mut written = HashMap::new();
-    let mut batch =
-        Batch { inner, ready: &ready, careful: HashSet::new(), cautious: !ready.indexes.unique };
+    let mut batch = Batch {
+        inner,
+        ready: &ready,
+        careful: HashSet::new(),
+        cautious: !ready.indexes.unique,
+        guard: Guard::Whole,
+    };
     let mut pending: Vec<(usize, Write)> = writes.into_iter().enumerate().collect();
     for round in 0..ROUNDS {
         if round > 2 {
             // Other servers are at the same records: step out of their rhythm.
             tokio::time::sleep(std::time::Duration::from_millis(round as u64)).await;
+        }
+        if round == WHOLE_ROUNDS {
+            batch.guard = Guard::Decision;
         }
         let (places, current): (Vec<usize>, Vec<Write>) = pending.into_iter().unzip();
         let settled = batch.round(&current, &mut written).await;
@@ -67,6 +79,7 @@ struct Batch<'a> {
     careful: HashSet<String>,
     /// The same for all of them: the database does not keep ids unique.
     cautious: bool,
+    guard: Guard,
 }
 
 /// What the rules are told, and how much of that is more than a guess.
@@ -87,6 +100,8 @@ struct Persisted {
     /// Decide again: the record was not what the decision was made on.
     lost: HashSet<RecordKey>,
     failed: HashMap<RecordKey, Failed>,
+    /// Written, but other fields than those written may be different from what is known here.
+    inexact: HashSet<RecordKey>,
 }
 
 #[derive(Clone, Copy)]
@@ -381,11 +396,9 @@ impl Batch<'_> {
                     new_executions.push(key, documents::insert_execution(after), &mut persisted);
                 }
                 (Some(before), Some(after)) => {
-                    executions.push(
-                        key,
-                        documents::update_execution(before, after),
-                        &mut persisted,
-                    );
+                    let update = documents::update_execution(before, after, self.guard);
+                    let statement = persisted.note(&key, update);
+                    executions.push(key, statement, &mut persisted);
                 }
                 // A delete comes alone and goes another way.
                 (_, None) => {}
@@ -405,7 +418,9 @@ impl Batch<'_> {
                     to.push(key.clone(), documents::insert_step(after), &mut persisted);
                 }
                 (Some(before), Some(after)) => {
-                    steps.push(key.clone(), documents::update_step(before, after), &mut persisted);
+                    let update = documents::update_step(before, after, self.guard);
+                    let statement = persisted.note(key, update);
+                    steps.push(key.clone(), statement, &mut persisted);
                 }
                 (_, None) => {}
             }
@@ -709,6 +724,12 @@ impl Batch<'_> {
             if dirty.before.is_none() {
                 cache.put_greatest(id.clone(), 0);
             }
+            if persisted.inexact.contains(&key) {
+                // Whoever wants to know it has to look.
+                cache.forget(&key);
+                written.remove(&key);
+                continue;
+            }
             if dirty.changed {
                 written.insert(key.clone(), record.clone());
             }
@@ -736,6 +757,11 @@ impl Batch<'_> {
                     cache.put_greatest(id.clone(), greatest.max(after.step_id));
                 }
             }
+            if persisted.inexact.contains(key) {
+                cache.forget_record(key);
+                written.remove(key);
+                continue;
+            }
             let record = Record::Step(step);
             if dirty.changed {
                 written.insert(key.clone(), record.clone());
@@ -761,6 +787,15 @@ impl Known {
 }
 
 impl Persisted {
+    /// Notes what is not known for sure after an update.
+    fn note(&mut self, key: &RecordKey, update: Result<Update>) -> Result<RawDocumentBuf> {
+        let update = update?;
+        if !update.exact {
+            self.inexact.insert(key.clone());
+        }
+        Ok(update.statement)
+    }
+
     /// The stored record is not what was written. It may have been for a moment: if the command was sent again
     /// and somebody else has changed the record since, nobody can tell, and nothing may be applied twice.
     fn lose(

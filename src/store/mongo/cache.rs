@@ -77,6 +77,11 @@ impl Cache {
         self.greatest.insert(execution_id, step_id);
     }
 
+    /// Forgets the record alone; what is known of numbers stays.
+    pub(super) fn forget_record(&self, key: &RecordKey) {
+        self.records.remove(key);
+    }
+
     pub(super) fn forget(&self, key: &RecordKey) {
         self.records.remove(key);
         if key.step_id.is_some() {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use bson::{DateTime, doc};
 
 use super::command::Fate;
+use super::documents::Guard;
 use super::{Inner, Ready, documents, failure, schema};
 use crate::domain::{Execution, Refusal};
 use crate::store::plan::{Facts, plan};
@@ -45,8 +46,9 @@ async fn delete(inner: &Inner, ready: &Ready, write: &Write) -> Result<Answer> {
                 revision: write.now.revision_after(stored.revision),
                 ..stored.as_ref().clone()
             };
-            let statement = documents::update_execution(&stored, &marked)?;
-            let fates = ready.commander.update(schema::EXECUTIONS, &[statement], None).await;
+            let update = documents::update_execution(&stored, &marked, Guard::Decision)?;
+            let statements = [update.statement];
+            let fates = ready.commander.update(schema::EXECUTIONS, &statements, None).await;
             match fates.first() {
                 Some(Fate::Done) => {}
                 Some(Fate::Doubtful { .. } | Fate::Duplicate) => continue,

@@ -7,6 +7,7 @@ use bson::{Bson, DateTime, Document, RawArrayBuf, rawdoc};
 
 use crate::domain::{
     Attempt, Digests, Execution, ExecutionStatus, Millis, Payload, RunError, Step, StepStatus,
+    value,
 };
 use crate::store::{Error, Result};
 
@@ -244,10 +245,67 @@ fn guard_document(
     Ok(())
 }
 
+/// Metadata up to this size is guarded although the update does not touch it.
+const METADATA_GUARDED_BYTES: usize = 16 * 1024;
+/// Ids in `depends_on` up to this number are guarded one by one.
+const DEPENDS_ON_GUARDED: usize = 64;
+
+/// How much of a document an update guards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// What the decision was made on. Another program may have changed other fields meanwhile, so the document
+    /// is not known in whole after the update.
+    Decision,
+    /// Everything that was read. The document is what `after` says, in whole, if the update matches; it never
+    /// does where another program stored a type that reads as something else.
+    Whole,
+}
+
+/// An update, and whether it matches only if the document is known in whole afterwards.
+pub(super) struct Update {
+    pub(super) statement: RawDocumentBuf,
+    pub(super) exact: bool,
+}
+
+fn guard_text(query: &mut RawDocumentBuf, key: &'static CStr, value: Option<&str>) {
+    match value {
+        Some(text) => query.append(key, text),
+        None => query.append(key, rawdoc! { "$not": { "$type": "string" } }),
+    }
+}
+
+/// Null matches absent as well.
+fn guard_value(query: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
+    nullable(query, key, value);
+}
+
+fn guard_error(query: &mut RawDocumentBuf, error: Option<&RunError>) -> Result<()> {
+    guard_value(query, cstr!("error"), message(error));
+    match error_info(error)? {
+        Some(info) => query.append(cstr!("error_info"), rawdoc! { "$eq": info }),
+        None => query.append(cstr!("error_info"), RawBsonRef::Null),
+    }
+    Ok(())
+}
+
+/// Guards metadata that the update leaves alone. False: it is too large for that.
+fn guard_metadata(query: &mut RawDocumentBuf, metadata: &Document) -> Result<bool> {
+    if value::size_of_document(metadata) > METADATA_GUARDED_BYTES {
+        return Ok(false);
+    }
+    guard_document(query, cstr!("metadata"), metadata)?;
+    Ok(true)
+}
+
 /// An update of an execution from one state to another, which changes nothing unless the document still is what
 /// the decision was made on. Another program leaves `revision` alone, so everything that was read is guarded.
-pub(super) fn update_execution(before: &Execution, after: &Execution) -> Result<RawDocumentBuf> {
+pub(super) fn update_execution(
+    before: &Execution,
+    after: &Execution,
+    guard: Guard,
+) -> Result<Update> {
     let mut query = rawdoc! { "execution_id": before.execution_id.as_str() };
+    let mut exact = guard == Guard::Whole;
     guard_revision(&mut query, before.revision);
     guard_status(
         &mut query,
@@ -263,6 +321,26 @@ pub(super) fn update_execution(before: &Execution, after: &Execution) -> Result<
         || (after.ended_for_silence() && !before.ended_for_silence())
     {
         guard_date(&mut query, cstr!("last_heartbeat_at"), before.last_heartbeat_at);
+    }
+    if guard == Guard::Whole {
+        if before.metadata == after.metadata {
+            exact = guard_metadata(&mut query, &before.metadata)?;
+        }
+        // A heartbeat is no change: that another server stored one makes nobody decide again.
+        guard_value(&mut query, cstr!("app_id"), before.app_id);
+        guard_text(&mut query, cstr!("app_name"), Some(&before.app_name));
+        guard_value(&mut query, cstr!("sub_app_id"), before.sub_app_id);
+        guard_text(&mut query, cstr!("sub_app_name"), before.sub_app_name.as_deref());
+        guard_text(&mut query, cstr!("user_id"), before.user_id.as_deref());
+        guard_date(&mut query, cstr!("completed_at"), before.completed_at);
+        guard_value(&mut query, cstr!("duration_ms"), before.duration_ms);
+        guard_error(&mut query, before.error.as_ref())?;
+        guard_date(&mut query, cstr!("created_at"), before.created_at);
+        guard_value(&mut query, cstr!("heartbeat_timeout_ms"), before.heartbeat_timeout_ms);
+        guard_date(&mut query, cstr!("cancel_requested_at"), before.cancel_requested_at);
+        guard_text(&mut query, cstr!("cancel_reason"), before.cancel_reason.as_deref());
+        guard_text(&mut query, cstr!("parent_execution_id"), before.parent_execution_id.as_deref());
+        guard_value(&mut query, cstr!("pinned"), before.pinned);
     }
 
     let mut to = Difference::new();
@@ -309,11 +387,12 @@ pub(super) fn update_execution(before: &Execution, after: &Execution) -> Result<
         to.set.append(cstr!("revision"), after.revision);
         to.set.append(cstr!("last_change"), after.last_change().as_str());
     }
-    Ok(to.statement(query, &before.execution_id))
+    Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }
 
 /// The same for a step.
-pub(super) fn update_step(before: &Step, after: &Step) -> Result<RawDocumentBuf> {
+pub(super) fn update_step(before: &Step, after: &Step, guard: Guard) -> Result<Update> {
+    let mut exact = guard == Guard::Whole;
     let mut query = rawdoc! {
         "execution_id": before.execution_id.as_str(),
         "step_id": before.step_id,
@@ -329,7 +408,32 @@ pub(super) fn update_step(before: &Step, after: &Step) -> Result<RawDocumentBuf>
     if before.metadata != after.metadata {
         guard_document(&mut query, cstr!("metadata"), &before.metadata)?;
     }
-    if before.retry_count != after.retry_count || before.attempts != after.attempts {
+    if guard == Guard::Whole {
+        if before.metadata == after.metadata {
+            exact = guard_metadata(&mut query, &before.metadata)?;
+        }
+        guard_text(&mut query, cstr!("step_key"), before.step_key.as_deref());
+        guard_text(&mut query, cstr!("step_name"), Some(&before.step_name));
+        guard_text(&mut query, cstr!("step_version"), before.step_version.as_deref());
+        guard_date(&mut query, cstr!("completed_at"), before.completed_at);
+        guard_value(&mut query, cstr!("duration_ms"), before.duration_ms);
+        guard_error(&mut query, before.error.as_ref())?;
+        guard_date(&mut query, cstr!("created_at"), before.created_at);
+        match (before.depends_on.len(), i32::try_from(before.depends_on.len())) {
+            (0, _) => query.append(cstr!("depends_on"), rawdoc! { "$in": [null, []] }),
+            (count, Ok(size)) if count > DEPENDS_ON_GUARDED => {
+                query.append(cstr!("depends_on"), rawdoc! { "$size": size });
+            }
+            _ => query.append(cstr!("depends_on"), integers(&before.depends_on)),
+        }
+        guard_value(&mut query, cstr!("parent_step_id"), before.parent_step_id);
+        guard_value(&mut query, cstr!("progress"), before.progress);
+        guard_text(&mut query, cstr!("progress_message"), before.progress_message.as_deref());
+    }
+    if guard == Guard::Whole
+        || before.retry_count != after.retry_count
+        || before.attempts != after.attempts
+    {
         match before.retry_count {
             0 => query.append(cstr!("retry_count"), rawdoc! { "$in": [0, null] }),
             count => query.append(cstr!("retry_count"), count),
@@ -413,7 +517,7 @@ pub(super) fn update_step(before: &Step, after: &Step) -> Result<RawDocumentBuf>
         to.set.append(cstr!("revision"), after.revision);
         to.set.append(cstr!("last_change"), after.last_change().as_str());
     }
-    Ok(to.statement(query, &before.execution_id))
+    Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }
 
 fn text(value: RawBsonRef<'_>) -> Option<String> {
