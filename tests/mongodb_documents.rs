@@ -542,6 +542,30 @@ fn an_answer_shows_what_another_program_has_changed_elsewhere_in_the_document() 
 }
 
 #[test]
+fn long_ids_and_dates_beyond_the_calendar_of_other_programs_are_readable() {
+    conduct(async |b| {
+        let s = b.serve().await;
+        let id = format!("long id é {}", "x".repeat(200));
+        let far = DateTime::from_millis(1_000_000_000_000_000);
+        let theirs = doc! {
+            "execution_id": &id, "app_name": "theirs", "status": "completed", "started_at": far,
+            "metadata": { "far": far, "before": DateTime::from_millis(-100_000_000_000_000) },
+        };
+        b.executions().await.insert_one(theirs).await.expect("inserted");
+        let step = doc! { "execution_id": &id, "step_id": 1, "step_name": "theirs" };
+        b.steps().await.insert_one(step).await.expect("inserted");
+        // What no Timestamp can say is left out, or clients could not read the page it is on.
+        let shown = s.execution(&id).await;
+        assert_eq!(shown.started_at, None);
+        let far = json!({ "far": "1000000000000000", "before": "-100000000000000" });
+        assert_eq!(plain_meta(&shown.metadata), far);
+        assert_eq!(plain_field(&s.step(&id, 1).await.input), json!({}));
+        let list = s.list_executions(ListExecutionsRequest::default()).await;
+        assert_eq!(list.executions, [shown]);
+    });
+}
+
+#[test]
 fn revisions_survive_a_document_replaced_by_another_program() {
     conduct(async |b| {
         let s = b.serve().await;

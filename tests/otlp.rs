@@ -74,7 +74,7 @@ async fn call(observe: &Observe, traceparent: Option<&str>, code: &'static str) 
 async fn spans_of_calls_reach_the_collector() {
     let (address, mut received) = receiver().await;
     let settings = config::Telemetry {
-        otlp_endpoint: Some(format!("http://{address}")),
+        otlp_endpoint: Some(stepwell::config::Secret::new(format!("http://{address}"))),
         service_name: "well-7".to_owned(),
         sample_ratio: 1.0,
     };

@@ -233,7 +233,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Telemetry {
-    pub otlp_endpoint: Option<String>,
+    pub otlp_endpoint: Option<Secret>,
     pub service_name: String,
     pub sample_ratio: f64,
 }

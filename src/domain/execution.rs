@@ -78,6 +78,8 @@ impl Execution {
     /// Whether its end is only the guess of a server that heard nothing.
     pub fn ended_for_silence(&self) -> bool {
         self.status == Some(ExecutionStatus::Failed)
+            // A client may choose the same code for an end of its own.
+            && self.digests.finish.is_none()
             && self.error.as_ref().is_some_and(|error| error.code == HEARTBEAT_TIMEOUT)
     }
 
@@ -150,6 +152,11 @@ impl ExecutionOp {
     /// Whether it may create the record, so that a store may try to insert without looking first.
     pub fn may_create(&self) -> bool {
         matches!(self, Self::Create(_) | Self::Put(_))
+    }
+
+    /// Whether it came from outside, and so shows somebody alive.
+    pub fn is_by_client(&self) -> bool {
+        !matches!(self, Self::Expire { .. } | Self::NoteSignOfLife { .. } | Self::Delete { .. })
     }
 }
 
@@ -344,15 +351,8 @@ fn update(
     expected_revision: Option<i64>,
     now: Now,
 ) -> Result<Decision<Execution>, Refusal> {
-    let mut next = stored.clone();
-    value::merge(&mut next.metadata, metadata);
-    if pinned.is_some() {
-        next.pinned = pinned;
-    }
-    if next == *stored {
-        // Applied before, whatever revision the caller expected then.
-        return Ok(Decision::Keep);
-    }
+    // Also where the content is what is stored already: of several who claim something with the same words and
+    // the same revision, one may win.
     if let Some(expected) = expected_revision
         && expected != stored.revision
     {
@@ -362,7 +362,12 @@ fn update(
             stored: stored.revision,
         });
     }
-    Ok(changed(next, now))
+    let mut next = stored.clone();
+    value::merge(&mut next.metadata, metadata);
+    if pinned.is_some() {
+        next.pinned = pinned;
+    }
+    if next == *stored { Ok(Decision::Keep) } else { Ok(changed(next, now)) }
 }
 
 fn finish(
@@ -439,6 +444,18 @@ fn heartbeat(stored: &Execution, now: Now) -> Decision<Execution> {
         return Decision::Keep;
     }
     Decision::Touch(Execution { last_heartbeat_at: Some(now.millis()), ..stored.clone() })
+}
+
+/// The record with a sign of life of this moment, where that has to be stored: a write that changed nothing shows
+/// its client alive as any other does. At most every quarter of the timeout.
+pub fn alive(stored: &Execution, now: Now) -> Option<Execution> {
+    let timeout_ms = stored.heartbeat_timeout_ms?;
+    let lately = last_sign_of_life(stored)
+        .is_some_and(|last| now.millis().saturating_sub(last) < timeout_ms / 4);
+    if stored.status != Some(ExecutionStatus::Running) || stored.deleted_at.is_some() || lately {
+        return None;
+    }
+    Some(Execution { last_heartbeat_at: Some(now.millis()), ..stored.clone() })
 }
 
 /// The last moment at which the record itself shows its client alive. Steps may show a later one.

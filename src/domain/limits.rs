@@ -12,8 +12,6 @@ pub const ATTEMPTS_KEPT: usize = 20;
 pub const ATTEMPT_ERROR_BYTES: usize = 4 * 1024;
 /// Values per list of an `ExecutionFilter`.
 pub const FILTER_VALUES: usize = 50;
-/// Steps in one PlanSteps.
-pub const PLANNED_STEPS: usize = 1000;
 
 /// The bounds an operator may set; each is refused with INVALID_ARGUMENT naming field, size and limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -404,8 +404,16 @@ fn plan(
     };
     let same = match &stored.digests.create {
         Some(stored) => *stored == digest,
-        // Started or finished without a plan, by us: a plan that comes late is other content.
-        None if stored.digests != Digests::default() => false,
+        // Started or finished before its plan came: what the plan says and nobody has said since is a fact.
+        None if stored.digests != Digests::default() => {
+            if stored.step_name != step_name {
+                return Err(exists(target));
+            }
+            let mut next = stored.clone();
+            fill(&mut next, target.named, fields)?;
+            next.digests.create = Some(digest);
+            return Ok(changed(next, now));
+        }
         None => {
             stored.step_key == target.named.step_key
                 && fields_equal(stored, Some(step_name), fields)?
@@ -467,8 +475,18 @@ fn start(
         }
         let same = match &stored.digests.start {
             Some(stored) => *stored == digest,
-            // Finished in one call, by us: this start says something new under a taken id.
-            None if stored.digests != Digests::default() => false,
+            // Its end came first: what the start says is what was said first.
+            None if stored.digests != Digests::default() => {
+                let mut next = stored.clone();
+                override_with(&mut next, target.named, fields);
+                if let Some(started_at) = fields.started_at {
+                    next.started_at = Some(started_at);
+                    next.duration_ms =
+                        stored.completed_at.and_then(|end| duration_ms(next.started_at, end));
+                }
+                next.digests.start = Some(digest);
+                return Ok(changed(next, now));
+            }
             None => fields_equal(stored, Some(step_name), fields)?,
         };
         return if same { Ok(Decision::Keep) } else { Err(exists(target)) };
@@ -498,8 +516,18 @@ fn start(
     next.error = None;
     next.digests.start = Some(digest);
     next.digests.finish = None;
+    let metadata = std::mem::take(&mut next.metadata);
+    override_with(&mut next, target.named, fields);
+    next.metadata = metadata;
+    value::merge(&mut next.metadata, &fields.metadata);
+    Ok(changed(next, now))
+}
+
+/// Lets what a start says about its step stand over what the step had; of metadata what is stored stands, as it
+/// was said later.
+fn override_with(next: &mut Step, named: &StepRef, fields: &StepFields) {
     if next.step_key.is_none() {
-        next.step_key = target.named.step_key.clone();
+        next.step_key = named.step_key.clone();
     }
     if fields.step_version.is_some() {
         next.step_version = fields.step_version.clone();
@@ -509,14 +537,42 @@ fn start(
     {
         next.input = Payload::Value(input.clone());
     }
-    value::merge(&mut next.metadata, &fields.metadata);
+    let later = std::mem::replace(&mut next.metadata, fields.metadata.clone());
+    value::merge(&mut next.metadata, &later);
     if !fields.depends_on.is_empty() {
         next.depends_on = fields.depends_on.clone();
     }
     if fields.parent_step_id.is_some() {
         next.parent_step_id = fields.parent_step_id;
     }
-    Ok(changed(next, now))
+}
+
+/// Fills what the step does not have yet.
+fn fill(next: &mut Step, named: &StepRef, fields: &StepFields) -> Result<(), Refusal> {
+    if next.step_key.is_none() {
+        next.step_key = named.step_key.clone();
+    }
+    if next.step_version.is_none() {
+        next.step_version = fields.step_version.clone();
+    }
+    if let Some(input) = &fields.input
+        && !value::is_empty(input)
+    {
+        match &next.input {
+            Payload::Stored => return Err(Refusal::NeedsPayload),
+            Payload::Value(old) if value::is_empty(old) => {
+                next.input = Payload::Value(input.clone());
+            }
+            Payload::Value(_) => {}
+        }
+    }
+    let later = std::mem::replace(&mut next.metadata, fields.metadata.clone());
+    value::merge(&mut next.metadata, &later);
+    if next.depends_on.is_empty() {
+        next.depends_on = fields.depends_on.clone();
+    }
+    next.parent_step_id = next.parent_step_id.or(fields.parent_step_id);
+    Ok(())
 }
 
 fn cut_error(error: &RunError) -> RunError {
@@ -642,31 +698,19 @@ fn finish(
     let mut next = stored.clone();
     next.status = Some(request.status);
     next.started_at = stored.started_at.or(request.fields.started_at);
+    if stored.status == Some(StepStatus::Pending) && request.status != StepStatus::Skipped {
+        // As for a step that was never heard of: the latest moment it can have begun.
+        next.started_at = next.started_at.or(Some(completed_at.min(now.millis())));
+    }
     next.completed_at = Some(completed_at);
     next.duration_ms = duration_ms(next.started_at, completed_at);
     if let Some(output) = request.output {
         next.output = Payload::Value(output.clone());
     }
     next.error = request.error.cloned();
+    fill(&mut next, target.named, request.fields)?;
+    // What the end says of metadata is the latest word.
     value::merge(&mut next.metadata, &request.fields.metadata);
-    if next.step_version.is_none() {
-        next.step_version = request.fields.step_version.clone();
-    }
-    if let Some(input) = &request.fields.input
-        && !value::is_empty(input)
-    {
-        match &stored.input {
-            Payload::Stored => return Err(Refusal::NeedsPayload),
-            Payload::Value(old) if value::is_empty(old) => {
-                next.input = Payload::Value(input.clone());
-            }
-            Payload::Value(_) => {}
-        }
-    }
-    if next.depends_on.is_empty() {
-        next.depends_on = request.fields.depends_on.clone();
-    }
-    next.parent_step_id = next.parent_step_id.or(request.fields.parent_step_id);
     next.digests.finish = Some(digest);
     Ok(changed(next, now))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::app::App;
-use crate::domain::limits::{FILTER_VALUES, NESTING_DEPTH, PLANNED_STEPS};
+use crate::domain::limits::{FILTER_VALUES, NESTING_DEPTH};
 use crate::proto;
 
 /// Serves AdminService.
@@ -38,7 +38,6 @@ impl proto::admin_service_server::AdminService for Admin {
             ("page_examined_records", limits.page_examined_records),
             ("nesting_depth", NESTING_DEPTH),
             ("filter_values", FILTER_VALUES),
-            ("planned_steps", PLANNED_STEPS),
         ]
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))

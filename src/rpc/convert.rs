@@ -15,6 +15,9 @@ use crate::proto;
 /// Greatest integer that a double, and so a `google.protobuf.Value`, holds exactly: 2^53.
 pub const EXACT_INTEGER: i64 = 1 << 53;
 
+/// What a Timestamp may hold: the years 1 to 9999.
+const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
 pub fn timestamp(at: Millis) -> Timestamp {
     Timestamp {
         seconds: at.div_euclid(1000),
@@ -22,9 +25,15 @@ pub fn timestamp(at: Millis) -> Timestamp {
     }
 }
 
+/// The same for a time that another program may have stored: `None` where no valid Timestamp can say it, since
+/// clients would refuse the whole message.
+pub fn shown_time(at: Millis) -> Option<Timestamp> {
+    TIMESTAMP_SECONDS.contains(&at.div_euclid(1000)).then(|| timestamp(at))
+}
+
 /// Milliseconds of a timestamp, cut; `None` outside of years 1 to 9999 or with impossible nanos.
 pub fn millis(at: &Timestamp) -> Option<Millis> {
-    let in_range = (-62_135_596_800..=253_402_300_799).contains(&at.seconds);
+    let in_range = TIMESTAMP_SECONDS.contains(&at.seconds);
     if !in_range || !(0..1_000_000_000).contains(&at.nanos) {
         return None;
     }
@@ -61,17 +70,17 @@ pub fn execution(record: &domain::Execution) -> proto::Execution {
         sub_app_name: record.sub_app_name.clone(),
         user_id: record.user_id.clone(),
         status: execution_status(record.status).into(),
-        started_at: record.started_at.map(timestamp),
-        completed_at: record.completed_at.map(timestamp),
+        started_at: record.started_at.and_then(shown_time),
+        completed_at: record.completed_at.and_then(shown_time),
         duration_ms: record.duration_ms,
         error: record.error.as_ref().map(error),
         metadata: Some(object(&record.metadata)),
-        created_at: record.created_at.map(timestamp),
-        updated_at: record.updated_at.map(timestamp),
+        created_at: record.created_at.and_then(shown_time),
+        updated_at: record.updated_at.and_then(shown_time),
         revision: record.revision,
         heartbeat_timeout_ms: record.heartbeat_timeout_ms,
-        last_heartbeat_at: record.last_heartbeat_at.map(timestamp),
-        cancel_requested_at: record.cancel_requested_at.map(timestamp),
+        last_heartbeat_at: record.last_heartbeat_at.and_then(shown_time),
+        cancel_requested_at: record.cancel_requested_at.and_then(shown_time),
         cancel_reason: record.cancel_reason.clone(),
         parent_execution_id: record.parent_execution_id.clone(),
         pinned: record.pinned,
@@ -91,8 +100,8 @@ pub fn step(record: &domain::Step, payloads: bool) -> proto::Step {
         step_name: record.step_name.clone(),
         step_version: record.step_version.clone(),
         status: step_status(record.status).into(),
-        started_at: record.started_at.map(timestamp),
-        completed_at: record.completed_at.map(timestamp),
+        started_at: record.started_at.and_then(shown_time),
+        completed_at: record.completed_at.and_then(shown_time),
         duration_ms: record.duration_ms,
         input: payload(&record.input),
         output: payload(&record.output),
@@ -100,8 +109,8 @@ pub fn step(record: &domain::Step, payloads: bool) -> proto::Step {
         retry_count: record.retry_count,
         metadata: Some(object(&record.metadata)),
         revision: record.revision,
-        created_at: record.created_at.map(timestamp),
-        updated_at: record.updated_at.map(timestamp),
+        created_at: record.created_at.and_then(shown_time),
+        updated_at: record.updated_at.and_then(shown_time),
         depends_on: record.depends_on.clone(),
         parent_step_id: record.parent_step_id,
         progress: record.progress,
@@ -112,8 +121,8 @@ pub fn step(record: &domain::Step, payloads: bool) -> proto::Step {
 
 fn attempt(record: &Attempt) -> proto::Attempt {
     proto::Attempt {
-        started_at: record.started_at.map(timestamp),
-        completed_at: record.completed_at.map(timestamp),
+        started_at: record.started_at.and_then(shown_time),
+        completed_at: record.completed_at.and_then(shown_time),
         error: record.error.as_ref().map(error),
         duration_ms: record.duration_ms,
     }
@@ -169,7 +178,12 @@ fn value_at(stored: &Bson, depth: usize) -> Value {
         }),
         Bson::Document(stored) => Kind::StructValue(object_at(stored, depth)),
         Bson::DateTime(at) => {
-            text(at.try_to_rfc3339_string().unwrap_or_else(|_| at.timestamp_millis().to_string()))
+            let millis = at.timestamp_millis();
+            // RFC 3339 has four digits for the year.
+            let shown = TIMESTAMP_SECONDS
+                .contains(&millis.div_euclid(1000))
+                .then(|| at.try_to_rfc3339_string().ok());
+            text(shown.flatten().unwrap_or_else(|| millis.to_string()))
         }
         Bson::ObjectId(id) => text(id.to_hex()),
         Bson::Binary(binary) => {

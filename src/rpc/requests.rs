@@ -7,9 +7,7 @@ use prost_types::{Duration, Struct, Timestamp, Value};
 use super::convert;
 use crate::app::{Error, Result, Violation};
 use crate::domain::execution::CreateExecution;
-use crate::domain::limits::{
-    FILTER_VALUES, Limits, NESTING_DEPTH, PAGE_SIZE_DEFAULT, PLANNED_STEPS,
-};
+use crate::domain::limits::{FILTER_VALUES, Limits, NESTING_DEPTH, PAGE_SIZE_DEFAULT};
 use crate::domain::query::{ExecutionFilter, ExecutionOrder, parse_path};
 use crate::domain::step::StepFields;
 use crate::domain::{
@@ -21,6 +19,9 @@ use crate::store::Op;
 
 /// Shortest and longest heartbeat timeout, in milliseconds.
 const HEARTBEAT_TIMEOUT_MS: std::ops::RangeInclusive<i64> = 100..=30 * 24 * 3600 * 1000;
+
+/// Longest id of an execution that another program stored and that can still be asked for.
+const FOREIGN_ID_CHARACTERS: usize = 4096;
 
 /// Collects what is wrong with a request.
 pub struct Check<'a> {
@@ -63,10 +64,12 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// An id that names an existing execution: foreign ones are looser than ours, so only presence and length
-    /// are checked.
+    /// An id that names an existing execution: other programs choose theirs as they like.
     pub fn execution_id(&mut self, id: &str) {
-        self.id_in("execution_id", id);
+        if id.is_empty() {
+            self.bad("execution_id", "is required");
+        }
+        self.characters("execution_id", id, FOREIGN_ID_CHARACTERS);
     }
 
     fn id_in(&mut self, field: &str, id: &str) {
@@ -77,7 +80,7 @@ impl<'a> Check<'a> {
     }
 
     fn new_execution_id(&mut self, id: &str) {
-        self.execution_id(id);
+        self.id_in("execution_id", id);
         if !id.bytes().all(|byte| (0x21..=0x7e).contains(&byte)) {
             self.bad("execution_id", "may only have printable ASCII characters without spaces");
         }
@@ -444,8 +447,8 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
     if request.steps.is_empty() {
         check.bad("steps", "must have at least one step");
     }
-    if request.steps.len() > PLANNED_STEPS {
-        check.too_large("steps", request.steps.len(), "steps", PLANNED_STEPS);
+    if request.steps.len() > limits.steps_per_execution {
+        check.too_large("steps", request.steps.len(), "steps", limits.steps_per_execution);
     }
     // The answer has all steps without their inputs, and has to stay a readable reply.
     let reply_bytes = request
@@ -461,7 +464,7 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
     let mut ids = std::collections::HashSet::new();
     let mut keys = std::collections::HashSet::new();
     let mut steps = Vec::with_capacity(request.steps.len());
-    for (index, step) in request.steps.into_iter().take(PLANNED_STEPS).enumerate() {
+    for (index, step) in request.steps.into_iter().take(limits.steps_per_execution).enumerate() {
         let field = |name: &str| format!("steps[{index}].{name}");
         match step.step_id {
             None => check.bad(&field("step_id"), "is required"),

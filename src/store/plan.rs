@@ -44,7 +44,8 @@ impl Needs {
                     }
                 }
                 Op::Step { named, op } => {
-                    if op.may_create() && !(optimistic && created_here.contains(id)) {
+                    // Of a step that is there for its sign of life, of another to be there.
+                    if !(optimistic && created_here.contains(id)) {
                         needs.executions.insert(id.to_owned());
                     }
                     needs.step(id, named, op, optimistic, limits);
@@ -211,6 +212,9 @@ impl Work<'_> {
             Op::Execution(op) => self.write_execution(write, op),
             Op::Step { named, op } => {
                 let decided = self.decide_step(write, named, op)?;
+                if matches!(decided.2, Decision::Keep) {
+                    self.sign_of_life(write);
+                }
                 let (key, step) = self.take_step(decided);
                 Ok(Planned { answer: Answer::Step(step), touched: vec![key] })
             }
@@ -218,10 +222,31 @@ impl Work<'_> {
         }
     }
 
+    /// Notes that a write which changes nothing came in. It is answered whether or not that gets stored.
+    fn sign_of_life(&mut self, write: &Write) {
+        let id = &write.execution_id;
+        let Some(stored) = self.execution(id) else { return };
+        let Some(alive) = execution::alive(&stored, write.now) else { return };
+        let dirty = self.plan.executions.entry(id.clone()).or_insert_with(|| Dirty {
+            before: Some(Arc::clone(&stored)),
+            after: None,
+            changed: false,
+            stored: false,
+        });
+        dirty.after = Some(Arc::new(alive));
+        dirty.stored = true;
+    }
+
     fn write_execution(&mut self, write: &Write, op: &ExecutionOp) -> Result<Planned, Refusal> {
         let id = &write.execution_id;
         let stored = self.execution(id);
-        let decision = execution::decide(id, stored.as_deref(), op, write.now)?;
+        let mut decision = execution::decide(id, stored.as_deref(), op, write.now)?;
+        if let (Some(stored), Decision::Keep) = (&stored, &decision)
+            && op.is_by_client()
+            && let Some(alive) = execution::alive(stored, write.now)
+        {
+            decision = Decision::Touch(alive);
+        }
         if let (Some(stored), Decision::Put(record)) = (&stored, &decision) {
             grown_in_bounds(
                 "metadata",
@@ -287,7 +312,7 @@ impl Work<'_> {
             });
         }
         let stored = by_id.or(by_key);
-        if stored.is_none() && op.may_create() {
+        if stored.is_none() {
             match self.execution(id) {
                 Some(execution) if execution.deleted_at.is_none() => {}
                 _ => return Err(Refusal::ExecutionNotFound { execution_id: id.clone() }),

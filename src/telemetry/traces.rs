@@ -38,7 +38,7 @@ impl Export {
         let Some(endpoint) = &settings.otlp_endpoint else { return Ok(None) };
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
-            .with_endpoint(endpoint)
+            .with_endpoint(endpoint.expose())
             .with_timeout(EXPORT_TIMEOUT)
             .build()?;
         let resource = Resource::builder()
@@ -153,7 +153,7 @@ mod tests {
             // A port that nobody listens on: it is given back before it is used.
             otlp_endpoint: Some({
                 let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-                format!("http://{}", port.expect("a port"))
+                config::Secret::new(format!("http://{}", port.expect("a port")))
             }),
             ..config::Telemetry::default()
         };

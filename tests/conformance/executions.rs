@@ -320,6 +320,30 @@ pub async fn a_stale_expected_revision_is_aborted(b: Backend) {
     assert_eq!(s.execution("e").await, first, "nothing of it was applied");
     let second = s.update_execution(with(first.revision, 2)).await;
     assert_eq!(plain_meta(&second.metadata), json!({ "value": 2 }));
+    // Who claims something says the same as everybody who claims it.
+    let answer = s.try_update_execution(with(first.revision, 2)).await;
+    refused(answer, Code::Aborted, "STALE_REVISION");
+    assert_eq!(s.update_execution(with(second.revision, 2)).await, second, "nothing changes");
+}
+
+pub async fn of_racing_claims_with_the_same_words_one_wins(b: Backend) {
+    let (one, two) = b.pair().await;
+    let created = one.create("e").await;
+    let claims = (0..16).map(|n| {
+        let client: Client = if n % 2 == 0 { (*one).clone() } else { (*two).clone() };
+        let request = UpdateExecutionRequest {
+            metadata: meta(json!({ "claimed": true })),
+            expected_revision: Some(created.revision),
+            ..update("e")
+        };
+        async move { client.try_update_execution(request).await }
+    });
+    let answers = futures::future::join_all(claims).await;
+    let won = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!(won, 1);
+    for answer in answers.into_iter().filter(Result::is_err) {
+        refused(answer, Code::Aborted, "STALE_REVISION");
+    }
 }
 
 pub async fn of_racing_updates_with_one_expected_revision_one_wins(b: Backend) {

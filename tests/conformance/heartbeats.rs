@@ -136,11 +136,14 @@ pub async fn every_write_is_a_sign_of_life(b: Backend) {
     const TIMEOUT: i64 = 1200;
     let (one, two) = b.pair().await;
     let mut ids = Vec::new();
-    for id in ["beats", "updates", "steps", "repeats"] {
+    let unchanging = ["same-progress", "same-start", "same-create", "same-finish", "nothing"];
+    for id in ["beats", "updates", "steps", "repeats"].into_iter().chain(unchanging) {
         one.create_execution(watched_over(id, 1200)).await;
         ids.push(id);
     }
-    one.start("steps", 0).await;
+    for id in ["steps", "same-progress", "same-start"] {
+        one.start(id, 0).await;
+    }
     let until = wall_clock_ms() + TIMEOUT * 5 / 2;
     let mut round = 0;
     let mut next = wall_clock_ms();
@@ -161,6 +164,17 @@ pub async fn every_write_is_a_sign_of_life(b: Backend) {
         };
         client.update_step(request).await;
         client.start("repeats", round).await;
+        // What changes nothing is said by somebody all the same.
+        let progress = UpdateStepRequest { progress: Some(0.5), ..update_step("same-progress", 0) };
+        client.update_step(progress).await;
+        client.start("same-start", 0).await;
+        client.create_execution(watched_over("same-create", 1200)).await;
+        let whole = FinishStepRequest {
+            step_name: Some("whole".into()),
+            ..finish_step("same-finish", 7, StepStatus::Completed)
+        };
+        client.finish_step(whole).await;
+        client.update_execution(update("nothing")).await;
     }
     for id in ids {
         let execution = one.execution(id).await;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use stepwell::proto::ingest_request::Write as W;
 use stepwell::proto::*;
 use tonic::Code;
 
@@ -265,6 +266,43 @@ pub async fn a_watch_of_one_ends_when_all_has_ended(b: Backend) {
     let (events, end) = s.watch(resumed).await.rest().await;
     end.expect("a resumed stream ends too");
     assert!(events.len() <= 1, "{events:?}");
+}
+
+pub async fn an_end_comes_after_the_steps_that_were_written_before_it(b: Backend) {
+    const ROUNDS: usize = 40;
+    let (one, two) = b.pair().await;
+    for round in 0..ROUNDS {
+        let id = format!("e{round}");
+        one.create(&id).await;
+        let mut here = one.watch(watch(&id)).await;
+        let mut there = two.watch(watch(&id)).await;
+        here.snapshot().await;
+        there.snapshot().await;
+        // All at once, so that they are stored together.
+        let whole = FinishStepRequest {
+            step_name: Some("whole".into()),
+            ..finish_step(&id, 9, StepStatus::Completed)
+        };
+        let writes = vec![
+            W::StartStep(start(&id, 1)),
+            W::FinishStep(finish_step(&id, 1, StepStatus::Completed)),
+            W::FinishStep(whole),
+            W::FinishExecution(finish(&id, ExecutionStatus::Completed)),
+        ];
+        one.ingest_all(writes).await;
+        for watch in [&mut here, &mut there] {
+            let (events, end) = watch.rest().await;
+            end.expect("the stream ends with OK");
+            let last = events.last().and_then(Event::execution).expect("the end comes last");
+            assert_eq!(last.1.status(), ExecutionStatus::Completed);
+            for step_id in [1, 9] {
+                let step = events.iter().filter_map(Event::step);
+                let step = step.filter(|(_, step)| step.step_id == Some(step_id)).last();
+                let status = step.map(|(_, step)| step.status());
+                assert_eq!(status, Some(StepStatus::Completed), "step {step_id} of {id}");
+            }
+        }
+    }
 }
 
 pub async fn a_pending_step_does_not_keep_a_watch_open(b: Backend) {

@@ -267,6 +267,11 @@ fn step(before: Option<&Record>, write: &Write) -> Answered {
     };
     let mut after = before.clone();
     match write {
+        // It comes late: the step was started or finished before.
+        Write::Plan { .. } if before.made_by[0].is_none() => {
+            after.made_by[0] = Some(write.clone());
+            Changed(after)
+        }
         Write::Plan { .. } => repeat(&before.made_by[0], write),
         Write::Start { n, attempt, .. } => {
             let current = before.retry_count + 1;
@@ -279,6 +284,13 @@ fn step(before: Option<&Record>, write: &Write) -> Answered {
                 return match attempt {
                     Some(attempt) if *attempt > current => Refused(Code::FailedPrecondition),
                     Some(attempt) if *attempt < current => Unchanged,
+                    // It comes late: the step was finished in one call before.
+                    _ if before.made_by[1].is_none() => {
+                        let fields = after.metadata.as_object_mut().expect("an object");
+                        fields.entry("n").or_insert((*n).into());
+                        after.made_by[1] = Some(start_content(write));
+                        Changed(after)
+                    }
                     _ => repeat(&before.made_by[1], &start_content(write)),
                 };
             }

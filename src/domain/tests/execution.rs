@@ -149,7 +149,7 @@ fn heartbeats_are_stored_once_a_quarter_and_are_no_change() {
 }
 
 #[test]
-fn a_stale_revision_is_refused_unless_the_change_is_there_already() {
+fn a_stale_revision_is_refused_also_where_the_change_is_there_already() {
     let update = |expected| ExecutionOp::Update {
         metadata: doc! {"a": 1},
         pinned: Some(true),
@@ -160,7 +160,9 @@ fn a_stale_revision_is_refused_unless_the_change_is_there_already() {
         Err(Refusal::StaleRevision { expected: 5, stored: 1000, .. })
     ));
     assert_eq!(run(&[(1, create("app")), (2, update(1000))]).1, Ok("put"));
-    assert_eq!(run(&[(1, create("app")), (2, update(1000)), (3, update(1000))]).1, Ok("keep"));
+    let twice = [(1, create("app")), (2, update(1000)), (3, update(1000))];
+    assert!(matches!(run(&twice).1, Err(Refusal::StaleRevision { expected: 1000, .. })));
+    assert_eq!(run(&[(1, create("app")), (2, update(1000)), (3, update(2000))]).1, Ok("keep"));
 }
 
 #[test]

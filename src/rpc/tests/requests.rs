@@ -64,7 +64,11 @@ fn bounds_hold_to_the_unit() {
     let none: [&str; 0] = [];
     assert_eq!(start(|r| r.step_name = "é".repeat(256)), none);
     assert_eq!(start(|r| r.step_name = "é".repeat(257)), ["step_name"]);
-    assert_eq!(start(|r| r.execution_id = "e".repeat(129)), ["execution_id"]);
+    assert_eq!(create(|r| r.execution_id = Some("e".repeat(128))), none);
+    assert_eq!(create(|r| r.execution_id = Some("e".repeat(129))), ["execution_id"]);
+    // Another program may have chosen a longer one.
+    assert_eq!(start(|r| r.execution_id = "e".repeat(4096)), none);
+    assert_eq!(start(|r| r.execution_id = "e".repeat(4097)), ["execution_id"]);
     assert_eq!(start(|r| r.input = Some(nested(30))), none);
     assert_eq!(start(|r| r.input = Some(nested(31))), ["input"]);
     assert_eq!(start(|r| r.metadata = Some(object(nested(29)))), none);
@@ -141,7 +145,9 @@ fn plans_name_the_step_that_is_wrong() {
         plan(vec![step(Some(1), "a"), step(Some(1), "")]),
         ["steps[1].step_id", "steps[1].step_name"]
     );
-    assert_eq!(plan((0..1001).map(|id| step(Some(id), "a")).collect()), ["steps"]);
+    let many = |count| (0..count).map(|id| step(Some(id), "a")).collect();
+    assert_eq!(plan(many(10_000)), [""; 0]);
+    assert_eq!(plan(many(100_001)), ["steps", "steps without input"]);
 }
 
 #[test]

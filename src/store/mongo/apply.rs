@@ -389,8 +389,10 @@ impl Batch<'_> {
         let mut persisted = Persisted::default();
         let mut new_executions = Statements::default();
         let mut executions = Statements::default();
-        for (id, dirty) in &decided.executions {
-            let key = RecordKey::execution(id);
+        let order = in_order(decided);
+        for key in order.iter().filter(|key| key.step_id.is_none()) {
+            let Some(dirty) = decided.executions.get(&key.execution_id) else { continue };
+            let key = key.clone();
             match (&dirty.before, &dirty.after) {
                 (None, Some(after)) => {
                     new_executions.push(key, documents::insert_execution(after), &mut persisted);
@@ -407,7 +409,10 @@ impl Batch<'_> {
         let mut new_steps = Statements::default();
         let mut steps_of_new = Statements::default();
         let mut steps = Statements::default();
-        for (key, dirty) in &decided.steps {
+        let mut with_steps = HashSet::new();
+        for key in order.iter().filter(|key| key.step_id.is_some()) {
+            let Some(dirty) = decided.steps.get(key) else { continue };
+            with_steps.insert(key.execution_id.as_str());
             match (&dirty.before, &dirty.after) {
                 (None, Some(after)) => {
                     let waits = decided
@@ -444,6 +449,11 @@ impl Batch<'_> {
             let vanished = self.vanished(&new_steps, &fates).await;
             (fates, vanished)
         };
+        // A watcher that sees an execution end has seen what its steps did before: an execution whose steps change
+        // in the same batch comes after them. All others need not wait.
+        let (executions, later_executions) =
+            executions.split(|key| !with_steps.contains(key.execution_id.as_str()));
+        let execution_index = self.ready.indexes.execution_key.as_deref();
         let (created, inserted, step_fates, execution_fates) = tokio::join!(
             insert_in_order,
             insert_steps,
@@ -452,12 +462,11 @@ impl Batch<'_> {
                 &steps.documents,
                 self.ready.indexes.step_key.as_deref(),
             ),
-            commander.update(
-                schema::EXECUTIONS,
-                &executions.documents,
-                self.ready.indexes.execution_key.as_deref(),
-            ),
+            commander.update(schema::EXECUTIONS, &executions.documents, execution_index),
         );
+        let later_fates = commander
+            .update(schema::EXECUTIONS, &later_executions.documents, execution_index)
+            .await;
 
         let (new_fates, ready_steps, ready_fates, held) = created;
         persisted.take(new_executions.keys, &new_fates);
@@ -481,7 +490,8 @@ impl Batch<'_> {
             persisted.failed.insert(key, Failed::NoExecution);
         }
         let doubtful_steps = persisted.take(steps.keys, &step_fates);
-        let doubtful_executions = persisted.take(executions.keys, &execution_fates);
+        let mut doubtful_executions = persisted.take(executions.keys, &execution_fates);
+        doubtful_executions.extend(persisted.take(later_executions.keys, &later_fates));
         self.resolve(decided, doubtful_executions, doubtful_steps, &mut persisted).await;
         self.undo_half_plans(decided, &mut persisted).await;
         persisted
@@ -895,6 +905,21 @@ impl Statements {
         }
         (yes, no)
     }
+}
+
+/// The records of a plan in the order of the last write of each; at the end those that no write answers for, such
+/// as executions with a sign of life.
+fn in_order(decided: &Plan) -> Vec<RecordKey> {
+    let touched: Vec<&RecordKey> =
+        decided.outcomes.iter().flatten().flat_map(|planned| &planned.touched).collect();
+    let mut seen = HashSet::with_capacity(touched.len());
+    let mut order: Vec<RecordKey> =
+        touched.into_iter().rev().filter(|key| seen.insert(*key)).cloned().collect();
+    order.reverse();
+    let executions = decided.executions.keys().map(RecordKey::execution);
+    let others: Vec<RecordKey> = executions.filter(|key| !seen.contains(key)).collect();
+    order.extend(others);
+    order
 }
 
 fn all_failed(count: usize, error: &Error) -> Vec<Option<Result<Answer>>> {

@@ -711,7 +711,10 @@ pub(super) fn read_step(raw: &RawDocument, payloads: bool) -> Result<Step> {
         started_at: None,
         completed_at: None,
         duration_ms: None,
-        input: absent(),
+        input: match payloads {
+            true => Payload::Value(Bson::Document(Document::new())),
+            false => Payload::Stored,
+        },
         output: absent(),
         error: None,
         retry_count: 0,

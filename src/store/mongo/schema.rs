@@ -13,6 +13,7 @@ pub const STEPS: &str = "execution_steps";
 pub(super) const META: &str = "stepwell_meta";
 
 const NAMESPACE_NOT_FOUND: i32 = 26;
+const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
 
 /// An index that has to be there.
 struct Index {
@@ -170,7 +171,7 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
         let serving = there.iter().find(|existing| serves(existing, &wanted));
         let mut name = serving.and_then(|index| index.get_str("name").ok()).map(str::to_owned);
         if serving.is_none() {
-            let new_name = name_of(&wanted.keys);
+            let mut new_name = name_of(&wanted.keys);
             let mut index = doc! { "key": wanted.keys.clone(), "name": &new_name };
             if wanted.unique {
                 index.insert("unique", true);
@@ -178,8 +179,18 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
             if let Some(filter) = &wanted.partial {
                 index.insert("partialFilterExpression", filter.clone());
             }
-            let command = doc! { "createIndexes": wanted.collection, "indexes": [index] };
-            match database.run_command(command).await {
+            let create = |index: &Document| {
+                let index = index.clone();
+                doc! { "createIndexes": wanted.collection, "indexes": [index] }
+            };
+            let mut made = database.run_command(create(&index)).await;
+            if made.as_ref().err().and_then(failure::code) == Some(INDEX_KEY_SPECS_CONFLICT) {
+                // Only the name is taken, by an index of other keys.
+                new_name = format!("{new_name}_stepwell");
+                index.insert("name", &new_name);
+                made = database.run_command(create(&index)).await;
+            }
+            match made {
                 Ok(_) => name = Some(new_name),
                 Err(error) if failure::is_passing(&error) => return Err(failure::error(error)),
                 Err(error) => tracing::error!(
