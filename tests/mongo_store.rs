@@ -183,6 +183,31 @@ async fn of_many_finishes_on_two_servers_one_status_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_two_servers_that_write_the_same_in_the_same_microsecond_one_has_written() {
+    let bench = bench("same_microsecond").await;
+    let other = open(&bench.uri, bench.database.name());
+    other.ping().await.unwrap();
+    for round in 0..20 {
+        let id = format!("e{round}");
+        let created = execution_of(one(&bench.store, create(&id)).await.unwrap());
+        let claim = ExecutionOp::Update {
+            metadata: doc! { "claimed": true },
+            pinned: None,
+            expected_revision: Some(created.revision),
+        };
+        // To the last bit the same write, of the same moment.
+        let claim = write(&id, Op::Execution(claim));
+        let (first, second) =
+            tokio::join!(one(&bench.store, claim.clone()), one(&other, claim.clone()));
+        assert_eq!(usize::from(first.is_ok()) + usize::from(second.is_ok()), 1, "{id}");
+        let refused = [first, second].into_iter().find_map(Result::err).unwrap();
+        assert!(matches!(refused, Error::Refused(Refusal::StaleRevision { .. })), "{refused:?}");
+    }
+    other.close().await;
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_servers_assign_different_numbers() {
     let bench = bench("numbers").await;
     let other = open(&bench.uri, bench.database.name());

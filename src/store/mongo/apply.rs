@@ -102,6 +102,8 @@ struct Persisted {
     failed: HashMap<RecordKey, Failed>,
     /// Written, but other fields than those written may be different from what is known here.
     inexact: HashSet<RecordKey>,
+    /// The marks of the updates.
+    marks: HashMap<RecordKey, i64>,
 }
 
 #[derive(Clone, Copy)]
@@ -398,8 +400,9 @@ impl Batch<'_> {
                     new_executions.push(key, documents::insert_execution(after), &mut persisted);
                 }
                 (Some(before), Some(after)) => {
-                    let update = documents::update_execution(before, after, self.guard);
-                    let statement = persisted.note(&key, update);
+                    let mark = self.inner.mark();
+                    let update = documents::update_execution(before, after, self.guard, mark);
+                    let statement = persisted.note(&key, update, mark);
                     executions.push(key, statement, &mut persisted);
                 }
                 // A delete comes alone and goes another way.
@@ -423,8 +426,9 @@ impl Batch<'_> {
                     to.push(key.clone(), documents::insert_step(after), &mut persisted);
                 }
                 (Some(before), Some(after)) => {
-                    let update = documents::update_step(before, after, self.guard);
-                    let statement = persisted.note(key, update);
+                    let mark = self.inner.mark();
+                    let update = documents::update_step(before, after, self.guard, mark);
+                    let statement = persisted.note(key, update, mark);
                     steps.push(key.clone(), statement, &mut persisted);
                 }
                 (_, None) => {}
@@ -580,35 +584,43 @@ impl Batch<'_> {
             persisted.failed.extend(doubtful.map(|(key, _)| (key, Failed::Unknown)));
             return;
         };
-        let now: HashMap<String, Execution> = found_executions
+        let now: HashMap<String, (Execution, Option<i64>)> = found_executions
             .iter()
-            .filter_map(|raw| documents::read_execution(raw).ok())
-            .map(|execution| (execution.execution_id.clone(), execution))
+            .filter_map(|raw| Some((documents::read_execution(raw).ok()?, documents::mark_of(raw))))
+            .map(|(execution, mark)| (execution.execution_id.clone(), (execution, mark)))
             .collect();
         for (key, sent_again) in executions {
             let Some(dirty) = decided.executions.get(&key.execution_id) else { continue };
             let stored = now.get(&key.execution_id);
             let revisions = dirty.revisions(|execution| execution.revision);
             match (&dirty.after, stored) {
-                (Some(after), Some(stored)) if same_execution(after, stored) => {}
+                (Some(after), Some((stored, mark)))
+                    if same_execution(after, stored)
+                        && (!dirty.changed || persisted.is_ours(&key, *mark)) => {}
                 _ => {
-                    persisted.lose(key, sent_again, revisions, stored.map(|stored| stored.revision))
+                    let stored = stored.map(|(stored, _)| stored.revision);
+                    persisted.lose(key, sent_again, revisions, stored);
                 }
             }
         }
-        let now: HashMap<RecordKey, Step> = found_steps
+        let now: HashMap<RecordKey, (Step, Option<i64>)> = found_steps
             .iter()
-            .filter_map(|raw| documents::read_step(raw, false).ok())
-            .map(|step| (RecordKey::step(&step.execution_id, step.step_id), step))
+            .filter_map(|raw| {
+                Some((documents::read_step(raw, false).ok()?, documents::mark_of(raw)))
+            })
+            .map(|(step, mark)| (RecordKey::step(&step.execution_id, step.step_id), (step, mark)))
             .collect();
         for (key, sent_again) in steps {
             let Some(dirty) = decided.steps.get(&key) else { continue };
             let stored = now.get(&key);
             let revisions = dirty.revisions(|step| step.revision);
             match (&dirty.after, stored) {
-                (Some(after), Some(stored)) if same_step(after, stored) => {}
+                (Some(after), Some((stored, mark)))
+                    if same_step(after, stored)
+                        && (!dirty.changed || persisted.is_ours(&key, *mark)) => {}
                 _ => {
-                    persisted.lose(key, sent_again, revisions, stored.map(|stored| stored.revision))
+                    let stored = stored.map(|(stored, _)| stored.revision);
+                    persisted.lose(key, sent_again, revisions, stored);
                 }
             }
         }
@@ -797,9 +809,20 @@ impl Known {
 }
 
 impl Persisted {
+    /// Whether the update of a record left this mark.
+    fn is_ours(&self, key: &RecordKey, mark: Option<i64>) -> bool {
+        mark.is_some() && self.marks.get(key).copied() == mark
+    }
+
     /// Notes what is not known for sure after an update.
-    fn note(&mut self, key: &RecordKey, update: Result<Update>) -> Result<RawDocumentBuf> {
+    fn note(
+        &mut self,
+        key: &RecordKey,
+        update: Result<Update>,
+        mark: i64,
+    ) -> Result<RawDocumentBuf> {
         let update = update?;
+        self.marks.insert(key.clone(), mark);
         if !update.exact {
             self.inexact.insert(key.clone());
         }
@@ -952,8 +975,8 @@ pub(super) fn step_alternatives(
     alternatives
 }
 
-/// Whether the stored record is the one that was written. Revisions nearly tell; two servers may have chosen
-/// the same one in the same microsecond.
+/// Whether the stored record is as it was written. That this server wrote it only its mark tells: another one may
+/// have written the same in the same microsecond.
 fn same_execution(written: &Execution, stored: &Execution) -> bool {
     written.revision == stored.revision
         && written.status == stored.status

@@ -46,7 +46,8 @@ async fn delete(inner: &Inner, ready: &Ready, write: &Write) -> Result<Answer> {
                 revision: write.now.revision_after(stored.revision),
                 ..stored.as_ref().clone()
             };
-            let update = documents::update_execution(&stored, &marked, Guard::Decision)?;
+            let update =
+                documents::update_execution(&stored, &marked, Guard::Decision, inner.mark())?;
             let statements = [update.statement];
             let fates = ready.commander.update(schema::EXECUTIONS, &statements, None).await;
             match fates.first() {

@@ -192,9 +192,24 @@ impl Difference {
         Ok(())
     }
 
+    /// Digests with the mark of this update.
+    fn digests(&mut self, before: &Digests, after: &Digests, mark: i64) {
+        if before == after {
+            self.set.append(MARK, mark);
+            return;
+        }
+        let mut document = digests(after).unwrap_or_default();
+        document.append(cstr!("write"), mark);
+        self.set.append(cstr!("digests"), document);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.set.as_bytes().len() <= 5 && self.unset.as_bytes().len() <= 5
+    }
+
     /// The update statement for the record that matches `query`.
     fn statement(mut self, query: RawDocumentBuf, execution_id: &str) -> RawDocumentBuf {
-        if self.set.as_bytes().len() <= 5 {
+        if self.is_empty() {
             // Nothing to store: the guard alone is checked. The query matched this very value.
             self.set.append(cstr!("execution_id"), execution_id);
         }
@@ -267,6 +282,15 @@ pub(super) struct Update {
     pub(super) exact: bool,
 }
 
+/// Where an update leaves its mark in the document: two servers may write the very same record in the same
+/// microsecond, and only one of them has changed it.
+const MARK: &CStr = cstr!("digests.write");
+
+/// The mark of the update that changed a document last.
+pub(super) fn mark_of(raw: &RawDocument) -> Option<i64> {
+    raw.get_document("digests").ok()?.get_i64("write").ok()
+}
+
 fn guard_text(query: &mut RawDocumentBuf, key: &'static CStr, value: Option<&str>) {
     match value {
         Some(text) => query.append(key, text),
@@ -303,6 +327,7 @@ pub(super) fn update_execution(
     before: &Execution,
     after: &Execution,
     guard: Guard,
+    mark: i64,
 ) -> Result<Update> {
     let mut query = rawdoc! { "execution_id": before.execution_id.as_str() };
     let mut exact = guard == Guard::Whole;
@@ -377,7 +402,6 @@ pub(super) fn update_execution(
         after.cancel_reason.as_deref(),
     );
     to.present(cstr!("pinned"), before.pinned != after.pinned, after.pinned);
-    to.present(cstr!("digests"), before.digests != after.digests, digests(&after.digests));
     to.present(
         cstr!("deleted_at"),
         before.deleted_at != after.deleted_at,
@@ -386,12 +410,13 @@ pub(super) fn update_execution(
     if before.revision != after.revision {
         to.set.append(cstr!("revision"), after.revision);
         to.set.append(cstr!("last_change"), after.last_change().as_str());
+        to.digests(&before.digests, &after.digests, mark);
     }
     Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }
 
 /// The same for a step.
-pub(super) fn update_step(before: &Step, after: &Step, guard: Guard) -> Result<Update> {
+pub(super) fn update_step(before: &Step, after: &Step, guard: Guard, mark: i64) -> Result<Update> {
     let mut exact = guard == Guard::Whole;
     let mut query = rawdoc! {
         "execution_id": before.execution_id.as_str(),
@@ -512,10 +537,10 @@ pub(super) fn update_step(before: &Step, after: &Step, guard: Guard) -> Result<U
     if before.attempts != after.attempts {
         to.set.append(cstr!("attempts"), attempts(&after.attempts)?);
     }
-    to.present(cstr!("digests"), before.digests != after.digests, digests(&after.digests));
     if before.revision != after.revision {
         to.set.append(cstr!("revision"), after.revision);
         to.set.append(cstr!("last_change"), after.last_change().as_str());
+        to.digests(&before.digests, &after.digests, mark);
     }
     Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }

@@ -160,9 +160,9 @@ fn an_update_makes_the_new_record_out_of_the_old_document() {
     ended.pinned = Some(true);
     ended.digests.finish = Some("f".to_owned());
     let raw = insert_execution(&before).unwrap();
-    let raw = updated(&raw, &update_execution(&before, &ended, Guard::Whole).unwrap().statement);
+    let raw = updated(&raw, &update_execution(&before, &ended, Guard::Whole, 7).unwrap().statement);
     assert_eq!(read_execution(&raw).unwrap(), ended);
-    let raw = updated(&raw, &update_execution(&ended, &before, Guard::Whole).unwrap().statement);
+    let raw = updated(&raw, &update_execution(&ended, &before, Guard::Whole, 7).unwrap().statement);
     assert_eq!(read_execution(&raw).unwrap(), before);
 
     let before = step();
@@ -192,15 +192,15 @@ fn an_update_makes_the_new_record_out_of_the_old_document() {
     }];
     retried.digests.start = Some("s".to_owned());
     let raw = insert_step(&before).unwrap();
-    let raw = updated(&raw, &update_step(&before, &retried, Guard::Whole).unwrap().statement);
+    let raw = updated(&raw, &update_step(&before, &retried, Guard::Whole, 7).unwrap().statement);
     assert_eq!(read_step(&raw, true).unwrap(), retried);
-    let raw = updated(&raw, &update_step(&retried, &before, Guard::Whole).unwrap().statement);
+    let raw = updated(&raw, &update_step(&retried, &before, Guard::Whole, 7).unwrap().statement);
     assert_eq!(read_step(&raw, true).unwrap(), before);
     // Payloads that were never read stay as they are.
     let light = before.without_payloads();
     let mut renamed = light.clone();
     renamed.revision += 1;
-    let raw = updated(&raw, &update_step(&light, &renamed, Guard::Whole).unwrap().statement);
+    let raw = updated(&raw, &update_step(&light, &renamed, Guard::Whole, 7).unwrap().statement);
     assert_eq!(read_step(&raw, true).unwrap().output, before.output);
 }
 
@@ -209,12 +209,15 @@ fn looking_at_a_record_stores_nothing() {
     let execution = execution();
     let raw = insert_execution(&execution).unwrap();
     assert_eq!(
-        updated(&raw, &update_execution(&execution, &execution, Guard::Whole).unwrap().statement),
+        updated(
+            &raw,
+            &update_execution(&execution, &execution, Guard::Whole, 7).unwrap().statement
+        ),
         raw
     );
     let step = step();
     let raw = insert_step(&step).unwrap();
-    assert_eq!(updated(&raw, &update_step(&step, &step, Guard::Whole).unwrap().statement), raw);
+    assert_eq!(updated(&raw, &update_step(&step, &step, Guard::Whole, 7).unwrap().statement), raw);
 }
 
 #[test]

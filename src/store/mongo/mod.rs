@@ -16,6 +16,7 @@ mod schema;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -130,6 +131,7 @@ struct Inner {
     cache: Cache,
     state: watch::Sender<State>,
     patience: Duration,
+    marks: AtomicI64,
 }
 
 /// Executions and steps in MongoDB.
@@ -161,6 +163,7 @@ impl MongoStore {
                 .server_selection_timeout
                 .unwrap_or(Duration::from_millis(default_ms.max(1))),
             options,
+            marks: AtomicI64::new(first_mark()),
         });
         let preparing = tokio::spawn(prepare_until_it_works(Arc::clone(&inner)));
         Ok(Arc::new(MongoStore { inner, preparing }))
@@ -297,6 +300,13 @@ fn new_secret() -> [u8; 32] {
     hash.finalize().into()
 }
 
+/// Where a server begins to count its marks: anywhere, so that no two servers use the same.
+#[expect(clippy::disallowed_methods, reason = "made once for each server")]
+fn first_mark() -> i64 {
+    let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
+    (high >> 1) as i64
+}
+
 /// The secret that all servers on this database share. The first one to insert it wins.
 async fn secret(database: &Database, replica_set: bool) -> Result<[u8; 32]> {
     const ID: &str = "token_secret";
@@ -331,6 +341,11 @@ async fn secret(database: &Database, replica_set: bool) -> Result<[u8; 32]> {
 }
 
 impl Inner {
+    /// A number that no other update carries.
+    fn mark(&self) -> i64 {
+        self.marks.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// The database, or why there is none. Waits only for the first attempt to reach it.
     async fn ready(&self) -> Result<Arc<Ready>> {
         if let State::Ready(ready) = &*self.state.borrow() {
