@@ -1,5 +1,6 @@
 //! What only the MongoDB backend can get wrong and the gRPC suite cannot see: lost acknowledgements, guards
 //! against other programs, index use, the order of the log.
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "support/mod.rs"]
 #[expect(dead_code, reason = "every test binary uses a part of the harness")]

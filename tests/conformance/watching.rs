@@ -296,8 +296,8 @@ pub async fn an_end_comes_after_the_steps_that_were_written_before_it(b: Backend
             let last = events.last().and_then(Event::execution).expect("the end comes last");
             assert_eq!(last.1.status(), ExecutionStatus::Completed);
             for step_id in [1, 9] {
-                let step = events.iter().filter_map(Event::step);
-                let step = step.filter(|(_, step)| step.step_id == Some(step_id)).last();
+                let mut steps = events.iter().filter_map(Event::step).rev();
+                let step = steps.find(|(_, step)| step.step_id == Some(step_id));
                 let status = step.map(|(_, step)| step.status());
                 assert_eq!(status, Some(StepStatus::Completed), "step {step_id} of {id}");
             }
