@@ -291,25 +291,57 @@ pub(super) fn mark_of(raw: &RawDocument) -> Option<i64> {
     raw.get_document("digests").ok()?.get_i64("write").ok()
 }
 
-fn guard_text(query: &mut RawDocumentBuf, key: &'static CStr, value: Option<&str>) {
-    match value {
-        Some(text) => query.append(key, text),
-        None => query.append(key, rawdoc! { "$not": { "$type": "string" } }),
-    }
-}
+/// Guards on the fields that an update leaves alone: those that it sets are known afterwards anyway. Plain
+/// equality, which null has with absent too; a foreign type that reads as none is equal to nothing.
+struct Rest<'a>(&'a mut RawDocumentBuf);
 
-/// Null matches absent as well.
-fn guard_value(query: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
-    nullable(query, key, value);
-}
-
-fn guard_error(query: &mut RawDocumentBuf, error: Option<&RunError>) -> Result<()> {
-    guard_value(query, cstr!("error"), message(error));
-    match error_info(error)? {
-        Some(info) => query.append(cstr!("error_info"), rawdoc! { "$eq": info }),
-        None => query.append(cstr!("error_info"), RawBsonRef::Null),
+impl Rest<'_> {
+    fn value<T: BindRawBsonRef + PartialEq>(
+        &mut self,
+        key: &'static CStr,
+        before: Option<T>,
+        after: Option<T>,
+    ) {
+        if before == after {
+            nullable(self.0, key, before);
+        }
     }
-    Ok(())
+
+    fn text(&mut self, key: &'static CStr, before: Option<&String>, after: Option<&String>) {
+        if before == after {
+            nullable(self.0, key, before.map(String::as_str));
+        }
+    }
+
+    fn date(&mut self, key: &'static CStr, before: Option<Millis>, after: Option<Millis>) {
+        if before == after {
+            nullable(self.0, key, before.map(date));
+        }
+    }
+
+    fn error(&mut self, before: Option<&RunError>, after: Option<&RunError>) -> Result<()> {
+        if before == after {
+            nullable(self.0, cstr!("error"), message(before));
+            match error_info(before)? {
+                Some(info) => self.0.append(cstr!("error_info"), rawdoc! { "$eq": info }),
+                None => self.0.append(cstr!("error_info"), RawBsonRef::Null),
+            }
+        }
+        Ok(())
+    }
+
+    fn integers(&mut self, key: &'static CStr, before: &[i32], after: &[i32]) {
+        if before != after {
+            return;
+        }
+        match (before.len(), i32::try_from(before.len())) {
+            (0, _) => self.0.append(key, rawdoc! { "$in": [null, []] }),
+            (count, Ok(size)) if count > DEPENDS_ON_GUARDED => {
+                self.0.append(key, rawdoc! { "$size": size });
+            }
+            _ => self.0.append(key, integers(before)),
+        }
+    }
 }
 
 /// Guards metadata that the update leaves alone. False: it is too large for that.
@@ -352,20 +384,37 @@ pub(super) fn update_execution(
             exact = guard_metadata(&mut query, &before.metadata)?;
         }
         // A heartbeat is no change: that another server stored one makes nobody decide again.
-        guard_value(&mut query, cstr!("app_id"), before.app_id);
-        guard_text(&mut query, cstr!("app_name"), Some(&before.app_name));
-        guard_value(&mut query, cstr!("sub_app_id"), before.sub_app_id);
-        guard_text(&mut query, cstr!("sub_app_name"), before.sub_app_name.as_deref());
-        guard_text(&mut query, cstr!("user_id"), before.user_id.as_deref());
-        guard_date(&mut query, cstr!("completed_at"), before.completed_at);
-        guard_value(&mut query, cstr!("duration_ms"), before.duration_ms);
-        guard_error(&mut query, before.error.as_ref())?;
-        guard_date(&mut query, cstr!("created_at"), before.created_at);
-        guard_value(&mut query, cstr!("heartbeat_timeout_ms"), before.heartbeat_timeout_ms);
-        guard_date(&mut query, cstr!("cancel_requested_at"), before.cancel_requested_at);
-        guard_text(&mut query, cstr!("cancel_reason"), before.cancel_reason.as_deref());
-        guard_text(&mut query, cstr!("parent_execution_id"), before.parent_execution_id.as_deref());
-        guard_value(&mut query, cstr!("pinned"), before.pinned);
+        let mut rest = Rest(&mut query);
+        rest.value(cstr!("app_id"), before.app_id, after.app_id);
+        rest.text(cstr!("app_name"), Some(&before.app_name), Some(&after.app_name));
+        rest.value(cstr!("sub_app_id"), before.sub_app_id, after.sub_app_id);
+        rest.text(cstr!("sub_app_name"), before.sub_app_name.as_ref(), after.sub_app_name.as_ref());
+        rest.text(cstr!("user_id"), before.user_id.as_ref(), after.user_id.as_ref());
+        rest.date(cstr!("completed_at"), before.completed_at, after.completed_at);
+        rest.value(cstr!("duration_ms"), before.duration_ms, after.duration_ms);
+        rest.error(before.error.as_ref(), after.error.as_ref())?;
+        rest.date(cstr!("created_at"), before.created_at, after.created_at);
+        rest.value(
+            cstr!("heartbeat_timeout_ms"),
+            before.heartbeat_timeout_ms,
+            after.heartbeat_timeout_ms,
+        );
+        rest.date(
+            cstr!("cancel_requested_at"),
+            before.cancel_requested_at,
+            after.cancel_requested_at,
+        );
+        rest.text(
+            cstr!("cancel_reason"),
+            before.cancel_reason.as_ref(),
+            after.cancel_reason.as_ref(),
+        );
+        rest.text(
+            cstr!("parent_execution_id"),
+            before.parent_execution_id.as_ref(),
+            after.parent_execution_id.as_ref(),
+        );
+        rest.value(cstr!("pinned"), before.pinned, after.pinned);
     }
 
     let mut to = Difference::new();
@@ -437,23 +486,22 @@ pub(super) fn update_step(before: &Step, after: &Step, guard: Guard, mark: i64) 
         if before.metadata == after.metadata {
             exact = guard_metadata(&mut query, &before.metadata)?;
         }
-        guard_text(&mut query, cstr!("step_key"), before.step_key.as_deref());
-        guard_text(&mut query, cstr!("step_name"), Some(&before.step_name));
-        guard_text(&mut query, cstr!("step_version"), before.step_version.as_deref());
-        guard_date(&mut query, cstr!("completed_at"), before.completed_at);
-        guard_value(&mut query, cstr!("duration_ms"), before.duration_ms);
-        guard_error(&mut query, before.error.as_ref())?;
-        guard_date(&mut query, cstr!("created_at"), before.created_at);
-        match (before.depends_on.len(), i32::try_from(before.depends_on.len())) {
-            (0, _) => query.append(cstr!("depends_on"), rawdoc! { "$in": [null, []] }),
-            (count, Ok(size)) if count > DEPENDS_ON_GUARDED => {
-                query.append(cstr!("depends_on"), rawdoc! { "$size": size });
-            }
-            _ => query.append(cstr!("depends_on"), integers(&before.depends_on)),
-        }
-        guard_value(&mut query, cstr!("parent_step_id"), before.parent_step_id);
-        guard_value(&mut query, cstr!("progress"), before.progress);
-        guard_text(&mut query, cstr!("progress_message"), before.progress_message.as_deref());
+        let mut rest = Rest(&mut query);
+        rest.text(cstr!("step_key"), before.step_key.as_ref(), after.step_key.as_ref());
+        rest.text(cstr!("step_name"), Some(&before.step_name), Some(&after.step_name));
+        rest.text(cstr!("step_version"), before.step_version.as_ref(), after.step_version.as_ref());
+        rest.date(cstr!("completed_at"), before.completed_at, after.completed_at);
+        rest.value(cstr!("duration_ms"), before.duration_ms, after.duration_ms);
+        rest.error(before.error.as_ref(), after.error.as_ref())?;
+        rest.date(cstr!("created_at"), before.created_at, after.created_at);
+        rest.integers(cstr!("depends_on"), &before.depends_on, &after.depends_on);
+        rest.value(cstr!("parent_step_id"), before.parent_step_id, after.parent_step_id);
+        rest.value(cstr!("progress"), before.progress, after.progress);
+        rest.text(
+            cstr!("progress_message"),
+            before.progress_message.as_ref(),
+            after.progress_message.as_ref(),
+        );
     }
     if guard == Guard::Whole
         || before.retry_count != after.retry_count
