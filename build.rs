@@ -7,6 +7,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "stepwell/v1/common.proto",
         "stepwell/v1/execution_service.proto",
         "stepwell/v1/step_service.proto",
+        "stepwell/v1/artifact_service.proto",
+        "stepwell/v1/metric_service.proto",
+        "stepwell/v1/configuration_service.proto",
         "stepwell/v1/ingest_service.proto",
         "stepwell/v1/admin_service.proto",
     ];

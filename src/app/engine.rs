@@ -52,7 +52,8 @@ pub trait Observer: Send + Sync + 'static {
 }
 
 struct Queued {
-    write: Write,
+    /// `None`: only wants to know when everything before it has been applied.
+    write: Option<Write>,
     bytes: usize,
     answer: oneshot::Sender<store::Result<Answer>>,
     /// Gives the room in the queue back when the write leaves it.
@@ -140,7 +141,7 @@ impl Engine {
             Arc::clone(&self.inner.room).try_acquire_many_owned(kib).map_err(|_| self.full())?;
         let (answer, pending) = oneshot::channel();
         self.lane(&write.execution_id)
-            .try_send(Queued { write, bytes, answer, _room: room })
+            .try_send(Queued { write: Some(write), bytes, answer, _room: room })
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => self.full(),
                 mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
@@ -157,10 +158,26 @@ impl Engine {
             .map_err(|_| Error::ShuttingDown)?;
         let (answer, pending) = oneshot::channel();
         self.lane(&write.execution_id)
-            .send(Queued { write, bytes, answer, _room: room })
+            .send(Queued { write: Some(write), bytes, answer, _room: room })
             .await
             .map_err(|_| Error::ShuttingDown)?;
         Ok(Pending(pending))
+    }
+
+    /// Waits until every write of this execution that is queued now has been applied or refused.
+    pub async fn passed(&self, execution_id: &str) -> Result<()> {
+        let room = Arc::clone(&self.inner.room)
+            .acquire_many_owned(1)
+            .await
+            .map_err(|_| Error::ShuttingDown)?;
+        let (answer, passed) = oneshot::channel();
+        self.lane(execution_id)
+            .send(Queued { write: None, bytes: 0, answer, _room: room })
+            .await
+            .map_err(|_| Error::ShuttingDown)?;
+        // Its sender is dropped when the lane has come to it.
+        let _ = passed.await;
+        Ok(())
     }
 
     /// Writes waiting in all lanes.
@@ -187,12 +204,14 @@ async fn lane(
             },
         };
         // A delete goes alone: it takes its steps along, whatever their number.
-        let alone = first.write.is_delete();
+        let is_delete =
+            |queued: &Queued| queued.write.as_ref().is_some_and(|write| write.is_delete());
+        let alone = is_delete(&first);
         let mut bytes = first.bytes;
         let mut batch = vec![first];
         while !alone && batch.len() < bounds.batch_writes {
             let Ok(queued) = queue.try_recv() else { break };
-            if queued.write.is_delete() || bytes + queued.bytes > bounds.batch_bytes {
+            if is_delete(&queued) || bytes + queued.bytes > bounds.batch_bytes {
                 next = Some(queued);
                 break;
             }
@@ -202,9 +221,19 @@ async fn lane(
 
         let mut writes = Vec::with_capacity(batch.len());
         let mut answers = Vec::with_capacity(batch.len());
+        // Told only after the batch: what comes before them may be in it.
+        let mut passing = Vec::new();
         for queued in batch {
-            writes.push(queued.write);
-            answers.push((queued.answer, queued._room));
+            match queued.write {
+                Some(write) => {
+                    writes.push(write);
+                    answers.push((queued.answer, queued._room));
+                }
+                None => passing.push((queued.answer, queued._room)),
+            }
+        }
+        if writes.is_empty() {
+            continue;
         }
         let applied = store.apply(writes).await;
         // Only after the commit: a watcher woken earlier would read the log and find nothing.
@@ -216,6 +245,7 @@ async fn lane(
             // The caller may have gone; the write stands all the same.
             let _ = answer.send(outcome);
         }
+        drop(passing);
     }
 }
 

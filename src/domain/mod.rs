@@ -4,6 +4,7 @@
 //! fact, the fact is a parameter. Values of input, output and metadata are BSON values, because the documents
 //! of MongoDB are the data model; the `bson` crate does no I/O.
 
+pub mod artifact;
 pub mod digest;
 pub mod execution;
 pub mod limits;
@@ -15,6 +16,7 @@ pub mod value;
 #[cfg(test)]
 mod tests;
 
+pub use artifact::Artifact;
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
 pub use refusal::Refusal;
 pub use step::{Attempt, Payload, Step, StepOp, StepRef, StepStatus};

@@ -16,6 +16,23 @@ pub struct Admin {
 
 #[tonic::async_trait]
 impl proto::admin_service_server::AdminService for Admin {
+    type RunRetentionStream =
+        tokio_stream::wrappers::ReceiverStream<Result<proto::RunRetentionResponse, Status>>;
+
+    async fn check_indexes(
+        &self,
+        _request: Request<proto::CheckIndexesRequest>,
+    ) -> Result<Response<proto::CheckIndexesResponse>, Status> {
+        Err(super::unexpected_answer())
+    }
+
+    async fn run_retention(
+        &self,
+        _request: Request<proto::RunRetentionRequest>,
+    ) -> Result<Response<Self::RunRetentionStream>, Status> {
+        Err(super::unexpected_answer())
+    }
+
     async fn get_server_info(
         &self,
         _request: Request<proto::GetServerInfoRequest>,

@@ -119,6 +119,23 @@ pub fn step(record: &domain::Step, payloads: bool) -> proto::Step {
     }
 }
 
+pub fn artifact(record: &domain::Artifact) -> proto::Artifact {
+    proto::Artifact {
+        artifact_id: record.artifact_id.clone(),
+        execution_id: record.execution_id.clone(),
+        step_id: record.step_id,
+        artifact_type: record.artifact_type.clone(),
+        artifact_name: record.artifact_name.clone(),
+        mime_type: record.mime_type.clone(),
+        size_bytes: record.size_bytes,
+        storage_type: record.storage_type.clone(),
+        storage_path: record.storage_path.clone(),
+        metadata: Some(object(&record.metadata)),
+        created_at: record.created_at.map(timestamp),
+        sha256: record.sha256.clone(),
+    }
+}
+
 fn attempt(record: &Attempt) -> proto::Attempt {
     proto::Attempt {
         started_at: record.started_at.and_then(shown_time),

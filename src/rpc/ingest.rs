@@ -1,8 +1,11 @@
 //! IngestService: the same writes over one stream.
 
+use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
+use futures::future::Either;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,7 +18,7 @@ use crate::app::{App, Error, Result, ids};
 use crate::proto;
 use crate::proto::ingest_request::Write;
 use crate::proto::ingest_response::Result as Outcome;
-use crate::store::Answer;
+use crate::store::{Answer, Op};
 
 /// Answers that may wait for the client to read them; then reading pauses too.
 const ANSWERS: usize = 512;
@@ -71,10 +74,13 @@ struct Run {
 impl Run {
     async fn run(self, mut inbound: Streaming<proto::IngestRequest>) {
         let mut waiting = FuturesUnordered::new();
+        // Writes beside the lanes that are under way, by what they are about.
+        let mut aside: HashMap<String, usize> = HashMap::new();
         let end = loop {
             let message = tokio::select! {
                 biased;
-                Some(answer) = waiting.next() => {
+                Some((answer, key)) = waiting.next() => {
+                    ended(&mut aside, key);
                     if self.answers.send(Ok(answer)).await.is_err() {
                         // The client is gone. What it sent is applied all the same.
                         return;
@@ -87,11 +93,38 @@ impl Run {
             match message {
                 Ok(Some(request)) => {
                     let sequence = request.sequence;
-                    match self.enqueue(request).await {
-                        Ok((pending, execution_id, expects)) => waiting.push(async move {
-                            let outcome = pending.answer().await;
-                            answer(sequence, outcome, execution_id, expects)
-                        }),
+                    let taken = match self.take(request) {
+                        // In order: what is under way about the same comes first.
+                        Ok(taken) => {
+                            while aside.contains_key(taken.key())
+                                && let Some((answer, key)) = waiting.next().await
+                            {
+                                ended(&mut aside, key);
+                                if self.answers.send(Ok(answer)).await.is_err() {
+                                    return;
+                                }
+                            }
+                            self.begin(taken).await
+                        }
+                        Err(error) => Err(error),
+                    };
+                    match taken {
+                        Ok(Begun::Lane(pending, execution_id, expects)) => {
+                            waiting.push(Either::Left(async move {
+                                let outcome = pending.answer().await;
+                                (answer(sequence, outcome, execution_id, expects), None)
+                            }));
+                        }
+                        Ok(Begun::Aside(key, running)) => {
+                            *aside.entry(key.clone()).or_default() += 1;
+                            waiting.push(Either::Right(async move {
+                                let result = running.await.unwrap_or_else(|error| {
+                                    Outcome::Error(status::message_of(&error))
+                                });
+                                let result = Some(result);
+                                (proto::IngestResponse { sequence, result }, Some(key))
+                            }));
+                        }
                         Err(error) => {
                             let refused = proto::IngestResponse {
                                 sequence,
@@ -106,7 +139,7 @@ impl Run {
                 Ok(None) => break Ok(()),
                 // The stream broke, or a message of it could not be read: the rest of it is lost to us.
                 Err(broken) => {
-                    while let Some(answer) = waiting.next().await {
+                    while let Some((answer, _)) = waiting.next().await {
                         let _ = self.answers.send(Ok(answer)).await;
                     }
                     let _ = self.answers.send(Err(broken)).await;
@@ -114,7 +147,7 @@ impl Run {
                 }
             }
         };
-        while let Some(answer) = waiting.next().await {
+        while let Some((answer, _)) = waiting.next().await {
             if self.answers.send(Ok(answer)).await.is_err() {
                 return;
             }
@@ -124,10 +157,8 @@ impl Run {
         }
     }
 
-    async fn enqueue(
-        &self,
-        request: proto::IngestRequest,
-    ) -> Result<(crate::app::engine::Pending, String, Expects)> {
+    /// Checks a write.
+    fn take(&self, request: proto::IngestRequest) -> Result<Taken> {
         let limits = self.app.limits();
         let mut expects = Expects::Record;
         let (execution_id, op) = match request.write {
@@ -152,9 +183,73 @@ impl Run {
             Some(Write::FinishStep(write)) => requests::finish_step(limits, write),
             Some(Write::PutExecution(record)) => requests::put_execution(limits, record),
             Some(Write::PutStep(record)) => requests::put_step(limits, record),
+            Some(Write::RecordMetrics(_) | Write::PutArtifact(_) | Write::PutConfiguration(_)) => {
+                return Err(Error::invalid("write", "is not supported"));
+            }
         }?;
-        let pending = self.app.engine().enqueue(execution_id.clone(), op).await?;
-        Ok((pending, execution_id, expects))
+        Ok(Taken::Lane(execution_id, op, expects))
+    }
+
+    /// Queues a write, or begins it beside the lanes once everything queued for its execution has passed.
+    async fn begin(&self, taken: Taken) -> Result<Begun> {
+        match taken {
+            Taken::Lane(execution_id, op, expects) => {
+                let pending = self.app.engine().enqueue(execution_id.clone(), op).await?;
+                Ok(Begun::Lane(pending, execution_id, expects))
+            }
+            Taken::Aside { key, execution_id, running } => {
+                let engine = self.app.engine().clone();
+                let running = async move {
+                    if let Some(execution_id) = execution_id {
+                        engine.passed(&execution_id).await?;
+                    }
+                    running.await
+                };
+                Ok(Begun::Aside(key, Box::pin(running)))
+            }
+        }
+    }
+}
+
+/// A write that does not go through the lanes, under way.
+type Running = Pin<Box<dyn Future<Output = Result<Outcome>> + Send>>;
+
+/// A write that was checked.
+enum Taken {
+    Lane(String, Op, Expects),
+    /// One beside the lanes.
+    Aside {
+        /// What it is about: writes about the same go one after the other. For an execution its id.
+        key: String,
+        /// The execution whose queued writes come first.
+        execution_id: Option<String>,
+        running: Running,
+    },
+}
+
+impl Taken {
+    fn key(&self) -> &str {
+        match self {
+            Taken::Lane(execution_id, ..) => execution_id,
+            Taken::Aside { key, .. } => key,
+        }
+    }
+}
+
+/// A write that was begun.
+enum Begun {
+    Lane(crate::app::engine::Pending, String, Expects),
+    Aside(String, Running),
+}
+
+fn ended(aside: &mut HashMap<String, usize>, key: Option<String>) {
+    if let Some(key) = key
+        && let Some(count) = aside.get_mut(&key)
+    {
+        *count -= 1;
+        if *count == 0 {
+            aside.remove(&key);
+        }
     }
 }
 

@@ -266,6 +266,20 @@ impl Edge {
                 change_type,
                 step: Some(convert::step(step, self.payloads)),
             }),
+            (Some(Record::Artifact(artifact)), _) => Sent::Artifact(proto::ArtifactChange {
+                change_type,
+                artifact: Some(convert::artifact(artifact)),
+            }),
+            (None, None) if let Some(artifact_id) = &key.artifact_id => {
+                Sent::Artifact(proto::ArtifactChange {
+                    change_type,
+                    artifact: Some(proto::Artifact {
+                        execution_id: key.execution_id.clone(),
+                        artifact_id: artifact_id.clone(),
+                        ..Default::default()
+                    }),
+                })
+            }
             (None, None) => Sent::Execution(proto::ExecutionChange {
                 change_type,
                 execution: Some(proto::Execution {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::Result;
-use crate::domain::{Execution, ExecutionOp, Now, Step, StepOp, StepRef};
+use crate::domain::{Artifact, Execution, ExecutionOp, Now, Step, StepOp, StepRef};
 
 /// One change asked for, of one execution or of steps of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,25 +45,37 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RecordKey {
     pub execution_id: String,
-    /// `None`: the execution itself.
+    /// With an `artifact_id` always `None`. Both `None`: the execution itself.
     pub step_id: Option<i32>,
+    pub artifact_id: Option<String>,
 }
 
 impl RecordKey {
     pub fn execution(execution_id: impl Into<String>) -> Self {
-        RecordKey { execution_id: execution_id.into(), step_id: None }
+        RecordKey { execution_id: execution_id.into(), step_id: None, artifact_id: None }
+    }
+
+    pub fn artifact(execution_id: impl Into<String>, artifact_id: impl Into<String>) -> Self {
+        let artifact_id = Some(artifact_id.into());
+        RecordKey { execution_id: execution_id.into(), step_id: None, artifact_id }
+    }
+
+    pub fn is_execution(&self) -> bool {
+        self.step_id.is_none() && self.artifact_id.is_none()
     }
 
     pub fn step(execution_id: impl Into<String>, step_id: i32) -> Self {
-        RecordKey { execution_id: execution_id.into(), step_id: Some(step_id) }
+        RecordKey { execution_id: execution_id.into(), step_id: Some(step_id), artifact_id: None }
     }
 }
 
-/// A record of either kind.
+/// A record of any kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Record {
     Execution(Arc<Execution>),
     Step(Arc<Step>),
+    /// Comes from the log of changes alone, never out of `apply`.
+    Artifact(Arc<Artifact>),
 }
 
 impl Record {
@@ -71,6 +83,9 @@ impl Record {
         match self {
             Record::Execution(execution) => RecordKey::execution(&execution.execution_id),
             Record::Step(step) => RecordKey::step(&step.execution_id, step.step_id),
+            Record::Artifact(artifact) => {
+                RecordKey::artifact(&artifact.execution_id, &artifact.artifact_id)
+            }
         }
     }
 
@@ -78,6 +93,8 @@ impl Record {
         match self {
             Record::Execution(execution) => execution.revision,
             Record::Step(step) => step.revision,
+            // Never changes.
+            Record::Artifact(_) => 0,
         }
     }
 
@@ -85,6 +102,7 @@ impl Record {
         match self {
             Record::Execution(execution) => execution.weight(),
             Record::Step(step) => step.weight(),
+            Record::Artifact(artifact) => artifact.weight(),
         }
     }
 }

@@ -61,11 +61,10 @@ impl Ahead {
         let Some(record) = &event.record else {
             // With an execution all its steps are gone. What was told of a later record of the same id is told
             // once more, since the watcher forgets it now.
-            match event.key.step_id {
-                Some(_) => {
-                    self.told.remove(&event.key);
-                }
-                None => self.told.retain(|key, _| key.execution_id != event.key.execution_id),
+            if event.key.is_execution() {
+                self.told.retain(|key, _| key.execution_id != event.key.execution_id);
+            } else {
+                self.told.remove(&event.key);
             }
             return true;
         };

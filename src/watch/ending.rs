@@ -34,10 +34,11 @@ impl Ending {
                     && event.revision.is_some_and(|revision| execution.revision > revision);
             }
             (Some(Record::Step(step)), _) => self.note_step(step),
+            (Some(Record::Artifact(_)), _) => {}
             (None, Some(step_id)) => {
                 self.running.remove(&step_id);
             }
-            (None, None) => self.deleted = true,
+            (None, None) => self.deleted |= event.key.is_execution(),
         }
     }
 

@@ -113,7 +113,7 @@ impl Event {
         if filter.is_empty() {
             return true;
         }
-        if self.key.step_id.is_some() {
+        if !self.key.is_execution() {
             return self
                 .execution
                 .as_ref()

@@ -71,7 +71,7 @@ impl Subscriber {
 
     /// Whether it may want something about this record, before the record is known.
     pub fn wants_key(&self, key: &RecordKey) -> bool {
-        (self.steps || key.step_id.is_none())
+        (self.steps || key.is_execution())
             && match &self.scope {
                 Scope::Execution(id) => *id == key.execution_id,
                 Scope::Filter(_) => true,
@@ -130,9 +130,9 @@ impl Watchers {
     }
 
     fn want(&self, key: &RecordKey) -> bool {
-        match key.step_id {
-            None => !self.by_id.is_empty(),
-            Some(_) => self.of_steps > 0,
+        match key.is_execution() {
+            true => !self.by_id.is_empty(),
+            false => self.of_steps > 0,
         }
     }
 }

@@ -231,7 +231,7 @@ impl Resolver {
             (Changed::Record(key), None) => key.clone(),
             (Changed::Unknown { id, .. }, None) => self.documents.get(id)?,
         };
-        if deleted && change.revision.is_some() && key.step_id.is_none() {
+        if deleted && change.revision.is_some() && key.is_execution() {
             self.deleted.insert(key.execution_id.clone(), ());
         } else if deleted {
             // The documents of an execution that we deleted go away one by one; watchers know already.
@@ -241,7 +241,7 @@ impl Resolver {
         } else {
             // What cannot be found is gone since; its deletion comes later in the log.
             record.as_ref()?;
-            if key.step_id.is_none() && change.kind == ChangeKind::Created {
+            if key.is_execution() && change.kind == ChangeKind::Created {
                 self.deleted.remove(&key.execution_id);
             }
         }
@@ -307,7 +307,7 @@ impl Resolver {
         let mut earlier: HashSet<&str> = HashSet::new();
         for found in found {
             let id = found.key.execution_id.as_str();
-            if found.key.step_id.is_none() {
+            if found.key.is_execution() {
                 earlier.insert(id);
             } else if !earlier.contains(id) && executions.0.get(id).is_none() {
                 wanted.insert(Changed::Record(RecordKey::execution(id)));
@@ -318,7 +318,7 @@ impl Resolver {
             .into_iter()
             .filter_map(|(_, record)| match record {
                 Record::Execution(execution) => Some((execution.execution_id.clone(), execution)),
-                Record::Step(_) => None,
+                Record::Step(_) | Record::Artifact(_) => None,
             })
             .collect())
     }
@@ -364,7 +364,7 @@ fn judge(
     steps_of: &HashMap<String, Arc<Execution>>,
 ) -> Judged {
     let id = &found.key.execution_id;
-    if found.key.step_id.is_some() {
+    if !found.key.is_execution() {
         if let Some(known) = executions.0.get(id) {
             return (Some(known), None);
         }

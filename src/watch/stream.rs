@@ -441,7 +441,7 @@ impl Watch {
         if event.cursor <= self.cursor {
             return Ok(());
         }
-        let sent = self.options.steps || event.key.step_id.is_none();
+        let sent = self.options.steps || event.key.is_execution();
         let mut news = Some(Arc::clone(&event));
         if sent && self.options.payloads && event.key.step_id.is_some() && event.record.is_some() {
             news = self.with_payloads(&event).await?;
@@ -453,7 +453,7 @@ impl Watch {
             if sent {
                 self.ready.push_back(Delivery::Event(news));
             }
-        } else if event.key.step_id.is_none() && !self.ahead.holds(&event.key) {
+        } else if event.key.is_execution() && !self.ahead.holds(&event.key) {
             // The place in the log of what was told before.
             self.ending.ahead = false;
         }

@@ -42,14 +42,14 @@ impl Cache {
     pub(super) fn execution(&self, key: &RecordKey) -> Option<Arc<Execution>> {
         match self.records.get(key)?.0 {
             Record::Execution(execution) => Some(execution),
-            Record::Step(_) => None,
+            Record::Step(_) | Record::Artifact(_) => None,
         }
     }
 
     pub(super) fn step(&self, key: &RecordKey) -> Option<Arc<Step>> {
         match self.records.get(key)?.0 {
             Record::Step(step) => Some(step),
-            Record::Execution(_) => None,
+            Record::Execution(_) | Record::Artifact(_) => None,
         }
     }
 

@@ -184,11 +184,16 @@ impl ChangeLog for Log {
         let mut step_ids = HashMap::new();
         for changed in what {
             match changed {
-                Changed::Record(RecordKey { execution_id, step_id: None }) => {
-                    executions.insert(execution_id.clone());
-                }
-                Changed::Record(RecordKey { execution_id, step_id: Some(step_id) }) => {
-                    steps.entry(execution_id.clone()).or_default().insert(*step_id);
+                Changed::Record(RecordKey { execution_id, step_id, artifact_id }) => {
+                    match (step_id, artifact_id) {
+                        (Some(step_id), _) => {
+                            steps.entry(execution_id.clone()).or_default().insert(*step_id);
+                        }
+                        (None, None) => {
+                            executions.insert(execution_id.clone());
+                        }
+                        (None, Some(_)) => {}
+                    }
                 }
                 Changed::Unknown { steps, id } => {
                     let Some(value) = document_id_value(id) else { continue };

@@ -37,9 +37,42 @@ pub enum Job {
     Prune {
         reply: oneshot::Sender<Result<bool>>,
     },
+    /// Anything else that writes, in a transaction of its own.
+    Write(Box<dyn WriteJob>),
     Close {
         reply: oneshot::Sender<()>,
     },
+}
+
+/// Work of other parts for the writer thread.
+pub trait WriteJob: Send {
+    /// Does it and answers whoever asked.
+    fn run(self: Box<Self>, writer: &mut Writer);
+}
+
+struct Work<T, F> {
+    work: F,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<T: Send, F> WriteJob for Work<T, F>
+where
+    F: FnOnce(&mut Batch<'_>) -> Result<T> + Send,
+{
+    fn run(self: Box<Self>, writer: &mut Writer) {
+        let Work { work, reply } = *self;
+        let _ = reply.send(writer.transaction(work));
+    }
+}
+
+impl Job {
+    /// `work` in a transaction of its own; an error rolls it back.
+    pub fn write<T: Send + 'static>(
+        work: impl FnOnce(&mut Batch<'_>) -> Result<T> + Send + 'static,
+        reply: oneshot::Sender<Result<T>>,
+    ) -> Job {
+        Job::Write(Box::new(Work { work, reply }))
+    }
 }
 
 struct Call {
@@ -132,6 +165,13 @@ impl Writer {
                 // Nobody may wait any longer for these answers, and that is fine.
                 Job::Prune { reply } => {
                     let _ = reply.send(self.prune());
+                }
+                Job::Write(work) => {
+                    let done = catch_unwind(AssertUnwindSafe(|| work.run(&mut self)));
+                    if done.is_err() {
+                        self.newest = self.ends.newest();
+                        self.known.clear();
+                    }
                 }
                 Job::Close { reply } => {
                     queue.close();

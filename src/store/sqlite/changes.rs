@@ -80,8 +80,8 @@ impl<'a> Entry<'a> {
 /// Adds one change, in the transaction of the change itself.
 pub fn insert(connection: &Connection, entry: &Entry<'_>) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
-        "INSERT INTO changes (seq, at, execution_id, step_id, kind, flags, revision) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO changes (seq, at, execution_id, step_id, kind, flags, revision, artifact_id) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     statement.execute(params![
         entry.seq as i64,
@@ -96,6 +96,7 @@ pub fn insert(connection: &Connection, entry: &Entry<'_>) -> rusqlite::Result<()
         i64::from(entry.status_changed) * STATUS_CHANGED
             + i64::from(entry.metadata_changed) * METADATA_CHANGED,
         entry.revision,
+        entry.key.artifact_id,
     ])?;
     Ok(())
 }
@@ -193,6 +194,7 @@ impl ChangeLog for SqliteLog {
                     // This log always says which record it is about.
                     let Changed::Record(key) = &changed else { continue };
                     let record = match key.step_id {
+                        None if key.artifact_id.is_some() => None,
                         None => read::execution(&snapshot, &key.execution_id)?
                             .map(|(_, execution)| Record::Execution(Arc::new(execution))),
                         Some(step_id) => match read::parent(&snapshot, &key.execution_id)? {
@@ -247,7 +249,7 @@ impl ChangeReader for Reader {
 
 fn changes_after(connection: &Connection, after: u64) -> Result<Vec<(u64, Change)>> {
     let mut statement = connection.prepare_cached(
-        "SELECT seq, at, execution_id, step_id, kind, flags, revision FROM changes \
+        "SELECT seq, at, execution_id, step_id, kind, flags, revision, artifact_id FROM changes \
          WHERE seq > ?1 ORDER BY seq LIMIT ?2",
     )?;
     let mut rows = statement.query(params![after as i64, CHANGES_READ])?;
@@ -263,6 +265,7 @@ fn changes_after(connection: &Connection, after: u64) -> Result<Vec<(u64, Change
                 what: Changed::Record(RecordKey {
                     execution_id: row.get(2)?,
                     step_id: row.get(3)?,
+                    artifact_id: row.get(7)?,
                 }),
                 kind: match row.get::<_, i64>(4)? {
                     0 => ChangeKind::Created,

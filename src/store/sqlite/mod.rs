@@ -236,6 +236,16 @@ impl SqliteStore {
     }
 }
 
+impl SqliteStore {
+    /// Runs `work` on the writer thread, in a transaction of its own; an error rolls it back.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut batch::Batch<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.job(|reply| Job::write(work, reply)).await?
+    }
+}
+
 fn lock(dir: &Path, path: &Path) -> Result<File, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     let file = File::options().create(true).truncate(false).write(true).open(path).map_err(io)?;

@@ -118,6 +118,71 @@ const MIGRATIONS: &[&str] = &["
         value ANY NOT NULL
     ) STRICT, WITHOUT ROWID;
     INSERT INTO meta VALUES ('secret', randomblob(32)), ('pruned_through', 0);
+", "
+    -- Artifacts. The row is the artifact: it is there once the bytes are complete. Marked as deleted it is
+    -- invisible, and goes when its bytes are gone.
+    CREATE TABLE artifacts (
+        id            INTEGER PRIMARY KEY,
+        artifact_id   TEXT NOT NULL UNIQUE,
+        execution_id  TEXT NOT NULL,
+        stored_at     INTEGER NOT NULL,
+        step_id       INTEGER,
+        artifact_type TEXT NOT NULL,
+        artifact_name TEXT NOT NULL,
+        mime_type     TEXT,
+        size_bytes    INTEGER,
+        storage_type  TEXT,
+        storage_path  TEXT,
+        metadata      BLOB,
+        created_at    INTEGER,
+        sha256        TEXT,
+        deleted_at    INTEGER
+    ) STRICT;
+    CREATE INDEX artifacts_execution ON artifacts (execution_id, id);
+    CREATE INDEX artifacts_stored ON artifacts (stored_at);
+    CREATE INDEX artifacts_deleted ON artifacts (deleted_at) WHERE deleted_at IS NOT NULL;
+    ALTER TABLE changes ADD COLUMN artifact_id TEXT;
+", "
+    -- Configurations. An app without a number is told apart by its name; see `configurations`.
+    CREATE TABLE configurations (
+        id            INTEGER PRIMARY KEY,
+        stored_at     INTEGER NOT NULL,
+        app_id        INTEGER,
+        app_name      TEXT NOT NULL,
+        sub_app_id    INTEGER,
+        sub_app_name  TEXT,
+        version       TEXT NOT NULL,
+        configuration BLOB NOT NULL,
+        active        INTEGER NOT NULL,
+        created_at    INTEGER,
+        created_by    TEXT
+    ) STRICT;
+    ALTER TABLE executions ADD COLUMN configuration_version TEXT;
+", "
+    -- Points of metrics, in order of arrival.
+    CREATE TABLE metrics (
+        id           INTEGER PRIMARY KEY,
+        execution_id TEXT NOT NULL,
+        at           INTEGER NOT NULL,
+        step_id      INTEGER,
+        metrics      BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX metrics_execution ON metrics (execution_id, at, id);
+    CREATE INDEX metrics_at ON metrics (at);
+    -- Requests that may come again, for a day.
+    CREATE TABLE metric_requests (
+        execution_id TEXT NOT NULL,
+        request_id   TEXT NOT NULL,
+        at           INTEGER NOT NULL,
+        digest       TEXT NOT NULL,
+        answer       TEXT NOT NULL,
+        PRIMARY KEY (execution_id, request_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX metric_requests_at ON metric_requests (at);
+", "
+    -- By age, for retention.
+    CREATE INDEX executions_stored ON executions (stored_at);
+    CREATE INDEX steps_stored ON steps (stored_at);
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

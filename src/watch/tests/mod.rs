@@ -702,7 +702,7 @@ async fn payloads_come_when_asked_for() {
     let mut without = rig.watch(one("e")).await.unwrap();
     let input = |record: &Record| match record {
         Record::Step(step) => Some(matches!(step.input, Payload::Value(_))),
-        Record::Execution(_) => None,
+        Record::Execution(_) | Record::Artifact(_) => None,
     };
     for (watch, expected) in [(&mut with, true), (&mut without, false)] {
         let mut steps = 0;
