@@ -75,6 +75,7 @@ pub fn execution(record: &domain::Execution) -> proto::Execution {
         cancel_reason: record.cancel_reason.clone(),
         parent_execution_id: record.parent_execution_id.clone(),
         pinned: record.pinned,
+        configuration_version: record.configuration_version.clone(),
     }
 }
 

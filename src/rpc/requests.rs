@@ -373,6 +373,9 @@ pub fn create_execution(
     if let Some(parent) = &request.parent_execution_id {
         check.id_in("parent_execution_id", parent);
     }
+    if let Some(version) = &request.configuration_version {
+        check.required_name("configuration_version", version);
+    }
     let create = CreateExecution {
         metadata: check.object("metadata", request.metadata.as_ref()),
         started_at: check.time("started_at", request.started_at.as_ref()),
@@ -384,6 +387,7 @@ pub fn create_execution(
         sub_app_name: request.sub_app_name,
         user_id: request.user_id,
         parent_execution_id: request.parent_execution_id,
+        configuration_version: request.configuration_version,
     };
     check.done(())?;
     let id = request.execution_id.unwrap_or_else(new_id);
@@ -582,6 +586,9 @@ pub fn put_execution(limits: &Limits, record: proto::Execution) -> Result<Asked>
     if let Some(parent) = &record.parent_execution_id {
         check.id_in("parent_execution_id", parent);
     }
+    if let Some(version) = &record.configuration_version {
+        check.required_name("configuration_version", version);
+    }
     let execution = Execution {
         execution_id: record.execution_id.clone(),
         status: check.execution_status("status", record.status),
@@ -604,6 +611,7 @@ pub fn put_execution(limits: &Limits, record: proto::Execution) -> Result<Asked>
         cancel_reason: record.cancel_reason,
         parent_execution_id: record.parent_execution_id,
         pinned: record.pinned,
+        configuration_version: record.configuration_version,
         digests: Digests::default(),
         deleted_at: None,
     };

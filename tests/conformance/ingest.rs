@@ -208,6 +208,7 @@ pub async fn a_whole_execution_is_kept_as_it_is(b: Backend) {
         cancel_reason: Some("r".into()),
         parent_execution_id: Some("p".into()),
         pinned: Some(true),
+        configuration_version: Some("v7".into()),
     };
     let running = Execution {
         execution_id: "running".into(),

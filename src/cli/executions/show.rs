@@ -147,6 +147,7 @@ fn fields(execution: &proto::Execution) -> Vec<(&'static str, Content)> {
         ("heartbeat timeout", execution.heartbeat_timeout_ms.map(|ms| text::duration_ms(Some(ms)))),
         ("last heartbeat", time(&execution.last_heartbeat_at)),
         ("parent", execution.parent_execution_id.clone()),
+        ("configuration", execution.configuration_version.clone()),
         ("pinned", execution.pinned.map(|pinned| if pinned { "yes" } else { "no" }.to_owned())),
         ("created", time(&execution.created_at)),
         ("updated", time(&execution.updated_at)),

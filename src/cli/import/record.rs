@@ -88,6 +88,7 @@ pub fn execution(
         cancel_reason: fields.text("cancel_reason")?,
         parent_execution_id: fields.text("parent_execution_id")?,
         pinned: fields.boolean("pinned")?,
+        configuration_version: fields.text("configuration_version")?,
     };
     Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
 }

@@ -117,6 +117,7 @@ pub(super) fn insert_execution(record: &Execution) -> Result<RawDocumentBuf> {
     present(&mut to, cstr!("cancel_reason"), record.cancel_reason.as_deref());
     present(&mut to, cstr!("parent_execution_id"), record.parent_execution_id.as_deref());
     present(&mut to, cstr!("pinned"), record.pinned);
+    present(&mut to, cstr!("configuration_version"), record.configuration_version.as_deref());
     present(&mut to, cstr!("digests"), digests(&record.digests));
     to.append(cstr!("last_change"), record.last_change().as_str());
     Ok(to)
@@ -341,6 +342,8 @@ pub(super) fn update_execution(
         guard_text(&mut query, cstr!("cancel_reason"), before.cancel_reason.as_deref());
         guard_text(&mut query, cstr!("parent_execution_id"), before.parent_execution_id.as_deref());
         guard_value(&mut query, cstr!("pinned"), before.pinned);
+        let version = before.configuration_version.as_deref();
+        guard_text(&mut query, cstr!("configuration_version"), version);
     }
 
     let mut to = Difference::new();
@@ -651,6 +654,7 @@ pub(super) fn read_execution(raw: &RawDocument) -> Result<Execution> {
         cancel_reason: None,
         parent_execution_id: None,
         pinned: None,
+        configuration_version: None,
         digests: Digests::default(),
         deleted_at: None,
     };
@@ -679,6 +683,7 @@ pub(super) fn read_execution(raw: &RawDocument) -> Result<Execution> {
             "cancel_reason" => record.cancel_reason = text(value),
             "parent_execution_id" => record.parent_execution_id = text(value),
             "pinned" => record.pinned = value.as_bool(),
+            "configuration_version" => record.configuration_version = text(value),
             "digests" => record.digests = read_digests(value),
             "deleted_at" => record.deleted_at = millis(value),
             _ => {}
