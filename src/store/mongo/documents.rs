@@ -523,7 +523,7 @@ pub(super) fn update_step(before: &Step, after: &Step, guard: Guard) -> Result<U
     Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }
 
-fn text(value: RawBsonRef<'_>) -> Option<String> {
+pub(super) fn text(value: RawBsonRef<'_>) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
@@ -539,7 +539,7 @@ pub(super) fn integer(value: RawBsonRef<'_>) -> Option<i64> {
     }
 }
 
-fn small(value: RawBsonRef<'_>) -> Option<i32> {
+pub(super) fn small(value: RawBsonRef<'_>) -> Option<i32> {
     integer(value).and_then(|value| i32::try_from(value).ok())
 }
 
@@ -552,12 +552,12 @@ fn number(value: RawBsonRef<'_>) -> Option<f64> {
     }
 }
 
-fn millis(value: RawBsonRef<'_>) -> Option<Millis> {
+pub(super) fn millis(value: RawBsonRef<'_>) -> Option<Millis> {
     value.as_datetime().map(DateTime::timestamp_millis)
 }
 
 /// An object; anything else another program put there reads as none.
-fn object(value: RawBsonRef<'_>) -> Document {
+pub(super) fn object(value: RawBsonRef<'_>) -> Document {
     value.as_document().and_then(|raw| Document::try_from(raw).ok()).unwrap_or_default()
 }
 
