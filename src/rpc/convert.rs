@@ -128,6 +128,20 @@ pub fn artifact(record: &domain::Artifact) -> proto::Artifact {
     }
 }
 
+pub fn configuration(record: &domain::Configuration) -> proto::Configuration {
+    proto::Configuration {
+        app_id: record.app_id,
+        app_name: record.app_name.clone(),
+        sub_app_id: record.sub_app_id,
+        sub_app_name: record.sub_app_name.clone(),
+        version: record.version.clone(),
+        configuration: Some(object(&record.configuration)),
+        active: record.active,
+        created_at: record.created_at.map(timestamp),
+        created_by: record.created_by.clone(),
+    }
+}
+
 fn attempt(record: &Attempt) -> proto::Attempt {
     proto::Attempt {
         started_at: record.started_at.map(timestamp),

@@ -133,7 +133,7 @@ fn fields(execution: &proto::Execution) -> Vec<(&'static str, Content)> {
     let number = |number: Option<i32>| number.map(|number| number.to_string());
     let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(text::exact_time);
     let metadata = execution.metadata.as_ref().filter(|metadata| !metadata.fields.is_empty());
-    let optional: [(&'static str, Option<String>); 18] = [
+    let optional: [(&'static str, Option<String>); 19] = [
         ("app id", number(execution.app_id)),
         ("part", execution.sub_app_name.clone()),
         ("part id", number(execution.sub_app_id)),
