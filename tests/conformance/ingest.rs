@@ -22,6 +22,7 @@ pub async fn every_write_is_answered_in_short(b: Backend) {
             PlannedStep { step_id: Some(8), step_name: "b".into(), ..Default::default() },
             PlannedStep { step_id: Some(7), step_name: "a".into(), ..Default::default() },
         ],
+        ..Default::default()
     };
     let answers = s
         .ingest_all(vec![
