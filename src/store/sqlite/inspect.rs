@@ -63,6 +63,8 @@ fn query_of(lookup: &Lookup) -> Option<&'static str> {
 }
 
 pub(super) fn indexes(connection: &Connection) -> Result<Vec<IndexCheck>> {
+    // A plan is made from what the connection remembers of the schema; a read makes it look again.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     let asked = LOOKUPS.iter().filter_map(|lookup| Some((lookup, query_of(lookup)?)));
     asked
         .map(|(lookup, sql)| {
@@ -81,12 +83,15 @@ pub(super) fn indexes(connection: &Connection) -> Result<Vec<IndexCheck>> {
 /// The index that SQLite takes, if it takes one. A table that is not there has none.
 fn serving(connection: &Connection, sql: &str) -> Option<String> {
     let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN SELECT 1 FROM {sql}")).ok()?;
-    let details = plan.query_map([], |row| row.get::<_, String>(3)).ok()?;
-    let details: Vec<String> = details.collect::<rusqlite::Result<_>>().ok()?;
-    details.iter().find_map(|detail| {
-        let (_, index) = detail.split_once("INDEX ")?;
-        Some(index.split(' ').next()?.to_owned())
-    })
+    // Its parameters say nothing about the plan, and stay unset.
+    let mut rows = plan.raw_query();
+    while let Some(row) = rows.next().ok()? {
+        let detail: String = row.get(3).ok()?;
+        if let Some((_, index)) = detail.split_once("INDEX ") {
+            return index.split(' ').next().map(str::to_owned);
+        }
+    }
+    None
 }
 
 fn facts(connection: &Connection, dir: &Path, now: Millis) -> Result<Facts> {
