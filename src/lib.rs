@@ -26,4 +26,6 @@ pub mod shutdown;
 
 pub mod server;
 
+pub mod doctor;
+
 pub mod cli;

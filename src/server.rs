@@ -18,16 +18,19 @@ use tonic_health::server::HealthReporter;
 
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
+use crate::app::configurations::Configurations;
 use crate::app::{App, Engine};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, StoreChoice};
+use crate::config::{Config, ConfigError, Mongodb, Secret, StoreChoice};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
-use crate::store::mongo::{MongoOptions, MongoStore};
+use crate::store::configurations::ConfigurationStore;
+use crate::store::inspect::Inspect;
+use crate::store::mongo::{self, MongoOptions, MongoStore};
 use crate::store::observed::Observed;
-use crate::store::sqlite::{SqliteOptions, SqliteStore};
-use crate::store::{Record, Store};
+use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
+use crate::store::{self, Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
 use crate::watch::{self, Hub};
 
@@ -61,7 +64,7 @@ impl Server {
     pub async fn start_with(config: Config, shutdown: Shutdown) -> anyhow::Result<Server> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         // Before the ports: what cannot be configured like this ends the process before anybody connects.
-        let store = open_store(&config, &clock).await?;
+        let stores = open_store(&config, &clock)?;
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -73,8 +76,7 @@ impl Server {
                     .with_context(|| format!("cannot listen on {listen} for HTTP"))?,
             ),
         };
-        let store: Arc<dyn Store> = Arc::new(Observed::new(store));
-        Self::serve(config, shutdown, clock, store, listener, http).await
+        Self::serve(config, shutdown, clock, stores, listener, http).await
     }
 
     /// The address of the gRPC port.
@@ -116,10 +118,11 @@ impl Server {
         config: Config,
         shutdown: Shutdown,
         clock: Arc<dyn Clock>,
-        store: Arc<dyn Store>,
+        stores: Stores,
         listener: TcpListener,
         http: Option<TcpListener>,
     ) -> anyhow::Result<Server> {
+        let store: Arc<dyn Store> = Arc::new(Observed::new(stores.records));
         metrics::install();
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
@@ -165,6 +168,11 @@ impl Server {
             &lanes,
         );
         let app = Arc::new(App::new(Arc::clone(&store), engine.clone(), config.limits.clone()));
+        let configurations = Arc::new(Configurations::new(
+            Arc::clone(&app),
+            stores.configurations,
+            Arc::clone(&clock),
+        ));
 
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
@@ -211,17 +219,26 @@ impl Server {
         let watches = rpc::watch::WatchRoutes::new(executions, Arc::clone(&app), hub);
         let steps = proto::step_service_server::StepServiceServer::new(rpc::steps::Steps {
             app: Arc::clone(&app),
+            configurations: Arc::clone(&configurations),
         })
         .max_decoding_message_size(request_bytes);
         let ingest = proto::ingest_service_server::IngestServiceServer::new(rpc::ingest::Ingest {
             app: Arc::clone(&app),
+            configurations: Arc::clone(&configurations),
             lease_made,
             tasks: tasks.clone(),
             stop: stop.clone(),
             in_flight: config.writes.ingest_in_flight,
         })
         .max_decoding_message_size(request_bytes);
-        let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin { app });
+        let configurations = proto::configuration_service_server::ConfigurationServiceServer::new(
+            rpc::configurations::Service { configurations },
+        )
+        .max_decoding_message_size(request_bytes);
+        let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin {
+            app,
+            database: stores.database,
+        });
 
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = tonic::transport::Server::builder()
@@ -239,6 +256,7 @@ impl Server {
             .add_service(watches)
             .add_service(steps)
             .add_service(ingest)
+            .add_service(configurations)
             .add_service(admin)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
 
@@ -256,40 +274,77 @@ impl Server {
     }
 }
 
-async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn Store>> {
+/// The store by its roles: one database behind all of them.
+struct Stores {
+    records: Arc<dyn Store>,
+    configurations: Arc<dyn ConfigurationStore>,
+    database: Arc<dyn Inspect>,
+}
+
+impl Stores {
+    fn of<S: Store + ConfigurationStore + Inspect>(store: Arc<S>) -> Stores {
+        Stores {
+            records: Arc::<S>::clone(&store),
+            configurations: Arc::<S>::clone(&store),
+            database: store,
+        }
+    }
+}
+
+fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
     let limits = config.limits.clone();
     Ok(match config.store() {
         StoreChoice::Sqlite { data_dir } => {
             let options = SqliteOptions::default();
-            SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?
+            Stores::of(SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?)
         }
         StoreChoice::Mongodb { uri, settings } => {
-            let defaults = MongoOptions::default();
-            let millis = |set: Option<Duration>, default| {
-                set.map_or(default, |set| u64::try_from(set.as_millis()).unwrap_or(default))
-            };
-            let options = MongoOptions {
-                uri: uri.expose().to_owned(),
-                database: settings.database.clone(),
-                max_pool_size: settings.max_pool_size.unwrap_or(defaults.max_pool_size),
-                min_pool_size: settings.min_pool_size.unwrap_or(defaults.min_pool_size),
-                max_idle_ms: millis(settings.max_idle, defaults.max_idle_ms),
-                server_selection_timeout_ms: millis(
-                    settings.server_selection_timeout,
-                    defaults.server_selection_timeout_ms,
-                ),
-                retry_writes: settings.retry_writes,
-                write_concern: settings.write_concern.clone(),
-            };
-            MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
-                ConfigError::new(
-                    "mongodb.uri",
-                    format!("{uri:?}"),
-                    "is no connection string that the driver understands",
-                )
-            })?
+            let options = mongo_options(uri, settings);
+            let store = MongoStore::connect(options, limits, Arc::clone(clock));
+            Stores::of(store.map_err(|_| malformed(uri))?)
         }
     })
+}
+
+/// The database of a configuration, to be looked at beside a server that may have it open. Makes nothing.
+pub async fn look_at(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Box<dyn Inspect>> {
+    let clock = Arc::clone(clock);
+    Ok(match config.store() {
+        StoreChoice::Sqlite { data_dir } => Box::new(sqlite::inspect::Look::at(data_dir, clock)?),
+        StoreChoice::Mongodb { uri, settings } => {
+            let options = mongo_options(uri, settings);
+            match mongo::inspect::Look::at(&options, clock).await {
+                Ok(look) => Box::new(look),
+                Err(store::Error::Failed(_)) => return Err(malformed(uri).into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    })
+}
+
+fn malformed(uri: &Secret) -> ConfigError {
+    let reason = "is no connection string that the driver understands";
+    ConfigError::new("mongodb.uri", format!("{uri:?}"), reason)
+}
+
+fn mongo_options(uri: &Secret, settings: &Mongodb) -> MongoOptions {
+    let defaults = MongoOptions::default();
+    let millis = |set: Option<Duration>, default| {
+        set.map_or(default, |set| u64::try_from(set.as_millis()).unwrap_or(default))
+    };
+    MongoOptions {
+        uri: uri.expose().to_owned(),
+        database: settings.database.clone(),
+        max_pool_size: settings.max_pool_size.unwrap_or(defaults.max_pool_size),
+        min_pool_size: settings.min_pool_size.unwrap_or(defaults.min_pool_size),
+        max_idle_ms: millis(settings.max_idle, defaults.max_idle_ms),
+        server_selection_timeout_ms: millis(
+            settings.server_selection_timeout,
+            defaults.server_selection_timeout_ms,
+        ),
+        retry_writes: settings.retry_writes,
+        write_concern: settings.write_concern.clone(),
+    }
 }
 
 /// Tells the watchers and the metrics what became durable.
@@ -332,6 +387,7 @@ async fn set_ready(reporter: &HealthReporter, ready: bool) {
         "stepwell.v1.ExecutionService",
         "stepwell.v1.StepService",
         "stepwell.v1.IngestService",
+        "stepwell.v1.ConfigurationService",
         "stepwell.v1.AdminService",
     ] {
         reporter.set_service_status(service, status).await;

@@ -453,6 +453,54 @@ fn refused_records_are_named_and_the_rest_goes_in() {
 }
 
 #[test]
+fn configurations_are_imported_as_they_are() {
+    on_both(|backend| async move {
+        let server = backend.serve().await;
+        let folder = tempfile::tempdir().expect("a temp dir");
+        write(
+            folder.path(),
+            "app_configurations.jsonl",
+            &[
+                r#"{"app_id":1,"app_name":"a","version":"1","configuration":{"steps":[]},"active":true,
+                    "created_at":{"$date":1000},"created_by":null}"#
+                    .replace('\n', " ")
+                    .as_str(),
+                r#"{"app_id":1,"app_name":"a","version":"1","configuration":{"steps":[]},"active":null,
+                    "created_at":{"$date":2000},"metadata":{"day":2}}"#
+                    .replace('\n', " ")
+                    .as_str(),
+                r#"{"app_id":1,"app_name":"a","version":"1","configuration":{"steps":[1]}}"#,
+                r#"{"app_id":null,"app_name":"b","version":"1","configuration":{"a.b":{"$date":0}}}"#,
+                r#"{"app_id":1,"app_name":"a","version":2,"configuration":{}}"#,
+                r#"{"app_id":1,"app_name":"a","version":"3","configuration":{"steps":[{"id":1},{"id":1}]}}"#,
+            ],
+        );
+        let arguments = ["import", path(folder.path()), "-o", "json"];
+        for (stored, already_there) in [(2, 1), (0, 3)] {
+            let ran = cli(&server, &arguments).await.code(1);
+            let total = &ran.json()["total"];
+            assert_eq!(
+                (&total["documents"], &total["stored"], &total["already_there"], &total["refused"]),
+                (&json!(6), &json!(stored), &json!(already_there), &json!(3)),
+                "{ran:?}"
+            );
+            assert!(ran.err.contains("\"metadata\" is no field of app_configurations"), "{ran:?}");
+        }
+        let get = GetConfigurationRequest { app_id: Some(1), ..Default::default() };
+        let stored = server.get_configuration(get).await;
+        assert_eq!((stored.version.as_str(), millis(&stored.created_at)), ("1", Some(1_000)));
+        let get = GetConfigurationRequest {
+            app_name: Some("b".to_owned()),
+            version: Some("1".to_owned()),
+            ..Default::default()
+        };
+        let stored = server.get_configuration(get).await;
+        assert_eq!(plain_meta(&stored.configuration), json!({ "a.b": "1970-01-01T00:00:00Z" }));
+        assert_eq!((stored.active, stored.created_at), (false, None));
+    });
+}
+
+#[test]
 fn an_import_survives_the_restart_of_its_server() {
     on_both(|backend| async move {
         const EXECUTIONS: usize = 300;

@@ -102,6 +102,8 @@ const LAYERS: &[Layer] = &[
     },
     Layer { modules: &["http"], may_use: &["telemetry::metrics"], crates: &["axum"] },
     Layer { modules: &["shutdown"], may_use: &["config"], crates: &[] },
+    // Beside the composition root, which opens the database for it to look at.
+    Layer { modules: &["doctor"], may_use: &["clock", "config", "server", "store"], crates: &[] },
 ];
 
 /// One path named by one file.

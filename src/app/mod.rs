@@ -1,5 +1,6 @@
 //! The operations, whoever asks: both edges call these, and nothing here knows a protocol.
 
+pub mod configurations;
 pub mod engine;
 pub mod error;
 pub mod ids;

@@ -20,6 +20,7 @@ pub enum Kind {
     ExecutionPage,
     StepPage,
     Resume,
+    ConfigurationPage,
 }
 
 /// Signs and checks tokens.

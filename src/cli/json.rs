@@ -30,6 +30,7 @@ pub fn execution(record: &proto::Execution) -> Json {
         "cancel_reason": record.cancel_reason,
         "parent_execution_id": record.parent_execution_id,
         "pinned": record.pinned,
+        "configuration_version": record.configuration_version,
     })
 }
 

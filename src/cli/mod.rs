@@ -2,6 +2,7 @@
 //! gRPC, so that they work with any server.
 
 mod connection;
+mod doctor;
 mod executions;
 mod exit;
 mod filter;
@@ -51,13 +52,23 @@ enum Command {
         #[command(subcommand)]
         command: executions::Command,
     },
-    /// Import executions and steps from files of Extended JSON, one document a line.
+    /// Import executions, steps and configurations from files of Extended JSON, one document a line.
     #[command(after_help = CODES_HELP)]
     Import {
         #[command(flatten)]
         client: ClientArgs,
         #[command(flatten)]
         args: import::Args,
+    },
+    /// Look at the database with the server's own settings, and say what is well and what to do.
+    ///
+    /// Takes the settings of `serve` (file, environment, flags), may run beside a server, and changes nothing.
+    #[command(after_help = CODES_HELP)]
+    Doctor {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        flags: Box<ServeFlags>,
     },
     /// Say whether the server is SERVING; exit code 0 if it is.
     #[command(after_help = CODES_HELP)]
@@ -99,6 +110,10 @@ pub fn run(cli: Cli) -> ExitCode {
             let connection = client.server.connect()?;
             import::run(&args, &connection, &client.output.open(), &SystemClock).await
         }),
+        Command::Doctor { output, flags } => match serve::load(&flags) {
+            Ok(config) => block_on(async { doctor::run(&config, &output.open()).await }),
+            Err(exit) => exit,
+        },
         Command::Health { client } => block_on(async {
             let connection = client.server.connect()?;
             health::run(&connection, &client.output.open()).await

@@ -46,16 +46,23 @@ async fn run(config: Config) -> ExitCode {
 
 /// Prints the effective configuration, secrets hidden.
 pub fn print_config(flags: &ServeFlags) -> ExitCode {
-    match Config::load(flags, std::env::vars_os()) {
-        Ok((config, warnings)) => {
-            for warning in warnings {
-                eprintln!("warning: {warning}");
-            }
+    match load(flags) {
+        Ok(config) => {
             print!("{}", config.printable());
             ExitCode::SUCCESS
         }
-        Err(error) => refuse(&error),
+        Err(exit) => exit,
     }
+}
+
+/// The effective configuration, for commands that only look at it; warnings go to stderr.
+pub fn load(flags: &ServeFlags) -> Result<Config, ExitCode> {
+    let (config, warnings) =
+        Config::load(flags, std::env::vars_os()).map_err(|error| refuse(&error))?;
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(config)
 }
 
 fn refuse(error: &dyn std::fmt::Display) -> ExitCode {

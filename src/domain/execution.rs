@@ -65,6 +65,8 @@ pub struct Execution {
     pub cancel_reason: Option<String>,
     pub parent_execution_id: Option<String>,
     pub pinned: Option<bool>,
+    /// The version of the app's configuration that it ran with, as its client said.
+    pub configuration_version: Option<String>,
     pub digests: Digests,
     /// Set while the record and its steps are being deleted; such a record exists for nobody.
     pub deleted_at: Option<Millis>,
@@ -112,6 +114,7 @@ pub struct CreateExecution {
     pub started_at: Option<Millis>,
     pub heartbeat_timeout_ms: Option<i64>,
     pub parent_execution_id: Option<String>,
+    pub configuration_version: Option<String>,
 }
 
 /// One write about an execution.
@@ -240,6 +243,7 @@ fn create(
         .integer("started_at", request.started_at)
         .integer("heartbeat_timeout_ms", request.heartbeat_timeout_ms)
         .text("parent_execution_id", request.parent_execution_id.as_deref())
+        .text("configuration_version", request.configuration_version.as_deref())
         .finish();
     if let Some(stored) = stored {
         let same = match &stored.digests.create {
@@ -257,6 +261,7 @@ fn create(
                     && (request.started_at.is_none() || stored.started_at == request.started_at)
                     && stored.heartbeat_timeout_ms == request.heartbeat_timeout_ms
                     && stored.parent_execution_id == request.parent_execution_id
+                    && stored.configuration_version == request.configuration_version
             }
         };
         return if same {
@@ -287,6 +292,7 @@ fn create(
         cancel_reason: None,
         parent_execution_id: request.parent_execution_id.clone(),
         pinned: None,
+        configuration_version: request.configuration_version.clone(),
         digests: Digests { create: Some(digest), ..Digests::default() },
         deleted_at: None,
     }))
@@ -318,6 +324,7 @@ fn put(
         .text("cancel_reason", record.cancel_reason.as_deref())
         .text("parent_execution_id", record.parent_execution_id.as_deref())
         .integer("pinned", record.pinned.map(i64::from))
+        .text("configuration_version", record.configuration_version.as_deref())
         .finish();
     let whole = |revision| Execution {
         execution_id: execution_id.to_owned(),

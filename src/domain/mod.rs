@@ -5,9 +5,12 @@
 //! of MongoDB are the data model; the `bson` crate does no I/O.
 
 pub mod artifact;
+pub mod configuration;
 pub mod digest;
 pub mod execution;
+pub mod graph;
 pub mod limits;
+pub mod patch;
 pub mod query;
 pub mod refusal;
 pub mod step;
@@ -17,6 +20,7 @@ pub mod value;
 mod tests;
 
 pub use artifact::Artifact;
+pub use configuration::Configuration;
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
 pub use refusal::Refusal;
 pub use step::{Attempt, Payload, Step, StepOp, StepRef, StepStatus};

@@ -25,6 +25,12 @@ pub enum Refusal {
     DependencyCycle { step_id: i32 },
     /// A bound that only the stored record shows was passed.
     TooLarge { field: &'static str, size: usize, limit: usize },
+    /// There is no such version, or no active one.
+    ConfigurationNotFound { scope: String, version: Option<String> },
+    /// The version is taken by a configuration with other content.
+    ConfigurationExists { scope: String, version: String },
+    /// The steps of the configuration make no plan; `why` is the end of a sentence about it.
+    NoPlan { version: String, why: String },
     /// The rule has to see the stored input and output: load them and decide again. Never leaves the store.
     NeedsPayload,
 }

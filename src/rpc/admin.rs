@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use super::status;
 use crate::app::App;
 use crate::domain::limits::{FILTER_VALUES, NESTING_DEPTH};
 use crate::proto;
+use crate::store::inspect::Inspect;
 
 /// Serves AdminService.
 pub struct Admin {
     pub app: Arc<App>,
+    /// What CheckIndexes looks at.
+    pub database: Arc<dyn Inspect>,
 }
 
 #[tonic::async_trait]
@@ -23,7 +27,18 @@ impl proto::admin_service_server::AdminService for Admin {
         &self,
         _request: Request<proto::CheckIndexesRequest>,
     ) -> Result<Response<proto::CheckIndexesResponse>, Status> {
-        Err(super::unexpected_answer())
+        let found = self.database.indexes().await.map_err(|error| status::of(&error.into()))?;
+        let indexes = found
+            .into_iter()
+            .map(|check| proto::IndexCheck {
+                collection: check.lookup.collection.to_owned(),
+                keys: check.lookup.words(),
+                unique: check.lookup.unique,
+                served_by: check.served_by,
+                advice: check.advice,
+            })
+            .collect();
+        Ok(Response::new(proto::CheckIndexesResponse { indexes }))
     }
 
     async fn run_retention(
@@ -59,7 +74,7 @@ impl proto::admin_service_server::AdminService for Admin {
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
-        let mut features = vec!["ingest".to_owned(), "leases".to_owned()];
+        let mut features = vec!["ingest".to_owned(), "leases".to_owned(), "configurations".to_owned()];
         if store.watchable {
             features.push("watch".to_owned());
         }

@@ -84,6 +84,7 @@ pub fn execution(record: &domain::Execution) -> proto::Execution {
         cancel_reason: record.cancel_reason.clone(),
         parent_execution_id: record.parent_execution_id.clone(),
         pinned: record.pinned,
+        configuration_version: record.configuration_version.clone(),
     }
 }
 
@@ -133,6 +134,20 @@ pub fn artifact(record: &domain::Artifact) -> proto::Artifact {
         metadata: Some(object(&record.metadata)),
         created_at: record.created_at.map(timestamp),
         sha256: record.sha256.clone(),
+    }
+}
+
+pub fn configuration(record: &domain::Configuration) -> proto::Configuration {
+    proto::Configuration {
+        app_id: record.app_id,
+        app_name: record.app_name.clone(),
+        sub_app_id: record.sub_app_id,
+        sub_app_name: record.sub_app_name.clone(),
+        version: record.version.clone(),
+        configuration: Some(object(&record.configuration)),
+        active: record.active,
+        created_at: record.created_at.map(timestamp),
+        created_by: record.created_by.clone(),
     }
 }
 

@@ -13,11 +13,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{convert, requests, status};
+use super::requests::PlanAsked;
+use super::{configurations, convert, requests, status};
+use crate::app::configurations::Configurations;
 use crate::app::{App, Error, Result, ids};
+use crate::domain::Configuration;
 use crate::proto;
 use crate::proto::ingest_request::Write;
 use crate::proto::ingest_response::Result as Outcome;
+use crate::store::configurations::Stored;
 use crate::store::{Answer, Op};
 
 /// Answers that may wait for the client to read them; then reading pauses too.
@@ -26,6 +30,7 @@ const ANSWERS: usize = 512;
 /// Serves IngestService.
 pub struct Ingest {
     pub app: Arc<App>,
+    pub configurations: Arc<Configurations>,
     pub lease_made: Arc<Notify>,
     pub tasks: TaskTracker,
     /// Ends the streams: no more is read, what was read is answered.
@@ -53,6 +58,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
         let (answers, stream) = mpsc::channel(ANSWERS);
         let run = Run {
             app: Arc::clone(&self.app),
+            configurations: Arc::clone(&self.configurations),
             lease_made: Arc::clone(&self.lease_made),
             stop: self.stop.clone(),
             in_flight: self.in_flight.max(1),
@@ -65,6 +71,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
 
 struct Run {
     app: Arc<App>,
+    configurations: Arc<Configurations>,
     lease_made: Arc<Notify>,
     stop: CancellationToken,
     in_flight: usize,
@@ -177,17 +184,52 @@ impl Run {
             }
             Some(Write::RequestCancel(write)) => requests::request_cancel(limits, write),
             Some(Write::DeleteExecution(write)) => requests::delete_execution(limits, write),
-            Some(Write::PlanSteps(write)) => requests::plan_steps(limits, write),
+            Some(Write::PlanSteps(write)) => match requests::plan(limits, write)? {
+                PlanAsked::Steps(asked) => Ok(asked),
+                PlanAsked::Version { execution_id, version } => {
+                    return Ok(self.plan(execution_id, version));
+                }
+            },
             Some(Write::StartStep(write)) => requests::start_step(limits, write),
             Some(Write::UpdateStep(write)) => requests::update_step(limits, write),
             Some(Write::FinishStep(write)) => requests::finish_step(limits, write),
             Some(Write::PutExecution(record)) => requests::put_execution(limits, record),
             Some(Write::PutStep(record)) => requests::put_step(limits, record),
-            Some(Write::RecordMetrics(_) | Write::PutArtifact(_) | Write::PutConfiguration(_)) => {
+            Some(Write::PutConfiguration(record)) => {
+                return configurations::put(limits, record).map(|record| self.configuration(record));
+            }
+            Some(Write::RecordMetrics(_) | Write::PutArtifact(_)) => {
                 return Err(Error::invalid("write", "is not supported"));
             }
         }?;
         Ok(Taken::Lane(execution_id, op, expects))
+    }
+
+    /// A plan from a configuration, which has to be looked up first.
+    fn plan(&self, execution_id: String, version: String) -> Taken {
+        let (app, configurations) = (Arc::clone(&self.app), Arc::clone(&self.configurations));
+        let id = execution_id.clone();
+        let running = Box::pin(async move {
+            let plan = configurations.plan(&id, &version).await?;
+            let pending = app.engine().enqueue(id.clone(), plan).await?;
+            Ok(outcome(pending.answer().await, id, Expects::Record))
+        });
+        Taken::Aside { key: execution_id.clone(), execution_id: Some(execution_id), running }
+    }
+
+    fn configuration(&self, record: Configuration) -> Taken {
+        let configurations = Arc::clone(&self.configurations);
+        // No execution has an id with a space in it.
+        let key = format!("configurations of {}", record.scope().identity());
+        let running = Box::pin(async move {
+            let Stored { record, created } = configurations.put(record).await?;
+            Ok(Outcome::Configuration(proto::IngestedConfiguration {
+                version: record.version,
+                active: record.active,
+                created,
+            }))
+        });
+        Taken::Aside { key, execution_id: None, running }
     }
 
     /// Queues a write, or begins it beside the lanes once everything queued for its execution has passed.
@@ -255,10 +297,16 @@ fn ended(aside: &mut HashMap<String, usize>, key: Option<String>) {
 
 fn answer(
     sequence: i64,
-    outcome: Result<Answer>,
+    answered: Result<Answer>,
     execution_id: String,
     expects: Expects,
 ) -> proto::IngestResponse {
+    let result = Some(outcome(answered, execution_id, expects));
+    proto::IngestResponse { sequence, result }
+}
+
+/// What became of a write that went through the lanes.
+fn outcome(answered: Result<Answer>, execution_id: String, expects: Expects) -> Outcome {
     let step = |step: &crate::domain::Step| proto::IngestedStep {
         execution_id: step.execution_id.clone(),
         step_id: Some(step.step_id),
@@ -266,7 +314,7 @@ fn answer(
         revision: step.revision,
         status: convert::step_status(step.status).into(),
     };
-    let result = match (outcome, expects) {
+    match (answered, expects) {
         (Ok(Answer::Execution(execution)), Expects::Heartbeat) => {
             Outcome::Heartbeat(proto::HeartbeatResponse {
                 cancel_requested: execution.cancel_requested_at.is_some(),
@@ -285,6 +333,5 @@ fn answer(
         }),
         (Ok(Answer::Deleted), _) => Outcome::Deleted(proto::IngestedDeletion { execution_id }),
         (Err(error), _) => Outcome::Error(status::message_of(&error)),
-    };
-    proto::IngestResponse { sequence, result: Some(result) }
+    }
 }

@@ -1,6 +1,7 @@
 //! The gRPC edge: one file per service. Converts, calls an operation, converts back; decides nothing.
 
 pub mod admin;
+pub mod configurations;
 pub mod convert;
 pub mod edge_errors;
 pub mod executions;

@@ -90,14 +90,14 @@ impl<'a> Check<'a> {
         self.characters(field, text, self.limits.name_characters);
     }
 
-    fn required_name(&mut self, field: &str, text: &str) {
+    pub fn required_name(&mut self, field: &str, text: &str) {
         if text.is_empty() {
             self.bad(field, "is required");
         }
         self.name(field, text);
     }
 
-    fn optional_name(&mut self, field: &str, text: Option<&String>) {
+    pub fn optional_name(&mut self, field: &str, text: Option<&String>) {
         if let Some(text) = text {
             self.name(field, text);
         }
@@ -107,7 +107,7 @@ impl<'a> Check<'a> {
         self.characters(field, text, self.limits.message_characters);
     }
 
-    fn time(&mut self, field: &str, at: Option<&Timestamp>) -> Option<Millis> {
+    pub fn time(&mut self, field: &str, at: Option<&Timestamp>) -> Option<Millis> {
         let at = at?;
         let millis = convert::millis(at);
         if millis.is_none() {
@@ -117,6 +117,15 @@ impl<'a> Check<'a> {
     }
 
     fn object(&mut self, field: &str, object: Option<&Struct>) -> Document {
+        self.object_within(field, object, self.limits.metadata_bytes)
+    }
+
+    /// An object as large as a payload.
+    pub fn great_object(&mut self, field: &str, object: Option<&Struct>) -> Document {
+        self.object_within(field, object, self.limits.payload_bytes)
+    }
+
+    fn object_within(&mut self, field: &str, object: Option<&Struct>, bytes: usize) -> Document {
         let Some(object) = object else { return Document::new() };
         let stored = match convert::stored_object(object) {
             Ok(stored) => Bson::Document(stored),
@@ -126,7 +135,7 @@ impl<'a> Check<'a> {
             }
         };
         self.nesting(field, &stored);
-        self.bytes(field, value::size(&stored), self.limits.metadata_bytes);
+        self.bytes(field, value::size(&stored), bytes);
         match stored {
             Bson::Document(document) => document,
             _ => Document::new(),
@@ -376,6 +385,9 @@ pub fn create_execution(
     if let Some(parent) = &request.parent_execution_id {
         check.id_in("parent_execution_id", parent);
     }
+    if let Some(version) = &request.configuration_version {
+        check.required_name("configuration_version", version);
+    }
     let create = CreateExecution {
         metadata: check.object("metadata", request.metadata.as_ref()),
         started_at: check.time("started_at", request.started_at.as_ref()),
@@ -387,6 +399,7 @@ pub fn create_execution(
         sub_app_name: request.sub_app_name,
         user_id: request.user_id,
         parent_execution_id: request.parent_execution_id,
+        configuration_version: request.configuration_version,
     };
     check.done(())?;
     let id = request.execution_id.unwrap_or_else(new_id);
@@ -441,11 +454,32 @@ pub fn delete_execution(limits: &Limits, request: proto::DeleteExecutionRequest)
     check.done((request.execution_id, Op::Execution(op)))
 }
 
+/// What PlanSteps asks for.
+pub enum PlanAsked {
+    /// These steps.
+    Steps(Asked),
+    /// Those of a version of the execution's configuration.
+    Version { execution_id: String, version: String },
+}
+
+pub fn plan(limits: &Limits, mut request: proto::PlanStepsRequest) -> Result<PlanAsked> {
+    let Some(version) = request.configuration_version.take() else {
+        return plan_steps(limits, request).map(PlanAsked::Steps);
+    };
+    let mut check = Check::new(limits);
+    check.execution_id(&request.execution_id);
+    check.required_name("configuration_version", &version);
+    if !request.steps.is_empty() {
+        check.bad("steps", "must be empty with configuration_version, which brings the steps");
+    }
+    check.done(PlanAsked::Version { execution_id: request.execution_id, version })
+}
+
 pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<Asked> {
     let mut check = Check::new(limits);
     check.execution_id(&request.execution_id);
     if request.steps.is_empty() {
-        check.bad("steps", "must have at least one step");
+        check.bad("steps", "must have at least one step, or configuration_version be given");
     }
     if request.steps.len() > limits.steps_per_execution {
         check.too_large("steps", request.steps.len(), "steps", limits.steps_per_execution);
@@ -585,6 +619,9 @@ pub fn put_execution(limits: &Limits, record: proto::Execution) -> Result<Asked>
     if let Some(parent) = &record.parent_execution_id {
         check.id_in("parent_execution_id", parent);
     }
+    if let Some(version) = &record.configuration_version {
+        check.required_name("configuration_version", version);
+    }
     let execution = Execution {
         execution_id: record.execution_id.clone(),
         status: check.execution_status("status", record.status),
@@ -607,6 +644,7 @@ pub fn put_execution(limits: &Limits, record: proto::Execution) -> Result<Asked>
         cancel_reason: record.cancel_reason,
         parent_execution_id: record.parent_execution_id,
         pinned: record.pinned,
+        configuration_version: record.configuration_version,
         digests: Digests::default(),
         deleted_at: None,
     };

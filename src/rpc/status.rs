@@ -186,6 +186,28 @@ fn refused(refusal: &Refusal) -> Answer {
             format!("{field}: {size} exceed the limit of {limit}"),
         )
         .field(field),
+        Refusal::ConfigurationNotFound { scope, version } => {
+            let (message, name) = match version {
+                Some(version) => (
+                    format!("{scope} has no configuration of version {version}"),
+                    format!("{scope}/{version}"),
+                ),
+                None => (format!("{scope} has no active configuration"), format!("{scope}/active")),
+            };
+            Answer::new(Code::NotFound, "CONFIGURATION_NOT_FOUND", message)
+                .resource("configuration", name)
+        }
+        Refusal::ConfigurationExists { scope, version } => Answer::new(
+            Code::AlreadyExists,
+            "CONFIGURATION_ALREADY_EXISTS",
+            format!("version {version} of {scope} is stored with other content"),
+        )
+        .resource("configuration", format!("{scope}/{version}")),
+        Refusal::NoPlan { version, why } => Answer::new(
+            Code::FailedPrecondition,
+            "CONFIGURATION_MAKES_NO_PLAN",
+            format!("nothing can be planned from configuration version {version}: {why}"),
+        ),
         Refusal::NeedsPayload => {
             Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
         }
@@ -318,6 +340,21 @@ mod tests {
                 Error::Refused(Refusal::TooLarge { field: "metadata", size: 2, limit: 1 }),
                 Code::InvalidArgument,
                 "INVALID_ARGUMENT",
+            ),
+            (
+                Error::Refused(Refusal::ConfigurationNotFound { scope: id(), version: None }),
+                Code::NotFound,
+                "CONFIGURATION_NOT_FOUND",
+            ),
+            (
+                Error::Refused(Refusal::ConfigurationExists { scope: id(), version: id() }),
+                Code::AlreadyExists,
+                "CONFIGURATION_ALREADY_EXISTS",
+            ),
+            (
+                Error::Refused(Refusal::NoPlan { version: id(), why: id() }),
+                Code::FailedPrecondition,
+                "CONFIGURATION_MAKES_NO_PLAN",
             ),
             (Error::Refused(Refusal::NeedsPayload), Code::Internal, "INTERNAL"),
             (Error::Store(store::Error::Unavailable(None)), Code::Unavailable, "STORE_UNAVAILABLE"),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
+use super::requests::PlanAsked;
 use super::{convert, requests, status, unexpected_answer, write};
+use crate::app::configurations::Configurations;
 use crate::app::{App, PageRequest};
 use crate::proto;
 use crate::store::Answer;
@@ -13,6 +15,7 @@ use crate::store::Answer;
 /// Serves StepService.
 pub struct Steps {
     pub app: Arc<App>,
+    pub configurations: Arc<Configurations>,
 }
 
 impl Steps {
@@ -33,7 +36,14 @@ impl proto::step_service_server::StepService for Steps {
         &self,
         request: Request<proto::PlanStepsRequest>,
     ) -> Result<Response<proto::PlanStepsResponse>, Status> {
-        let asked = requests::plan_steps(self.app.limits(), request.into_inner());
+        let asked = match requests::plan(self.app.limits(), request.into_inner()) {
+            Ok(PlanAsked::Steps(asked)) => Ok(asked),
+            Ok(PlanAsked::Version { execution_id, version }) => {
+                let plan = self.configurations.plan(&execution_id, &version).await;
+                plan.map(|plan| (execution_id, plan))
+            }
+            Err(error) => Err(error),
+        };
         match write(&self.app, asked).await? {
             Answer::Steps(records) => Ok(Response::new(proto::PlanStepsResponse {
                 steps: records.iter().map(|record| convert::step(record, false)).collect(),

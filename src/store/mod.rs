@@ -1,7 +1,9 @@
 //! What a store promises, whichever database is behind it. Backends are twins: the same files, the same
 //! conformance suite. Nothing here or above names a driver.
 
+pub mod configurations;
 pub mod error;
+pub mod inspect;
 pub mod mongo;
 pub mod observed;
 pub mod plan;

@@ -20,6 +20,7 @@ fn full(id: &str) -> CreateExecutionRequest {
         started_at: Some(time(1_700_000_000_123)),
         heartbeat_timeout: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
         parent_execution_id: Some("parent of it".into()),
+        configuration_version: Some("2.1".into()),
     }
 }
 
@@ -44,6 +45,7 @@ pub async fn a_created_execution_has_every_field_that_was_sent(b: Backend) {
     );
     assert_eq!(created.heartbeat_timeout_ms, Some(3_600_000));
     assert_eq!(created.parent_execution_id.as_deref(), Some("parent of it"));
+    assert_eq!(created.configuration_version.as_deref(), Some("2.1"));
     assert_eq!((created.cancel_requested_at, created.cancel_reason.as_deref()), (None, None));
     assert!(!created.pinned.unwrap_or(false));
     for at in [&created.created_at, &created.updated_at] {
@@ -597,6 +599,7 @@ pub async fn an_unknown_execution_is_not_found(b: Backend) {
             step_name: "work".into(),
             ..Default::default()
         }],
+        ..Default::default()
     };
     not_found(s.try_plan_steps(plan).await.map(drop));
     let whole = FinishStepRequest {

@@ -22,6 +22,7 @@ pub async fn every_write_is_answered_in_short(b: Backend) {
             PlannedStep { step_id: Some(8), step_name: "b".into(), ..Default::default() },
             PlannedStep { step_id: Some(7), step_name: "a".into(), ..Default::default() },
         ],
+        ..Default::default()
     };
     let answers = s
         .ingest_all(vec![
@@ -208,6 +209,7 @@ pub async fn a_whole_execution_is_kept_as_it_is(b: Backend) {
         cancel_reason: Some("r".into()),
         parent_execution_id: Some("p".into()),
         pinned: Some(true),
+        configuration_version: Some("v7".into()),
     };
     let running = Execution {
         execution_id: "running".into(),

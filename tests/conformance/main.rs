@@ -5,6 +5,7 @@
 //! not opt out of a backend.
 
 mod bounds;
+mod configurations;
 mod executions;
 mod heartbeats;
 mod ingest;
@@ -216,6 +217,23 @@ cases! {
         an_unknown_execution_cannot_be_watched: "3.errors.resource",
         a_great_snapshot_arrives_whole: "4.1",
         a_write_during_the_snapshot_is_not_lost: "4.2",
+    }
+    configurations {
+        a_published_version_is_kept_whole: "1.configurations" "3.PublishConfiguration",
+        the_same_content_again_is_the_stored_record: "2.3" "3.PublishConfiguration",
+        racing_publishes_of_one_version_have_one_winner: "2.4" "3.PublishConfiguration",
+        one_version_is_active_and_a_switch_is_one_step: "3.ActivateConfiguration" "3.GetConfiguration" "3.errors.resource",
+        racing_activations_leave_exactly_one_active: "2.4" "3.ActivateConfiguration",
+        apps_without_a_number_are_told_apart_by_name: "1.configurations" "3.GetConfiguration",
+        a_history_is_listed_newest_first_in_pages: "3.ListConfigurations" "3.errors.tokens" "3.pages.keyset",
+        a_page_of_configurations_ends_early_at_4_mib: "3.bounds.reply" "3.ListConfigurations",
+        a_difference_is_a_json_patch: "3.DiffConfigurations" "3.bounds.reply",
+        step_graphs_hold_together: "3.PublishConfiguration",
+        bad_requests_about_configurations_name_every_field: "3.bounds.names" "3.errors.bad_request",
+        a_configuration_makes_a_plan: "3.PlanSteps",
+        an_execution_records_its_configuration_version: "1.executions" "2.3",
+        a_put_configuration_is_kept_as_it_is: "3.put",
+        every_lookup_is_served_by_an_index: "1.indexes" "3.CheckIndexes",
     }
     service {
         reflection_lists_every_service_with_its_imports: "3.reflection",

@@ -12,11 +12,14 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
+    "stepwell.v1.ArtifactService",
+    "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
+    "stepwell.v1.MetricService",
     "stepwell.v1.StepService",
 ];
 
@@ -113,7 +116,20 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         })
         .collect();
     let expected = [
+        "AdminService.CheckIndexes",
         "AdminService.GetServerInfo",
+        "AdminService.RunRetention",
+        "ArtifactService.DeleteArtifact",
+        "ArtifactService.DownloadArtifact",
+        "ArtifactService.GetArtifact",
+        "ArtifactService.GetUpload",
+        "ArtifactService.ListArtifacts",
+        "ArtifactService.UploadArtifact",
+        "ConfigurationService.ActivateConfiguration",
+        "ConfigurationService.DiffConfigurations",
+        "ConfigurationService.GetConfiguration",
+        "ConfigurationService.ListConfigurations",
+        "ConfigurationService.PublishConfiguration",
         "ExecutionService.CreateExecution",
         "ExecutionService.DeleteExecution",
         "ExecutionService.FinishExecution",
@@ -125,6 +141,9 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "ExecutionService.WatchExecution",
         "ExecutionService.WatchExecutions",
         "IngestService.Ingest",
+        "MetricService.QueryMetrics",
+        "MetricService.RecordMetrics",
+        "MetricService.StreamMetrics",
         "StepService.FinishStep",
         "StepService.GetStep",
         "StepService.ListSteps",
@@ -183,7 +202,14 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
             "WatchExecutionResponse",
             "resume_token execution step artifact metrics snapshot_complete keepalive",
         ),
-        ("PlanStepsRequest", "execution_id steps"),
+        ("PlanStepsRequest", "execution_id steps configuration_version"),
+        (
+            "Configuration",
+            "app_id app_name sub_app_id sub_app_name version configuration active created_at created_by",
+        ),
+        ("PublishConfigurationRequest", "configuration activate"),
+        ("GetConfigurationRequest", "app_id app_name sub_app_id version"),
+        ("DiffConfigurationsRequest", "from to"),
         ("PlannedStep", "step_id step_key step_name step_version depends_on input metadata"),
         (
             "StartStepRequest",
@@ -247,7 +273,8 @@ pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
     for service in
-        ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService"]
+        ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService",
+            "stepwell.v1.ConfigurationService", "stepwell.v1.AdminService"]
     {
         let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();
@@ -261,7 +288,7 @@ pub async fn the_server_says_what_it_is(b: Backend) {
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.store, b.kind.name());
     assert!(!info.store_version.is_empty());
-    for feature in ["watch", "ingest", "leases"] {
+    for feature in ["watch", "ingest", "leases", "configurations"] {
         assert!(info.features.iter().any(|found| found == feature), "{:?}", info.features);
     }
     for (limit, value) in [

@@ -17,7 +17,7 @@ fn planned(step_id: i32, depends_on: &[i32]) -> PlannedStep {
 }
 
 fn plan(id: &str, steps: Vec<PlannedStep>) -> PlanStepsRequest {
-    PlanStepsRequest { execution_id: id.into(), steps }
+    PlanStepsRequest { execution_id: id.into(), steps, ..Default::default() }
 }
 
 pub async fn the_statuses_of_a_step_obey_their_transitions(b: Backend) {

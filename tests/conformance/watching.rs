@@ -310,7 +310,7 @@ pub async fn a_pending_step_does_not_keep_a_watch_open(b: Backend) {
     s.create("e").await;
     let steps =
         vec![PlannedStep { step_id: Some(1), step_name: "never".into(), ..Default::default() }];
-    s.plan_steps(PlanStepsRequest { execution_id: "e".into(), steps }).await;
+    s.plan_steps(PlanStepsRequest { execution_id: "e".into(), steps, ..Default::default() }).await;
     let mut open = s.watch(watch("e")).await;
     open.snapshot().await;
     s.finish("e", ExecutionStatus::Cancelled).await;

@@ -2,6 +2,7 @@
 //! record, one (`try_…`) that returns the status too.
 
 use stepwell::proto::admin_service_client::AdminServiceClient;
+use stepwell::proto::configuration_service_client::ConfigurationServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
 use stepwell::proto::ingest_service_client::IngestServiceClient;
 use stepwell::proto::step_service_client::StepServiceClient;
@@ -129,6 +130,12 @@ calls! {
     steps.finish_step / try_finish_step (FinishStepRequest) -> Step, step;
     steps.get_step / try_get_step (GetStepRequest) -> Step, step;
     steps.list_steps / try_list_steps (ListStepsRequest) -> ListStepsResponse;
+    configurations.publish_configuration / try_publish_configuration (PublishConfigurationRequest) -> Configuration, configuration;
+    configurations.get_configuration / try_get_configuration (GetConfigurationRequest) -> Configuration, configuration;
+    configurations.list_configurations / try_list_configurations (ListConfigurationsRequest) -> ListConfigurationsResponse;
+    configurations.activate_configuration / try_activate_configuration (ActivateConfigurationRequest) -> Configuration, configuration;
+    configurations.diff_configurations / try_diff_configurations (DiffConfigurationsRequest) -> DiffConfigurationsResponse;
+    admin.check_indexes / try_check_indexes (CheckIndexesRequest) -> CheckIndexesResponse;
     admin.get_server_info / try_get_server_info (GetServerInfoRequest) -> GetServerInfoResponse;
 }
 
@@ -151,6 +158,11 @@ impl Client {
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub fn configurations(&self) -> ConfigurationServiceClient<Channel> {
+        ConfigurationServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(GREATEST_REPLY)
     }
 
     pub fn ingest(&self) -> IngestServiceClient<Channel> {

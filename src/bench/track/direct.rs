@@ -184,6 +184,7 @@ fn new_execution(id: &str, now: Now) -> Execution {
         cancel_reason: None,
         parent_execution_id: None,
         pinned: None,
+        configuration_version: None,
         digests: Digests { create: Some(DIGEST.to_owned()), ..Digests::default() },
         deleted_at: None,
     }

@@ -133,7 +133,7 @@ fn fields(execution: &proto::Execution) -> Vec<(&'static str, Content)> {
     let number = |number: Option<i32>| number.map(|number| number.to_string());
     let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(text::exact_time);
     let metadata = execution.metadata.as_ref().filter(|metadata| !metadata.fields.is_empty());
-    let optional: [(&'static str, Option<String>); 18] = [
+    let optional: [(&'static str, Option<String>); 19] = [
         ("app id", number(execution.app_id)),
         ("part", execution.sub_app_name.clone()),
         ("part id", number(execution.sub_app_id)),
@@ -147,6 +147,7 @@ fn fields(execution: &proto::Execution) -> Vec<(&'static str, Content)> {
         ("heartbeat timeout", execution.heartbeat_timeout_ms.map(|ms| text::duration_ms(Some(ms)))),
         ("last heartbeat", time(&execution.last_heartbeat_at)),
         ("parent", execution.parent_execution_id.clone()),
+        ("configuration", execution.configuration_version.clone()),
         ("pinned", execution.pinned.map(|pinned| if pinned { "yes" } else { "no" }.to_owned())),
         ("created", time(&execution.created_at)),
         ("updated", time(&execution.updated_at)),

@@ -13,6 +13,7 @@ use crate::cli::exit::{Failure, Result};
 pub enum Collection {
     Executions,
     Steps,
+    Configurations,
     /// A collection of the data model that cannot be imported yet.
     NotYet(&'static str),
 }
@@ -22,6 +23,7 @@ impl Collection {
         match self {
             Collection::Executions => "executions",
             Collection::Steps => "execution_steps",
+            Collection::Configurations => "app_configurations",
             Collection::NotYet(name) => name,
         }
     }
@@ -33,7 +35,7 @@ impl Collection {
             Collection::Steps,
             Collection::NotYet("execution_artifacts"),
             Collection::NotYet("execution_metrics"),
-            Collection::NotYet("app_configurations"),
+            Collection::Configurations,
         ]
         .into_iter()
         .find(|collection| collection.name() == stem)
@@ -60,7 +62,7 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<Found>> {
             folder(path, &mut found, &mut seen)?;
             if found.len() == before && seen.is_empty() {
                 return Err(Failure::CouldNotStart(format!(
-                    "{}: no executions.jsonl, execution_steps.jsonl or their .gz in it",
+                    "{}: no executions.jsonl, execution_steps.jsonl, app_configurations.jsonl or their .gz in it",
                     path.display()
                 )));
             }
@@ -125,7 +127,7 @@ fn by_name(path: &Path) -> Option<Collection> {
 fn by_content(path: &Path) -> Result<Collection> {
     let unclear = |why: &str| {
         Failure::CouldNotStart(format!(
-            "{}: {why}; name it executions.jsonl or execution_steps.jsonl",
+            "{}: {why}; name it executions.jsonl, execution_steps.jsonl or app_configurations.jsonl",
             path.display()
         ))
     };
@@ -138,10 +140,13 @@ fn by_content(path: &Path) -> Result<Collection> {
             if ["step_name", "step_id", "step_key"].iter().any(|key| first.get(key).is_some()) {
                 return Ok(Collection::Steps);
             }
+            if first.get("configuration").is_some() && first.get("version").is_some() {
+                return Ok(Collection::Configurations);
+            }
             if first.get("execution_id").is_some() && first.get("app_name").is_some() {
                 return Ok(Collection::Executions);
             }
-            Err(unclear("its first document is neither an execution nor a step"))
+            Err(unclear("its first document is no execution, step or configuration"))
         }
         Some(Line::TooLong { .. }) => Err(unclear("its first line is too long")),
     }
@@ -184,6 +189,10 @@ mod tests {
         let found = find(&[step.clone(), execution.clone()]).expect("files");
         let found: Vec<_> = found.into_iter().map(|file| (file.path, file.collection)).collect();
         assert_eq!(found, [(execution, Collection::Executions), (step, Collection::Steps)]);
+        let configuration =
+            write("z.json", r#"{"app_name":"a","version":"1","configuration":{"step_name":1}}"#);
+        let found = find(std::slice::from_ref(&configuration)).expect("a file");
+        assert_eq!((&found[0].path, found[0].collection), (&configuration, Collection::Configurations));
     }
 
     #[test]

@@ -88,6 +88,7 @@ pub fn execution(
         cancel_reason: fields.text("cancel_reason")?,
         parent_execution_id: fields.text("parent_execution_id")?,
         pinned: fields.boolean("pinned")?,
+        configuration_version: fields.text("configuration_version")?,
     };
     Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
 }
@@ -128,6 +129,22 @@ pub fn step(
         attempts: fields.attempts()?,
     };
     Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
+}
+
+pub fn configuration(document: Document) -> Result<Converted<proto::Configuration>, Refused> {
+    let mut fields = Fields { document, nested: "" };
+    let record = proto::Configuration {
+        app_id: fields.int32("app_id")?,
+        app_name: fields.required_text("app_name")?,
+        sub_app_id: fields.int32("sub_app_id")?,
+        sub_app_name: fields.text("sub_app_name")?,
+        version: fields.required_text("version")?,
+        configuration: fields.object("configuration")?,
+        active: fields.boolean("active")?.unwrap_or(false),
+        created_at: fields.time("created_at")?,
+        created_by: fields.text("created_by")?,
+    };
+    Ok(Converted { record, assumed: false, left_out: fields.left_out() })
 }
 
 fn no_status() -> Refused {

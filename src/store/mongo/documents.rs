@@ -117,6 +117,7 @@ pub(super) fn insert_execution(record: &Execution) -> Result<RawDocumentBuf> {
     present(&mut to, cstr!("cancel_reason"), record.cancel_reason.as_deref());
     present(&mut to, cstr!("parent_execution_id"), record.parent_execution_id.as_deref());
     present(&mut to, cstr!("pinned"), record.pinned);
+    present(&mut to, cstr!("configuration_version"), record.configuration_version.as_deref());
     present(&mut to, cstr!("digests"), digests(&record.digests));
     to.append(cstr!("last_change"), record.last_change().as_str());
     Ok(to)
@@ -415,6 +416,11 @@ pub(super) fn update_execution(
             after.parent_execution_id.as_ref(),
         );
         rest.value(cstr!("pinned"), before.pinned, after.pinned);
+        rest.text(
+            cstr!("configuration_version"),
+            before.configuration_version.as_ref(),
+            after.configuration_version.as_ref(),
+        );
     }
 
     let mut to = Difference::new();
@@ -593,7 +599,7 @@ pub(super) fn update_step(before: &Step, after: &Step, guard: Guard, mark: i64) 
     Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }
 
-fn text(value: RawBsonRef<'_>) -> Option<String> {
+pub(super) fn text(value: RawBsonRef<'_>) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
@@ -609,7 +615,7 @@ pub(super) fn integer(value: RawBsonRef<'_>) -> Option<i64> {
     }
 }
 
-fn small(value: RawBsonRef<'_>) -> Option<i32> {
+pub(super) fn small(value: RawBsonRef<'_>) -> Option<i32> {
     integer(value).and_then(|value| i32::try_from(value).ok())
 }
 
@@ -622,12 +628,12 @@ fn number(value: RawBsonRef<'_>) -> Option<f64> {
     }
 }
 
-fn millis(value: RawBsonRef<'_>) -> Option<Millis> {
+pub(super) fn millis(value: RawBsonRef<'_>) -> Option<Millis> {
     value.as_datetime().map(DateTime::timestamp_millis)
 }
 
 /// An object; anything else another program put there reads as none.
-fn object(value: RawBsonRef<'_>) -> Document {
+pub(super) fn object(value: RawBsonRef<'_>) -> Document {
     value.as_document().and_then(|raw| Document::try_from(raw).ok()).unwrap_or_default()
 }
 
@@ -724,6 +730,7 @@ pub(super) fn read_execution(raw: &RawDocument) -> Result<Execution> {
         cancel_reason: None,
         parent_execution_id: None,
         pinned: None,
+        configuration_version: None,
         digests: Digests::default(),
         deleted_at: None,
     };
@@ -752,6 +759,7 @@ pub(super) fn read_execution(raw: &RawDocument) -> Result<Execution> {
             "cancel_reason" => record.cancel_reason = text(value),
             "parent_execution_id" => record.parent_execution_id = text(value),
             "pinned" => record.pinned = value.as_bool(),
+            "configuration_version" => record.configuration_version = text(value),
             "digests" => record.digests = read_digests(value),
             "deleted_at" => record.deleted_at = millis(value),
             _ => {}

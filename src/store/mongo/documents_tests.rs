@@ -28,6 +28,7 @@ fn execution() -> Execution {
         cancel_reason: None,
         parent_execution_id: None,
         pinned: None,
+        configuration_version: Some("1.0".to_owned()),
         digests: Digests { create: Some("d".to_owned()), ..Digests::default() },
         deleted_at: None,
     }

@@ -7,9 +7,11 @@ mod apply;
 mod cache;
 mod changes;
 mod command;
+mod configurations;
 mod delete;
 mod documents;
 mod failure;
+pub mod inspect;
 mod leases;
 mod read;
 mod schema;
@@ -39,7 +41,7 @@ use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
 use crate::domain::{Execution, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
-pub use schema::{EXECUTIONS, STEPS};
+pub use schema::{CONFIGURATIONS, EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time: more only make batches smaller.
 const LANES: usize = 4;
@@ -132,6 +134,9 @@ struct Inner {
     state: watch::Sender<State>,
     patience: Duration,
     marks: AtomicI64,
+    /// Writes of configurations come one at a time from this server; they are few, and would only be in each
+    /// other's way.
+    configurations: tokio::sync::Mutex<()>,
 }
 
 /// Executions and steps in MongoDB.
@@ -164,6 +169,7 @@ impl MongoStore {
                 .unwrap_or(Duration::from_millis(default_ms.max(1))),
             options,
             marks: AtomicI64::new(first_mark()),
+            configurations: tokio::sync::Mutex::new(()),
         });
         let preparing = tokio::spawn(prepare_until_it_works(Arc::clone(&inner)));
         Ok(Arc::new(MongoStore { inner, preparing }))
@@ -373,6 +379,12 @@ impl Inner {
         }
     }
 
+    /// The turn of a write of configurations.
+    async fn configuration_turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let turn = tokio::time::timeout(self.patience, self.configurations.lock());
+        turn.await.map_err(|_| failure::timeout())
+    }
+
     /// All documents that a query finds. `Err` also when they do not come in time.
     async fn all(
         &self,
@@ -477,7 +489,8 @@ impl Store for MongoStore {
     }
 
     async fn sweep(&self) -> Result<()> {
-        delete::sweep(&self.inner).await
+        delete::sweep(&self.inner).await?;
+        configurations::sweep(&self.inner).await
     }
 
     async fn close(&self) {

@@ -1,6 +1,8 @@
 //! Collections and their indexes. Indexes are made when they are missing; one that another program made with
 //! the same keys is used as it is.
 
+use std::collections::HashMap;
+
 use bson::{Bson, DateTime, Document, doc};
 use mongodb::Database;
 
@@ -9,6 +11,7 @@ use crate::store::Result;
 
 pub const EXECUTIONS: &str = "executions";
 pub const STEPS: &str = "execution_steps";
+pub const CONFIGURATIONS: &str = "app_configurations";
 /// What Stepwell keeps for itself.
 pub(super) const META: &str = "stepwell_meta";
 
@@ -23,6 +26,22 @@ struct Index {
     partial: Option<Document>,
     /// Whether an index that only begins with these keys serves as well.
     prefix_serves: bool,
+    /// Whether a unique index over all documents serves a unique one over some: it forbids more, but the
+    /// program that made it wants just that.
+    stricter_serves: bool,
+}
+
+/// The indexes that lists of configurations walk along, newest first.
+pub(super) fn configurations_by_time() -> Document {
+    doc! { "created_at": -1, "_id": -1 }
+}
+
+pub(super) fn configurations_of_app() -> Document {
+    doc! { "app_id": 1, "created_at": -1, "_id": -1 }
+}
+
+pub(super) fn configurations_of_name() -> Document {
+    doc! { "app_name": 1, "created_at": -1, "_id": -1 }
 }
 
 /// The oldest date of interest; every real one is greater, and a missing one is not.
@@ -37,6 +56,7 @@ fn wanted() -> Vec<Index> {
         unique: false,
         partial: None,
         prefix_serves: true,
+        stricter_serves: false,
     };
     let unique = |collection, keys| Index {
         collection,
@@ -44,6 +64,7 @@ fn wanted() -> Vec<Index> {
         unique: true,
         partial: None,
         prefix_serves: false,
+        stricter_serves: false,
     };
     let partial = |collection, keys, filter| Index {
         collection,
@@ -51,6 +72,7 @@ fn wanted() -> Vec<Index> {
         unique: false,
         partial: Some(filter),
         prefix_serves: false,
+        stricter_serves: false,
     };
     vec![
         unique(EXECUTIONS, doc! { "execution_id": 1 }),
@@ -78,6 +100,20 @@ fn wanted() -> Vec<Index> {
         plain(STEPS, doc! { "status": 1 }),
         plain(STEPS, doc! { "step_name": 1 }),
         plain(STEPS, doc! { "started_at": -1 }),
+        Index {
+            // Every number, and not null: apps without one are told apart by name.
+            partial: Some(doc! { "app_id": { "$gte": i32::MIN } }),
+            stricter_serves: true,
+            ..unique(CONFIGURATIONS, doc! { "app_id": 1, "sub_app_id": 1, "version": 1 })
+        },
+        Index {
+            partial: Some(doc! { "app_id": null }),
+            ..unique(CONFIGURATIONS, doc! { "app_name": 1, "sub_app_name": 1, "version": 1 })
+        },
+        plain(CONFIGURATIONS, doc! { "active": 1 }),
+        plain(CONFIGURATIONS, configurations_by_time()),
+        plain(CONFIGURATIONS, configurations_of_app()),
+        plain(CONFIGURATIONS, configurations_of_name()),
     ]
 }
 
@@ -109,13 +145,18 @@ fn direction(value: &Bson) -> Option<i64> {
     }
 }
 
-fn begins_with(keys: &Document, wanted: &Document) -> bool {
+pub(super) fn begins_with(keys: &Document, wanted: &Document) -> bool {
     keys.len() >= wanted.len()
         && keys.iter().zip(wanted).all(|((name, way), (wanted_name, wanted_way))| {
             name == wanted_name
                 && direction(way).is_some()
                 && direction(way) == direction(wanted_way)
         })
+}
+
+/// Whether nothing but a condition on the records keeps an index from serving everybody.
+pub(super) fn is_plain(index: &Document) -> bool {
+    !index.get_bool("hidden").unwrap_or(false) && !index.contains_key("collation")
 }
 
 /// Whether `existing`, as listIndexes describes it, does the job of `wanted`.
@@ -125,7 +166,7 @@ fn serves(existing: &Document, wanted: &Index) -> bool {
     if !begins_with(keys, &wanted.keys) || (!same_keys && !wanted.prefix_serves) {
         return false;
     }
-    if existing.get_bool("hidden").unwrap_or(false) || existing.contains_key("collation") {
+    if !is_plain(existing) {
         return false;
     }
     if wanted.unique && !existing.get_bool("unique").unwrap_or(false) {
@@ -136,12 +177,12 @@ fn serves(existing: &Document, wanted: &Index) -> bool {
         (None, None) => !sparse,
         (None, Some(_)) => false,
         // One over all documents serves too, unless it is unique and so forbids more.
-        (Some(_), None) => !wanted.unique && !sparse,
+        (Some(_), None) => !sparse && (!wanted.unique || wanted.stricter_serves),
         (Some(wanted), Some(existing)) => wanted == existing,
     }
 }
 
-async fn existing(database: &Database, collection: &str) -> Result<Vec<Document>> {
+pub(super) async fn existing(database: &Database, collection: &str) -> Result<Vec<Document>> {
     let reply =
         database.run_command(doc! { "listIndexes": collection, "cursor": { "batchSize": 1000 } });
     match reply.await {
@@ -164,10 +205,15 @@ fn name_of(keys: &Document) -> String {
 /// Makes the indexes that are missing. What cannot be made is told in the log and lived without.
 pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
     let mut indexes = Indexes { unique: true, ..Indexes::default() };
-    let executions = existing(database, EXECUTIONS).await?;
-    let steps = existing(database, STEPS).await?;
-    for wanted in wanted() {
-        let there = if wanted.collection == EXECUTIONS { &executions } else { &steps };
+    let wanted = wanted();
+    let mut there: HashMap<&str, Vec<Document>> = HashMap::new();
+    for Index { collection, .. } in &wanted {
+        if !there.contains_key(collection) {
+            there.insert(collection, existing(database, collection).await?);
+        }
+    }
+    for wanted in wanted {
+        let there = &there[wanted.collection];
         let serving = there.iter().find(|existing| serves(existing, &wanted));
         let mut name = serving.and_then(|index| index.get_str("name").ok()).map(str::to_owned);
         if serving.is_none() {
@@ -204,11 +250,18 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
             }
         }
         if wanted.unique {
-            indexes.unique &= name.is_some();
             match wanted.collection {
-                EXECUTIONS => indexes.execution_key = name,
-                // The first of the two is the one over all steps.
-                _ if wanted.partial.is_none() => indexes.step_key = name,
+                EXECUTIONS => {
+                    indexes.unique &= name.is_some();
+                    indexes.execution_key = name;
+                }
+                STEPS => {
+                    indexes.unique &= name.is_some();
+                    // The first of the two is the one over all steps.
+                    if wanted.partial.is_none() {
+                        indexes.step_key = name;
+                    }
+                }
                 _ => {}
             }
         } else if let Some(name) = name

@@ -4,6 +4,8 @@
 mod apply;
 mod batch;
 mod changes;
+mod configurations;
+pub mod inspect;
 mod known;
 mod read;
 mod rows;
@@ -181,6 +183,7 @@ pub struct SqliteStore {
     readers: Arc<Readers>,
     ends: Arc<LogEnds>,
     secret: [u8; 32],
+    clock: Arc<dyn Clock>,
 }
 
 impl SqliteStore {
@@ -219,13 +222,15 @@ impl SqliteStore {
             committed: watch::Sender::new(newest),
             pruned_through: AtomicU64::new(pruned_through),
         });
-        let writer = Writer::new(connection, options, limits, clock, Arc::clone(&ends), lock);
+        let writer_clock = Arc::clone(&clock);
+        let writer =
+            Writer::new(connection, options, limits, writer_clock, Arc::clone(&ends), lock);
         let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
         std::thread::Builder::new()
             .name("sqlite-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(io(&path))?;
-        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret }))
+        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, clock }))
     }
 
     /// Hands a job to the writer and waits for its answer.

@@ -17,7 +17,7 @@ pub const INLINE_BYTES: usize = 2048;
 const IS_DOCUMENT: u8 = 0;
 const HOLDS_VALUE: u8 = 1;
 
-pub const EXECUTION_COLUMNS: [&str; 25] = [
+pub const EXECUTION_COLUMNS: [&str; 26] = [
     "execution_id",
     "app_id",
     "app_name",
@@ -40,6 +40,7 @@ pub const EXECUTION_COLUMNS: [&str; 25] = [
     "cancel_reason",
     "parent_execution_id",
     "pinned",
+    "configuration_version",
     "create_digest",
     "start_digest",
     "finish_digest",
@@ -191,6 +192,7 @@ pub fn execution_cells(execution: &Execution) -> [Cell<'_>; EXECUTION_COLUMNS.le
         text(&execution.cancel_reason),
         text(&execution.parent_execution_id),
         integer(execution.pinned),
+        text(&execution.configuration_version),
         text(&execution.digests.create),
         text(&execution.digests.start),
         text(&execution.digests.finish),
@@ -332,6 +334,7 @@ pub fn execution_of(row: &Row<'_>) -> Result<Execution> {
         cancel_reason: columns.get()?,
         parent_execution_id: columns.get()?,
         pinned: columns.get()?,
+        configuration_version: columns.get()?,
         digests: columns.digests()?,
         deleted_at: None,
     })

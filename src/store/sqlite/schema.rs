@@ -152,11 +152,25 @@ const MIGRATIONS: &[&str] = &["
         sub_app_id    INTEGER,
         sub_app_name  TEXT,
         version       TEXT NOT NULL,
-        configuration BLOB NOT NULL,
         active        INTEGER NOT NULL,
-        created_at    INTEGER,
-        created_by    TEXT
+        created_at    INTEGER NOT NULL,
+        created_by    TEXT,
+        configuration BLOB NOT NULL
     ) STRICT;
+    -- NULL is never equal to NULL, so what has no part needs an index of its own.
+    CREATE UNIQUE INDEX configurations_part ON configurations (app_id, sub_app_id, version)
+        WHERE app_id IS NOT NULL;
+    CREATE UNIQUE INDEX configurations_app ON configurations (app_id, version)
+        WHERE app_id IS NOT NULL AND sub_app_id IS NULL;
+    CREATE UNIQUE INDEX configurations_named_part ON configurations (app_name, sub_app_name, version)
+        WHERE app_id IS NULL;
+    CREATE UNIQUE INDEX configurations_named_app ON configurations (app_name, version)
+        WHERE app_id IS NULL AND sub_app_name IS NULL;
+    CREATE INDEX configurations_active ON configurations (active, app_id, sub_app_id) WHERE active = 1;
+    -- Lists: newest first.
+    CREATE INDEX configurations_created ON configurations (created_at);
+    CREATE INDEX configurations_app_created ON configurations (app_id, created_at);
+    CREATE INDEX configurations_name_created ON configurations (app_name, created_at) WHERE app_id IS NULL;
     ALTER TABLE executions ADD COLUMN configuration_version TEXT;
 ", "
     -- Points of metrics, in order of arrival.
@@ -236,7 +250,7 @@ pub fn open_reader(path: &Path, busy_timeout: Duration) -> Result<Connection, Op
     Ok(connection)
 }
 
-fn version(connection: &Connection) -> rusqlite::Result<i64> {
+pub fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
@@ -252,12 +266,24 @@ fn check_owner(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    let known = MIGRATIONS.len() as i64;
-    let found = version(connection)?;
+/// The version of the schema that this program makes.
+pub fn newest() -> i64 {
+    MIGRATIONS.len() as i64
+}
+
+/// Refuses what a server would refuse to open, without touching it.
+pub fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    check_owner(connection, path)?;
+    let (found, known) = (version(connection)?, newest());
     if found > known {
         return Err(OpenError::TooNew { path: path.to_owned(), found, known });
     }
+    Ok(())
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    check(connection, path)?;
+    let found = version(connection)?;
     for (index, migration) in MIGRATIONS.iter().enumerate().skip(found.max(0) as usize) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(migration)?;

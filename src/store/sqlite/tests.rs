@@ -178,6 +178,7 @@ async fn a_record_comes_back_with_every_type_of_bson() {
         cancel_reason: Some("why".to_owned()),
         parent_execution_id: Some("p".to_owned()),
         pinned: Some(false),
+        configuration_version: Some("v".to_owned()),
         digests: Default::default(),
         deleted_at: None,
     };

@@ -383,6 +383,7 @@ fn blank_execution() -> Execution {
         cancel_reason: None,
         parent_execution_id: None,
         pinned: None,
+        configuration_version: None,
         digests: Default::default(),
         deleted_at: None,
     }

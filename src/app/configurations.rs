@@ -1,0 +1,199 @@
+//! Configurations: publishing, switching, history, differences, and the plans they make.
+
+use std::sync::Arc;
+
+use bson::Document;
+
+use super::{App, Error, PageAnswer, PageRequest, Result, token};
+use crate::clock::Clock;
+use crate::domain::configuration::{AppRef, ConfigurationQuery, Place, Scope};
+use crate::domain::graph::{self, GraphStep};
+use crate::domain::patch::{self, Change, What};
+use crate::domain::query::Page;
+use crate::domain::step::StepFields;
+use crate::domain::{Configuration, Refusal, StepOp, StepRef, value};
+use crate::store::Op;
+use crate::store::configurations::{ConfigurationStore, Listed, Stored};
+
+/// What a planned step takes in a reply beside its texts, at most.
+const STEP_BYTES: usize = 128;
+/// The most that the number of a step takes in a reply.
+const NUMBER_BYTES: usize = 5;
+
+/// Which version of an app's configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Named {
+    pub scope: Scope,
+    /// `None`: the active one.
+    pub version: Option<String>,
+}
+
+/// The operations over one store.
+pub struct Configurations {
+    app: Arc<App>,
+    store: Arc<dyn ConfigurationStore>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Configurations {
+    pub fn new(
+        app: Arc<App>,
+        store: Arc<dyn ConfigurationStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Configurations {
+        Configurations { app, store, clock }
+    }
+
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Stores a version that is made now.
+    pub async fn publish(&self, record: Configuration) -> Result<Configuration> {
+        let created_at = Some(self.clock.now().millis());
+        let stored = self.store.put_configuration(Configuration { created_at, ..record }).await?;
+        Ok(stored.record)
+    }
+
+    /// Stores a version as it is.
+    pub async fn put(&self, record: Configuration) -> Result<Stored> {
+        Ok(self.store.put_configuration(record).await?)
+    }
+
+    pub async fn get(&self, named: &Named) -> Result<Configuration> {
+        let found = self.store.configuration(&named.scope, named.version.as_deref()).await?;
+        found.ok_or_else(|| {
+            Error::Refused(Refusal::ConfigurationNotFound {
+                scope: named.scope.to_string(),
+                version: named.version.clone(),
+            })
+        })
+    }
+
+    pub async fn activate(&self, scope: &Scope, version: &str) -> Result<Configuration> {
+        Ok(self.store.activate_configuration(scope, version).await?)
+    }
+
+    /// One page of a history; `size_of` is what a record takes in a reply.
+    pub async fn list(
+        &self,
+        app: AppRef,
+        page: PageRequest,
+        size_of: impl Fn(&Configuration) -> usize,
+    ) -> Result<PageAnswer<Configuration>> {
+        let tokens = self.app.tokens().await?;
+        // Nothing but lengths and texts: no two apps have the same.
+        let identity = format!("{app:?}");
+        let kind = token::Kind::ConfigurationPage;
+        let after = match page.token.as_str() {
+            "" => None,
+            text => Some(
+                tokens
+                    .open(kind, identity.as_bytes(), text)
+                    .map(Place)
+                    .ok_or(Error::BadToken("page_token"))?,
+            ),
+        };
+        let bytes = self.app.limits().page_bytes;
+        let found: Page<Listed, Place> = self
+            .app
+            .fill(
+                page.size,
+                after,
+                |listed: &Listed| size_of(&listed.record),
+                |listed| listed.place.clone(),
+                |after, limit, examine| {
+                    let app = app.clone();
+                    let query = ConfigurationQuery { app, after, limit, examine, bytes };
+                    async move { self.store.configurations(&query).await.map_err(Error::from) }
+                },
+            )
+            .await?;
+        let next_page_token = found
+            .next
+            .map(|place| tokens.seal(kind, identity.as_bytes(), &place.0))
+            .unwrap_or_default();
+        let records = found.records.into_iter().map(|listed| listed.record).collect();
+        Ok(PageAnswer { records, next_page_token })
+    }
+
+    /// What makes the one configuration into the other, at most a reply's bytes: beyond that one replacement of
+    /// the whole, at the empty path.
+    pub async fn diff(&self, from: &Named, to: &Named) -> Result<Vec<Change>> {
+        let from = self.get(from).await?.configuration;
+        let to = self.get(to).await?.configuration;
+        let changes = patch::diff(&from, &to);
+        let bytes: usize = changes.iter().map(weight).sum();
+        if bytes <= self.app.limits().page_bytes / 2 {
+            return Ok(changes);
+        }
+        let whole = Change { path: String::new(), what: What::Replace(to.into()) };
+        Ok(if bytes > weight(&whole) || bytes > self.app.limits().page_bytes {
+            vec![whole]
+        } else {
+            changes
+        })
+    }
+
+    /// The plan that a version of the execution's own configuration makes of it.
+    pub async fn plan(&self, execution_id: &str, version: &str) -> Result<Op> {
+        let execution = self.app.execution(execution_id).await?;
+        let app = AppRef {
+            app_id: execution.app_id,
+            app_name: Some(execution.app_name),
+            sub_app_id: execution.sub_app_id,
+            sub_app_name: execution.sub_app_name,
+        };
+        let Some(scope) = app.scope() else {
+            return Err(Error::invalid("execution_id", "is of an execution without an app"));
+        };
+        let version = version.to_owned();
+        let named = Named { scope, version: Some(version.clone()) };
+        let configuration = self.get(&named).await?.configuration;
+        let steps = self.steps(&configuration).map_err(|why| {
+            let version = version.clone();
+            Error::Refused(Refusal::NoPlan { version, why })
+        })?;
+        Ok(Op::Plan(steps.into_iter().map(planned).collect()))
+    }
+
+    fn steps(&self, configuration: &Document) -> Result<Vec<GraphStep>, String> {
+        let limits = self.app.limits();
+        let steps = graph::steps(configuration, limits.name_characters)?;
+        let bytes: usize = steps
+            .iter()
+            .map(|step| {
+                let version = step.step_version.as_ref().map_or(0, String::len);
+                let texts = step.step_key.len() + step.step_name.len() + version;
+                STEP_BYTES
+                    + limits.execution_id_characters
+                    + texts
+                    + step.depends_on.len() * NUMBER_BYTES
+            })
+            .sum();
+        match bytes > limits.page_bytes {
+            true => Err("its steps are more than a reply can hold".to_owned()),
+            false => Ok(steps),
+        }
+    }
+}
+
+fn planned(step: GraphStep) -> (StepRef, StepOp) {
+    let fields = StepFields {
+        step_version: step.step_version,
+        depends_on: step.depends_on,
+        ..StepFields::default()
+    };
+    let named = StepRef { step_id: Some(step.step_id), step_key: Some(step.step_key) };
+    (named, StepOp::Plan { step_name: step.step_name, fields })
+}
+
+/// Bytes of a change in a reply, roughly.
+fn weight(change: &Change) -> usize {
+    32 + change.path.len()
+        + match &change.what {
+            What::Remove => 0,
+            // A number is longer in a message than in a document, a container has its own frame.
+            What::Add(value) | What::Replace(value) => value::size(value) * 2,
+        }
+}

@@ -1,0 +1,51 @@
+//! Configurations of apps, durable.
+
+use async_trait::async_trait;
+
+use super::Result;
+use crate::domain::Configuration;
+use crate::domain::configuration::{ConfigurationQuery, Place, Scope};
+use crate::domain::query::Page;
+
+/// A configuration that was asked to be stored, as it is stored now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    pub record: Configuration,
+    /// Whether this call stored it; it was there otherwise.
+    pub created: bool,
+}
+
+/// A record of a list, and where it stands in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    pub record: Configuration,
+    pub place: Place,
+}
+
+/// Configurations, durable. An answer means what `Store::apply` means by it: durable, and safe from a failover.
+///
+/// Within a scope versions are unique, and at most one is active at any moment, whoever looks, however many
+/// servers switch it at once, and wherever one of them is killed. Only a database without transactions (a
+/// standalone mongod) may show two documents as active for the moment of a switch, or until the next switch or
+/// sweep after a crash; `configuration` names one of them all the same.
+#[async_trait]
+pub trait ConfigurationStore: Send + Sync + 'static {
+    /// Stores a version; one that is `active` becomes the active one of its scope in the same step. When the
+    /// version is there already: with the same content it is the answer, made active if `record` is, and
+    /// otherwise unchanged; with other content `Refusal::ConfigurationExists`.
+    async fn put_configuration(&self, record: Configuration) -> Result<Stored>;
+
+    /// Makes a version the active one of its scope, and the one that was not, in one step.
+    /// `Refusal::ConfigurationNotFound` when there is no such version.
+    async fn activate_configuration(&self, scope: &Scope, version: &str) -> Result<Configuration>;
+
+    /// This version of the scope; without one the active one.
+    async fn configuration(
+        &self,
+        scope: &Scope,
+        version: Option<&str>,
+    ) -> Result<Option<Configuration>>;
+
+    /// One page of a history, keyset.
+    async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>>;
+}

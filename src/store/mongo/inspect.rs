@@ -1,0 +1,244 @@
+//! A look at a MongoDB deployment: its indexes against the lookups of the data model, and how it is put up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::{Bson, Document, doc};
+use mongodb::options::{Acknowledgment, ConnectionString, ReadPreference, SelectionCriteria};
+use mongodb::{Client, Database};
+
+use super::{MongoOptions, MongoStore, failure, schema};
+use crate::clock::Clock;
+use crate::store::inspect::{
+    Deployment, Disk, Durability, Facts, History, IndexCheck, Inspect, LOOKUPS, Lookup,
+};
+use crate::store::{Error, Result};
+
+/// How full the oplog is when it drops as much as it takes, as a part of its size.
+const FULL: f64 = 0.9;
+
+/// A connection of its own to look at a database with.
+pub struct Look {
+    client: Client,
+    database: Database,
+    patience: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+impl Look {
+    /// Connects as a server would, and makes nothing. `Error::Failed`: the URI is malformed.
+    pub async fn at(options: &MongoOptions, clock: Arc<dyn Clock>) -> Result<Look> {
+        let parsed = ConnectionString::parse(&options.uri)
+            .map_err(|_| Error::failed("the MongoDB URI is malformed"))?;
+        let default_ms = options.server_selection_timeout_ms.max(1);
+        let patience =
+            parsed.server_selection_timeout.unwrap_or(Duration::from_millis(default_ms));
+        // One question at a time needs one connection.
+        let options = MongoOptions { min_pool_size: 0, ..options.clone() };
+        let client = super::connect(&options, patience).await?;
+        let database = client.database(&options.database);
+        Ok(Look { client, database, patience, clock })
+    }
+
+    async fn ask(&self, database: &Database, command: Document) -> Result<Document> {
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let call = database.run_command(command).selection_criteria(primary);
+        match tokio::time::timeout(self.patience * 2, call).await {
+            Ok(answer) => answer.map_err(failure::error),
+            Err(_) => Err(failure::timeout()),
+        }
+    }
+
+    /// Options of a collection. `None`: it is not there.
+    async fn options(&self, collection: &str) -> Result<Option<Document>> {
+        let list = doc! { "listCollections": 1, "filter": { "name": collection } };
+        let reply = self.ask(&self.database, list).await?;
+        let cursor = reply.get_document("cursor").ok();
+        let first = cursor.and_then(|cursor| cursor.get_array("firstBatch").ok()?.first());
+        let found = first.and_then(Bson::as_document);
+        Ok(found.map(|found| found.get_document("options").cloned().unwrap_or_default()))
+    }
+
+    async fn check(&self, lookup: &Lookup, there: &[Document]) -> Result<IndexCheck> {
+        let named = |index: &Document| index.get_str("name").unwrap_or_default().to_owned();
+        if let Some(index) = there.iter().find(|index| serves(index, lookup)) {
+            let served_by = Some(named(index));
+            return Ok(IndexCheck { lookup: *lookup, served_by, advice: String::new() });
+        }
+        if lookup.keys == [("timestamp", 1)]
+            && let Some(options) = self.options(lookup.collection).await?
+            && options.contains_key("expireAfterSeconds")
+        {
+            // A time-series collection lets no index expire its points; the collection does it.
+            let served_by = Some("the collection option expireAfterSeconds".to_owned());
+            return Ok(IndexCheck { lookup: *lookup, served_by, advice: String::new() });
+        }
+        let advice = match there.iter().find(|index| begins_with(index, lookup)) {
+            Some(index) => format!(
+                "the index {} has these keys but is {}; drop it and start a server, which makes the right one",
+                named(index),
+                match lookup.unique && !index.get_bool("unique").unwrap_or(false) {
+                    true => "not unique, or over more fields",
+                    false => "hidden, sparse, partial, or with a collation",
+                }
+            ),
+            None => "start a server, which makes it; if one runs, its log says since its start what \
+                     is in the way"
+                .to_owned(),
+        };
+        Ok(IndexCheck { lookup: *lookup, served_by: None, advice })
+    }
+
+    async fn history(&self) -> Result<History> {
+        let local = self.client.database("local");
+        let end = |way: i32| {
+            doc! { "find": "oplog.rs", "sort": { "$natural": way }, "limit": 1,
+                "projection": { "ts": 1 }, "singleBatch": true }
+        };
+        let mut seconds = [0_i64; 2];
+        for (seconds, way) in seconds.iter_mut().zip([1, -1]) {
+            let reply = self.ask(&local, end(way)).await?;
+            let cursor = reply.get_document("cursor").map_err(Error::failed)?;
+            let entry = cursor.get_array("firstBatch").map_err(Error::failed)?.first();
+            let entry = entry.and_then(Bson::as_document);
+            let at = entry.and_then(|entry| entry.get_timestamp("ts").ok());
+            *seconds = at.map_or(0, |at| i64::from(at.time));
+        }
+        let stats = self.ask(&local, doc! { "collStats": "oplog.rs" }).await?;
+        let number = |key: &str| stats.get(key).and_then(number);
+        let full = match (number("size"), number("maxSize")) {
+            (Some(size), Some(most)) if most > 0.0 => size >= most * FULL,
+            _ => false,
+        };
+        Ok(History { covers_ms: (seconds[1] - seconds[0]).max(0) * 1000, full })
+    }
+
+    async fn disk(&self) -> Option<Disk> {
+        let stats = self.ask(&self.database, doc! { "dbStats": 1 }).await.ok()?;
+        let number = |key: &str| stats.get(key).and_then(number);
+        let (total, used) = (number("fsTotalSize")?, number("fsUsedSize")?);
+        Some(Disk { free_bytes: (total - used).max(0.0) as u64, total_bytes: total as u64 })
+    }
+}
+
+fn number(value: &Bson) -> Option<f64> {
+    match value {
+        Bson::Int32(value) => Some(f64::from(*value)),
+        Bson::Int64(value) => Some(*value as f64),
+        Bson::Double(value) => Some(*value),
+        _ => None,
+    }
+}
+
+fn begins_with(index: &Document, lookup: &Lookup) -> bool {
+    let wanted: Document =
+        lookup.keys.iter().map(|(key, way)| ((*key).to_owned(), Bson::from(*way))).collect();
+    index.get_document("key").is_ok_and(|keys| schema::begins_with(keys, &wanted))
+}
+
+/// Whether an index, as listIndexes describes it, serves a lookup.
+fn serves(index: &Document, lookup: &Lookup) -> bool {
+    if !begins_with(index, lookup) || !schema::is_plain(index) {
+        return false;
+    }
+    let partial = index.contains_key("partialFilterExpression");
+    let keys = index.get_document("key").map_or(0, Document::len);
+    let unique = index.get_bool("unique").unwrap_or(false) && keys == lookup.keys.len();
+    let sparse = index.get_bool("sparse").unwrap_or(false);
+    (unique || !lookup.unique) && ((!partial && !sparse) || lookup.where_given)
+}
+
+#[async_trait]
+impl Inspect for Look {
+    async fn indexes(&self) -> Result<Vec<IndexCheck>> {
+        let mut checks = Vec::with_capacity(LOOKUPS.len());
+        let mut there = (String::new(), Vec::new());
+        for lookup in LOOKUPS {
+            if there.0 != lookup.collection {
+                let found = schema::existing(&self.database, lookup.collection);
+                let found = match tokio::time::timeout(self.patience * 2, found).await {
+                    Ok(found) => found?,
+                    Err(_) => return Err(failure::timeout()),
+                };
+                there = (lookup.collection.to_owned(), found);
+            }
+            checks.push(self.check(lookup, &there.1).await?);
+        }
+        Ok(checks)
+    }
+
+    async fn facts(&self) -> Result<Facts> {
+        let asked = self.clock.now();
+        let hello = self.ask(&self.database, doc! { "hello": 1 }).await?;
+        let answered = self.clock.now();
+        let build = self.ask(&self.database, doc! { "buildInfo": 1 }).await?;
+        let midway = (asked.micros + (answered.micros - asked.micros) / 2).div_euclid(1000);
+        let local = hello.get_datetime("localTime").ok();
+        let deployment = if hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid") {
+            Deployment::Sharded
+        } else {
+            match hello.get_str("setName") {
+                Err(_) => Deployment::Standalone,
+                Ok(name) => Deployment::ReplicaSet {
+                    name: name.to_owned(),
+                    members: hello.get_array("hosts").map_or(1, Vec::len),
+                },
+            }
+        };
+        let history = match deployment {
+            // Not everybody may read the oplog.
+            Deployment::ReplicaSet { .. } => self.history().await.ok(),
+            _ => None,
+        };
+        let durability = match self.client.write_concern().and_then(|concern| concern.w.clone()) {
+            None | Some(Acknowledgment::Majority) => {
+                Durability::Safe("a write is answered when a majority has it".to_owned())
+            }
+            // A name stands for what the deployment says that it does.
+            Some(Acknowledgment::Custom(name)) => Durability::Safe(format!("w: {name}")),
+            Some(Acknowledgment::Nodes(nodes)) => {
+                let members = match &deployment {
+                    Deployment::ReplicaSet { members, .. } => *members,
+                    _ => 1,
+                };
+                match nodes as usize > members / 2 {
+                    true => Durability::Safe(format!("w: {nodes} of {members}")),
+                    false => Durability::Weak(format!("w: {nodes} of {members}")),
+                }
+            }
+            Some(_) => Durability::Weak("an unknown write concern".to_owned()),
+        };
+        Ok(Facts {
+            version: build.get_str("version").unwrap_or_default().to_owned(),
+            deployment,
+            durability,
+            clock_ahead_ms: local.map(|local| local.timestamp_millis() - midway),
+            disk: self.disk().await,
+            history,
+        })
+    }
+}
+
+impl MongoStore {
+    async fn look(&self) -> Result<Look> {
+        let ready = self.inner.ready().await?;
+        Ok(Look {
+            client: ready.client.clone(),
+            database: ready.database.clone(),
+            patience: self.inner.patience,
+            clock: Arc::clone(&self.inner.clock),
+        })
+    }
+}
+
+#[async_trait]
+impl Inspect for MongoStore {
+    async fn indexes(&self) -> Result<Vec<IndexCheck>> {
+        self.look().await?.indexes().await
+    }
+
+    async fn facts(&self) -> Result<Facts> {
+        self.look().await?.facts().await
+    }
+}
