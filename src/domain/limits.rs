@@ -13,6 +13,9 @@ pub const ATTEMPT_ERROR_BYTES: usize = 4 * 1024;
 /// Values per list of an `ExecutionFilter`.
 pub const FILTER_VALUES: usize = 50;
 
+/// Steps of a configuration that are a graph, and so a plan.
+pub const PLANNED_STEPS: usize = 10_000;
+
 /// The bounds an operator may set; each is refused with INVALID_ARGUMENT naming field, size and limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -461,7 +461,7 @@ async fn a_watch_ends_when_its_execution_has_ended_and_no_step_runs() {
             match event.record.as_ref().unwrap() {
                 Record::Execution(execution) => ended = execution.is_terminal(),
                 Record::Step(step) if step.step_id == 2 => second = step.status,
-                Record::Step(_) => {}
+                Record::Step(_) | Record::Artifact(_) => {}
             }
         }
         // All that led to the end was told before it, the steps to whoever asked for them.
