@@ -18,14 +18,17 @@ use tonic_health::server::HealthReporter;
 
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
-use crate::app::{App, Engine};
+use crate::app::metrics::{Metrics, Recorder};
+use crate::app::{self, App, Engine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, StoreChoice};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
+use crate::store::metrics::{Arrived, MetricStore};
 use crate::store::mongo::{MongoOptions, MongoStore};
 use crate::store::observed::Observed;
+use crate::store::observed_metrics::ObservedMetrics;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
@@ -37,6 +40,8 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// (CVE-2023-44487). The library's 20 also meets a client whose calls all ran into their deadline while the
 /// server stood still, and would take its watches along.
 const PENDING_RESETS: usize = 1024;
+/// Points of metrics stored together at most.
+const BATCH_POINTS: usize = 10_000;
 /// How often the store tidies up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -61,7 +66,7 @@ impl Server {
     pub async fn start_with(config: Config, shutdown: Shutdown) -> anyhow::Result<Server> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         // Before the ports: what cannot be configured like this ends the process before anybody connects.
-        let store = open_store(&config, &clock).await?;
+        let Stores { store, metrics } = open_store(&config, &clock).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -73,8 +78,11 @@ impl Server {
                     .with_context(|| format!("cannot listen on {listen} for HTTP"))?,
             ),
         };
-        let store: Arc<dyn Store> = Arc::new(Observed::new(store));
-        Self::serve(config, shutdown, clock, store, listener, http).await
+        let stores = Stores {
+            store: Arc::new(Observed::new(store)),
+            metrics: Arc::new(ObservedMetrics::new(metrics)),
+        };
+        Self::serve(config, shutdown, clock, stores, listener, http).await
     }
 
     /// The address of the gRPC port.
@@ -116,10 +124,11 @@ impl Server {
         config: Config,
         shutdown: Shutdown,
         clock: Arc<dyn Clock>,
-        store: Arc<dyn Store>,
+        stores: Stores,
         listener: TcpListener,
         http: Option<TcpListener>,
     ) -> anyhow::Result<Server> {
+        let Stores { store, metrics: metric_store } = stores;
         metrics::install();
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
@@ -165,6 +174,21 @@ impl Server {
             &lanes,
         );
         let app = Arc::new(App::new(Arc::clone(&store), engine.clone(), config.limits.clone()));
+
+        let recorder = Recorder::start(
+            Arc::clone(&metric_store),
+            Arc::clone(&clock),
+            Arc::new(CommittedMetrics { metrics: WriteMetrics::new() }),
+            app::metrics::Bounds {
+                batch_points: BATCH_POINTS,
+                batch_bytes: config.writes.batch_bytes,
+                lane_requests: (config.writes.queue_writes / metric_store.metric_lanes().max(1))
+                    .max(1),
+                queue_bytes: config.writes.queue_bytes,
+            },
+            &lanes,
+        );
+        let recorded = Arc::new(Metrics::new(Arc::clone(&app), metric_store, recorder));
 
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
@@ -213,8 +237,17 @@ impl Server {
             app: Arc::clone(&app),
         })
         .max_decoding_message_size(request_bytes);
+        let metrics = proto::metric_service_server::MetricServiceServer::new(
+            rpc::metrics::MetricRpc {
+                app: Arc::clone(&app),
+                metrics: Arc::clone(&recorded),
+                stop: stop.clone(),
+            },
+        )
+        .max_decoding_message_size(request_bytes);
         let ingest = proto::ingest_service_server::IngestServiceServer::new(rpc::ingest::Ingest {
             app: Arc::clone(&app),
+            metrics: recorded,
             lease_made,
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -239,6 +272,7 @@ impl Server {
             .add_service(watches)
             .add_service(steps)
             .add_service(ingest)
+            .add_service(metrics)
             .add_service(admin)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
 
@@ -256,12 +290,25 @@ impl Server {
     }
 }
 
-async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn Store>> {
+/// One backend in its roles.
+struct Stores {
+    store: Arc<dyn Store>,
+    metrics: Arc<dyn MetricStore>,
+}
+
+impl Stores {
+    fn of<S: Store + MetricStore>(backend: Arc<S>) -> Self {
+        Stores { store: Arc::clone(&backend) as _, metrics: backend }
+    }
+}
+
+async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
     let limits = config.limits.clone();
+    let metrics_kept = Some(config.retention.metrics).filter(|kept| !kept.is_zero());
     Ok(match config.store() {
         StoreChoice::Sqlite { data_dir } => {
-            let options = SqliteOptions::default();
-            SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?
+            let options = SqliteOptions { metrics_kept, ..SqliteOptions::default() };
+            Stores::of(SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?)
         }
         StoreChoice::Mongodb { uri, settings } => {
             let defaults = MongoOptions::default();
@@ -280,14 +327,16 @@ async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<A
                 ),
                 retry_writes: settings.retry_writes,
                 write_concern: settings.write_concern.clone(),
+                metrics_kept,
             };
-            MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
+            let store = MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
                 ConfigError::new(
                     "mongodb.uri",
                     format!("{uri:?}"),
                     "is no connection string that the driver understands",
                 )
-            })?
+            })?;
+            Stores::of(store)
         }
     })
 }
@@ -302,6 +351,19 @@ impl Observer for Committed {
     fn written(&self, records: Vec<Record>) {
         self.hub.wrote(records);
     }
+
+    fn rejected(&self) {
+        self.metrics.rejected.increment(1);
+    }
+}
+
+/// The same for points of metrics.
+struct CommittedMetrics {
+    metrics: WriteMetrics,
+}
+
+impl app::metrics::Observer for CommittedMetrics {
+    fn recorded(&self, _execution_id: &str, _points: Vec<Arrived>) {}
 
     fn rejected(&self) {
         self.metrics.rejected.increment(1);
@@ -332,6 +394,7 @@ async fn set_ready(reporter: &HealthReporter, ready: bool) {
         "stepwell.v1.ExecutionService",
         "stepwell.v1.StepService",
         "stepwell.v1.IngestService",
+        "stepwell.v1.MetricService",
         "stepwell.v1.AdminService",
     ] {
         reporter.set_service_status(service, status).await;

@@ -20,6 +20,7 @@ pub enum Kind {
     ExecutionPage,
     StepPage,
     Resume,
+    MetricPage,
 }
 
 /// Signs and checks tokens.

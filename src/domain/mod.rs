@@ -8,6 +8,7 @@ pub mod artifact;
 pub mod digest;
 pub mod execution;
 pub mod limits;
+pub mod metric;
 pub mod query;
 pub mod refusal;
 pub mod step;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use artifact::Artifact;
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
+pub use metric::{MetricCounts, MetricInterval, MetricPoint};
 pub use refusal::Refusal;
 pub use step::{Attempt, Payload, Step, StepOp, StepRef, StepStatus};
 

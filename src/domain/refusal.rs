@@ -25,6 +25,8 @@ pub enum Refusal {
     DependencyCycle { step_id: i32 },
     /// A bound that only the stored record shows was passed.
     TooLarge { field: &'static str, size: usize, limit: usize },
+    /// The `request_id` was used for other points.
+    MetricRequestExists { execution_id: String, request_id: String },
     /// The rule has to see the stored input and output: load them and decide again. Never leaves the store.
     NeedsPayload,
 }

@@ -11,9 +11,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
-use super::{convert, requests, status};
+use super::{convert, metric_requests, requests, status};
+use crate::app::metrics::{Metrics, Request};
 use crate::app::{App, Error, Result, ids};
 use crate::proto;
 use crate::proto::ingest_request::Write;
@@ -26,6 +27,7 @@ const ANSWERS: usize = 512;
 /// Serves IngestService.
 pub struct Ingest {
     pub app: Arc<App>,
+    pub metrics: Arc<Metrics>,
     pub lease_made: Arc<Notify>,
     pub tasks: TaskTracker,
     /// Ends the streams: no more is read, what was read is answered.
@@ -48,11 +50,12 @@ impl proto::ingest_service_server::IngestService for Ingest {
 
     async fn ingest(
         &self,
-        request: Request<Streaming<proto::IngestRequest>>,
+        request: tonic::Request<Streaming<proto::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let (answers, stream) = mpsc::channel(ANSWERS);
         let run = Run {
             app: Arc::clone(&self.app),
+            metrics: Arc::clone(&self.metrics),
             lease_made: Arc::clone(&self.lease_made),
             stop: self.stop.clone(),
             in_flight: self.in_flight.max(1),
@@ -65,6 +68,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
 
 struct Run {
     app: Arc<App>,
+    metrics: Arc<Metrics>,
     lease_made: Arc<Notify>,
     stop: CancellationToken,
     in_flight: usize,
@@ -183,11 +187,31 @@ impl Run {
             Some(Write::FinishStep(write)) => requests::finish_step(limits, write),
             Some(Write::PutExecution(record)) => requests::put_execution(limits, record),
             Some(Write::PutStep(record)) => requests::put_step(limits, record),
-            Some(Write::RecordMetrics(_) | Write::PutArtifact(_) | Write::PutConfiguration(_)) => {
+            Some(Write::RecordMetrics(request)) => {
+                let request = metric_requests::record(limits, request)?;
+                // The execution may be created by a write that is queued before.
+                let execution_id = Some(request.execution_id.clone());
+                return Ok(self.metrics(request, execution_id));
+            }
+            Some(Write::PutMetrics(request)) => {
+                let request = metric_requests::put(limits, request)?;
+                return Ok(self.metrics(request, None));
+            }
+            Some(Write::PutArtifact(_) | Write::PutConfiguration(_)) => {
                 return Err(Error::invalid("write", "is not supported"));
             }
         }?;
         Ok(Taken::Lane(execution_id, op, expects))
+    }
+
+    fn metrics(&self, request: Request, execution_id: Option<String>) -> Taken {
+        let key = request.execution_id.clone();
+        let metrics = Arc::clone(&self.metrics);
+        let running = Box::pin(async move {
+            let pending = metrics.recorder().enqueue(request).await?;
+            pending.answer().await.map(|counts| Outcome::Metrics(convert::metric_counts(counts)))
+        });
+        Taken::Aside { key, execution_id, running }
     }
 
     /// Queues a write, or begins it beside the lanes once everything queued for its execution has passed.

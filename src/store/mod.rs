@@ -2,8 +2,10 @@
 //! conformance suite. Nothing here or above names a driver.
 
 pub mod error;
+pub mod metrics;
 pub mod mongo;
 pub mod observed;
+pub mod observed_metrics;
 pub mod plan;
 pub mod sqlite;
 pub mod write;

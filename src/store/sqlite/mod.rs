@@ -5,6 +5,7 @@ mod apply;
 mod batch;
 mod changes;
 mod known;
+mod metrics;
 mod read;
 mod rows;
 mod schema;
@@ -53,6 +54,8 @@ pub struct SqliteOptions {
     pub changes_kept: u64,
     /// How long a change is kept at most.
     pub changes_age: Duration,
+    /// How long a point of metrics is kept; `None`: for ever.
+    pub metrics_kept: Option<Duration>,
     /// Connections that read, and so reads at a time.
     pub readers: usize,
     /// How long to wait for another program that holds the database file.
@@ -65,6 +68,7 @@ impl Default for SqliteOptions {
             synchronous: Synchronous::Full,
             changes_kept: 2_000_000,
             changes_age: Duration::from_secs(7 * 24 * 3600),
+            metrics_kept: Some(Duration::from_secs(30 * 24 * 3600)),
             readers: 4,
             busy_timeout: Duration::from_secs(5),
         }
@@ -181,6 +185,8 @@ pub struct SqliteStore {
     readers: Arc<Readers>,
     ends: Arc<LogEnds>,
     secret: [u8; 32],
+    clock: Arc<dyn Clock>,
+    metrics_kept_ms: Option<i64>,
 }
 
 impl SqliteStore {
@@ -219,13 +225,23 @@ impl SqliteStore {
             committed: watch::Sender::new(newest),
             pruned_through: AtomicU64::new(pruned_through),
         });
-        let writer = Writer::new(connection, options, limits, clock, Arc::clone(&ends), lock);
+        let metrics_kept_ms = options
+            .metrics_kept
+            .map(|kept| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let writer = Writer::new(
+            connection,
+            options,
+            limits,
+            Arc::clone(&clock),
+            Arc::clone(&ends),
+            lock,
+        );
         let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
         std::thread::Builder::new()
             .name("sqlite-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(io(&path))?;
-        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret }))
+        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, clock, metrics_kept_ms }))
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -334,6 +350,8 @@ impl Store for SqliteStore {
     async fn sweep(&self) -> Result<()> {
         // Piece by piece, so that writes get their turn in between.
         while self.job(|reply| Job::Prune { reply }).await?? {}
+        let (now, kept_ms) = (self.clock.now().millis(), self.metrics_kept_ms);
+        while self.write(move |batch| metrics::expire(batch.connection, now, kept_ms)).await? {}
         Ok(())
     }
 
