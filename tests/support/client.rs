@@ -4,6 +4,7 @@
 use stepwell::proto::admin_service_client::AdminServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
 use stepwell::proto::ingest_service_client::IngestServiceClient;
+use stepwell::proto::metric_service_client::MetricServiceClient;
 use stepwell::proto::step_service_client::StepServiceClient;
 use stepwell::proto::*;
 use tonic::transport::{Channel, Endpoint};
@@ -129,6 +130,8 @@ calls! {
     steps.finish_step / try_finish_step (FinishStepRequest) -> Step, step;
     steps.get_step / try_get_step (GetStepRequest) -> Step, step;
     steps.list_steps / try_list_steps (ListStepsRequest) -> ListStepsResponse;
+    metrics.record_metrics / try_record_metrics (RecordMetricsRequest) -> RecordMetricsResponse;
+    metrics.query_metrics / try_query_metrics (QueryMetricsRequest) -> QueryMetricsResponse;
     admin.get_server_info / try_get_server_info (GetServerInfoRequest) -> GetServerInfoResponse;
 }
 
@@ -151,6 +154,19 @@ impl Client {
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub fn metrics(&self) -> MetricServiceClient<Channel> {
+        MetricServiceClient::new(self.channel.clone())
+    }
+
+    /// Sends messages over one StreamMetrics and ends it.
+    pub async fn try_stream_metrics(
+        &self,
+        messages: Vec<StreamMetricsRequest>,
+    ) -> Answer<StreamMetricsResponse> {
+        let messages = tokio_stream::iter(messages);
+        one(in_time("stream_metrics", self.metrics().stream_metrics(messages)).await)
     }
 
     pub fn ingest(&self) -> IngestServiceClient<Channel> {
