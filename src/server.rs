@@ -32,7 +32,7 @@ use crate::store::observed_metrics::ObservedMetrics;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
-use crate::watch::{self, Hub};
+use crate::watch::{self, Arrivals, Hub};
 
 /// How often the database is asked whether it is there.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -175,10 +175,19 @@ impl Server {
         );
         let app = Arc::new(App::new(Arc::clone(&store), engine.clone(), config.limits.clone()));
 
+        let arrivals = Arrivals::new(
+            Arc::clone(&metric_store),
+            Arc::clone(&clock),
+            stop.clone(),
+            tasks.clone(),
+        );
         let recorder = Recorder::start(
             Arc::clone(&metric_store),
             Arc::clone(&clock),
-            Arc::new(CommittedMetrics { metrics: WriteMetrics::new() }),
+            Arc::new(CommittedMetrics {
+                metrics: WriteMetrics::new(),
+                arrivals: Arc::clone(&arrivals),
+            }),
             app::metrics::Bounds {
                 batch_points: BATCH_POINTS,
                 batch_bytes: config.writes.batch_bytes,
@@ -232,7 +241,7 @@ impl Server {
             },
         )
         .max_decoding_message_size(request_bytes);
-        let watches = rpc::watch::WatchRoutes::new(executions, Arc::clone(&app), hub);
+        let watches = rpc::watch::WatchRoutes::new(executions, Arc::clone(&app), hub, arrivals);
         let steps = proto::step_service_server::StepServiceServer::new(rpc::steps::Steps {
             app: Arc::clone(&app),
         })
@@ -360,10 +369,13 @@ impl Observer for Committed {
 /// The same for points of metrics.
 struct CommittedMetrics {
     metrics: WriteMetrics,
+    arrivals: Arc<Arrivals>,
 }
 
 impl app::metrics::Observer for CommittedMetrics {
-    fn recorded(&self, _execution_id: &str, _points: Vec<Arrived>) {}
+    fn recorded(&self, execution_id: &str, points: Vec<Arrived>) {
+        self.arrivals.recorded(execution_id, points);
+    }
 
     fn rejected(&self) {
         self.metrics.rejected.increment(1);

@@ -113,6 +113,9 @@ pub trait MetricStore: Send + Sync + 'static {
     /// Whether points may arrive that did not come through this server.
     fn arrivals_elsewhere(&self) -> bool;
 
+    /// The least id that is given from a moment on.
+    fn least_id(&self, since: Millis) -> PointId;
+
     /// Points of these executions whose ids were given since a moment, in any order, by execution.
     async fn arrived_since(
         &self,

@@ -79,6 +79,10 @@ impl MetricStore for ObservedMetrics {
         self.inner.arrivals_elsewhere()
     }
 
+    fn least_id(&self, since: Millis) -> PointId {
+        self.inner.least_id(since)
+    }
+
     async fn arrived_since(
         &self,
         execution_ids: &[String],

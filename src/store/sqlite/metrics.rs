@@ -83,6 +83,10 @@ impl MetricStore for SqliteStore {
         false
     }
 
+    fn least_id(&self, _since: Millis) -> PointId {
+        id_of(0)
+    }
+
     async fn arrived_since(
         &self,
         _execution_ids: &[String],

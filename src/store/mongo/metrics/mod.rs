@@ -69,6 +69,10 @@ impl MetricStore for MongoStore {
         true
     }
 
+    fn least_id(&self, since: Millis) -> PointId {
+        ids::point_id(ids::least(since))
+    }
+
     async fn arrived_since(
         &self,
         execution_ids: &[String],
