@@ -13,6 +13,7 @@ use crate::cli::exit::{Failure, Result};
 pub enum Collection {
     Executions,
     Steps,
+    Metrics,
     /// A collection of the data model that cannot be imported yet.
     NotYet(&'static str),
 }
@@ -22,6 +23,7 @@ impl Collection {
         match self {
             Collection::Executions => "executions",
             Collection::Steps => "execution_steps",
+            Collection::Metrics => "execution_metrics",
             Collection::NotYet(name) => name,
         }
     }
@@ -31,8 +33,8 @@ impl Collection {
         [
             Collection::Executions,
             Collection::Steps,
+            Collection::Metrics,
             Collection::NotYet("execution_artifacts"),
-            Collection::NotYet("execution_metrics"),
             Collection::NotYet("app_configurations"),
         ]
         .into_iter()
@@ -60,7 +62,7 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<Found>> {
             folder(path, &mut found, &mut seen)?;
             if found.len() == before && seen.is_empty() {
                 return Err(Failure::CouldNotStart(format!(
-                    "{}: no executions.jsonl, execution_steps.jsonl or their .gz in it",
+                    "{}: no executions.jsonl, execution_steps.jsonl, execution_metrics.jsonl or their .gz in it",
                     path.display()
                 )));
             }
@@ -125,7 +127,7 @@ fn by_name(path: &Path) -> Option<Collection> {
 fn by_content(path: &Path) -> Result<Collection> {
     let unclear = |why: &str| {
         Failure::CouldNotStart(format!(
-            "{}: {why}; name it executions.jsonl or execution_steps.jsonl",
+            "{}: {why}; name it executions.jsonl, execution_steps.jsonl or execution_metrics.jsonl",
             path.display()
         ))
     };
@@ -135,13 +137,16 @@ fn by_content(path: &Path) -> Result<Collection> {
         Some(Line::Text { text, .. }) => {
             let first: serde_json::Value = serde_json::from_slice(text)
                 .map_err(|_| unclear("its first line is no JSON document"))?;
+            if first.get("metrics").is_some() && first.get("timestamp").is_some() {
+                return Ok(Collection::Metrics);
+            }
             if ["step_name", "step_id", "step_key"].iter().any(|key| first.get(key).is_some()) {
                 return Ok(Collection::Steps);
             }
             if first.get("execution_id").is_some() && first.get("app_name").is_some() {
                 return Ok(Collection::Executions);
             }
-            Err(unclear("its first document is neither an execution nor a step"))
+            Err(unclear("its first document is neither an execution nor a step nor a point of metrics"))
         }
         Some(Line::TooLong { .. }) => Err(unclear("its first line is too long")),
     }
@@ -172,10 +177,7 @@ mod tests {
             [
                 (executions, Collection::Executions),
                 (steps, Collection::Steps),
-                (
-                    dir.path().join("a/execution_metrics.jsonl"),
-                    Collection::NotYet("execution_metrics")
-                ),
+                (dir.path().join("a/execution_metrics.jsonl"), Collection::Metrics),
             ]
         );
 
@@ -184,6 +186,10 @@ mod tests {
         let found = find(&[step.clone(), execution.clone()]).expect("files");
         let found: Vec<_> = found.into_iter().map(|file| (file.path, file.collection)).collect();
         assert_eq!(found, [(execution, Collection::Executions), (step, Collection::Steps)]);
+
+        let point = write("z.json", r#"{"execution_id":"e","timestamp":{"$date":0},"metrics":{}}"#);
+        let found = find(std::slice::from_ref(&point)).expect("files");
+        assert_eq!((&found[0].path, found[0].collection), (&point, Collection::Metrics));
     }
 
     #[test]

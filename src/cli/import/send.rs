@@ -32,6 +32,8 @@ pub enum Outcome {
     Stored,
     /// The same record was there before.
     AlreadyThere,
+    /// Of several points of metrics, how many.
+    Points(proto::RecordMetricsResponse),
     Refused(String),
 }
 
@@ -230,6 +232,7 @@ impl Sender {
             Some(Answer::Step(stored)) => {
                 self.stored(stored.revision, (&stored.execution_id, stored.step_id))
             }
+            Some(Answer::Metrics(counts)) => Outcome::Points(*counts),
             Some(Answer::Error(error)) => Outcome::Refused(refusal(error)),
             _ => Outcome::Refused("the server gave no answer that fits".to_owned()),
         };
