@@ -12,11 +12,12 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
+    "stepwell.v1.MetricService",
     "stepwell.v1.StepService",
 ];
 
@@ -125,6 +126,9 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "ExecutionService.WatchExecution",
         "ExecutionService.WatchExecutions",
         "IngestService.Ingest",
+        "MetricService.QueryMetrics",
+        "MetricService.RecordMetrics",
+        "MetricService.StreamMetrics",
         "StepService.FinishStep",
         "StepService.GetStep",
         "StepService.ListSteps",
@@ -183,6 +187,13 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
             "WatchExecutionResponse",
             "resume_token execution step artifact metrics snapshot_complete keepalive",
         ),
+        ("MetricPoint", "timestamp execution_id metrics step_id"),
+        ("RecordMetricsRequest", "execution_id points request_id"),
+        ("RecordMetricsResponse", "accepted"),
+        ("StreamMetricsRequest", "execution_id points request_id"),
+        ("QueryMetricsRequest", "execution_id names from until interval page_size page_token"),
+        ("QueryMetricsResponse", "points intervals next_page_token"),
+        ("MetricInterval", "min max mean last count"),
         ("PlanStepsRequest", "execution_id steps"),
         ("PlannedStep", "step_id step_key step_name step_version depends_on input metadata"),
         (
@@ -247,7 +258,13 @@ pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
     for service in
-        ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService"]
+        [
+            "",
+            "stepwell.v1.ExecutionService",
+            "stepwell.v1.StepService",
+            "stepwell.v1.IngestService",
+            "stepwell.v1.MetricService",
+        ]
     {
         let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();
@@ -261,7 +278,7 @@ pub async fn the_server_says_what_it_is(b: Backend) {
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.store, b.kind.name());
     assert!(!info.store_version.is_empty());
-    for feature in ["watch", "ingest", "leases"] {
+    for feature in ["watch", "ingest", "leases", "metrics"] {
         assert!(info.features.iter().any(|found| found == feature), "{:?}", info.features);
     }
     for (limit, value) in [
@@ -276,6 +293,11 @@ pub async fn the_server_says_what_it_is(b: Backend) {
         ("page_records", 1000),
         ("page_bytes", 4 * 1024 * 1024),
         ("page_examined_records", 20_000),
+        ("metric_points", 10_000),
+        ("metrics_per_point", 1000),
+        ("metric_names", 50),
+        ("metric_page_records", 10_000),
+        ("request_id_characters", 128),
     ] {
         assert_eq!(info.limits.get(limit), Some(&value), "{limit}: {:?}", info.limits);
     }

@@ -418,3 +418,69 @@ pub fn expire(connection: &Connection, now: Millis, kept_ms: Option<i64>) -> Res
         .execute([now, EXPIRED_AT_ONCE])?;
     Ok(gone >= EXPIRED_AT_ONCE as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use crate::domain::limits::Limits;
+    use crate::store::Store as _;
+    use crate::store::sqlite::{SqliteOptions, Synchronous};
+
+    const DAY_MS: i64 = 24 * 3600 * 1000;
+
+    #[tokio::test]
+    async fn points_and_requests_go_when_they_are_too_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at(100 * DAY_MS * 1000));
+        let options = SqliteOptions {
+            synchronous: Synchronous::Normal,
+            metrics_kept: Some(Duration::from_secs(10 * 24 * 3600)),
+            ..SqliteOptions::default()
+        };
+        let clocked: Arc<dyn Clock> = Arc::clone(&clock) as _;
+        let store = SqliteStore::open(dir.path(), options, Limits::default(), clocked).unwrap();
+        let point = |day: i64| MetricPoint {
+            at: day * DAY_MS,
+            step_id: None,
+            metrics: BTreeMap::from([("n".to_owned(), day as f64)]),
+        };
+        // More than goes at once.
+        let mut points = vec![point(91); 12_000];
+        points.push(point(99));
+        let request = |put| Recording {
+            execution_id: "e".to_owned(),
+            points: points.clone(),
+            request: Some(RequestId { id: format!("{put}"), digest: String::new() }),
+            put,
+            now: clock.now().millis(),
+        };
+        let counts = async |request| store.record(vec![request]).await.remove(0).unwrap().counts;
+        assert_eq!(counts(request(true)).await.accepted, 12_001);
+        let left = async || {
+            store.sweep().await.unwrap();
+            let connection = schema_connection(dir.path());
+            let count = |table: &str| -> i64 {
+                let sql = format!("SELECT count(*) FROM {table}");
+                connection.query_row(&sql, [], |row| row.get(0)).unwrap()
+            };
+            (count("metrics"), count("metric_requests"))
+        };
+        assert_eq!(left().await, (12_001, 1));
+        clock.advance_ms(DAY_MS + 1);
+        assert_eq!(left().await, (1, 1), "the request is known as long as its last point");
+        assert_eq!(counts(request(true)).await.already_there, 12_001, "and answers as before");
+        clock.advance_ms(8 * DAY_MS);
+        assert_eq!(left().await, (0, 1));
+        clock.advance_ms(DAY_MS);
+        assert_eq!(left().await, (0, 0));
+        assert_eq!(counts(request(true)).await.too_old, 12_001);
+    }
+
+    fn schema_connection(dir: &std::path::Path) -> Connection {
+        Connection::open(dir.join("stepwell.db")).unwrap()
+    }
+}
