@@ -16,10 +16,11 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::app::configurations::Configurations;
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
-use crate::app::configurations::Configurations;
-use crate::app::{App, Engine};
+use crate::app::metrics::{Metrics, Recorder};
+use crate::app::{self, App, Engine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Mongodb, Secret, StoreChoice};
 use crate::proto;
@@ -27,12 +28,14 @@ use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
 use crate::store::configurations::ConfigurationStore;
 use crate::store::inspect::Inspect;
+use crate::store::metrics::{Arrived, MetricStore};
 use crate::store::mongo::{self, MongoOptions, MongoStore};
 use crate::store::observed::Observed;
+use crate::store::observed_metrics::ObservedMetrics;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{self, Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
-use crate::watch::{self, Hub};
+use crate::watch::{self, Arrivals, Hub};
 
 /// How often the database is asked whether it is there.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -40,6 +43,8 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// (CVE-2023-44487). The library's 20 also meets a client whose calls all ran into their deadline while the
 /// server stood still, and would take its watches along.
 const PENDING_RESETS: usize = 1024;
+/// Points of metrics stored together at most.
+const BATCH_POINTS: usize = 10_000;
 /// How often the store tidies up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -123,6 +128,7 @@ impl Server {
         http: Option<TcpListener>,
     ) -> anyhow::Result<Server> {
         let store: Arc<dyn Store> = Arc::new(Observed::new(stores.records));
+        let metric_store: Arc<dyn MetricStore> = Arc::new(ObservedMetrics::new(stores.metrics));
         metrics::install();
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
@@ -174,6 +180,30 @@ impl Server {
             Arc::clone(&clock),
         ));
 
+        let arrivals = Arrivals::new(
+            Arc::clone(&metric_store),
+            Arc::clone(&clock),
+            stop.clone(),
+            tasks.clone(),
+        );
+        let recorder = Recorder::start(
+            Arc::clone(&metric_store),
+            Arc::clone(&clock),
+            Arc::new(CommittedMetrics {
+                metrics: WriteMetrics::new(),
+                arrivals: Arc::clone(&arrivals),
+            }),
+            app::metrics::Bounds {
+                batch_points: BATCH_POINTS,
+                batch_bytes: config.writes.batch_bytes,
+                lane_requests: (config.writes.queue_writes / metric_store.metric_lanes().max(1))
+                    .max(1),
+                queue_bytes: config.writes.queue_bytes,
+            },
+            &lanes,
+        );
+        let recorded = Arc::new(Metrics::new(Arc::clone(&app), metric_store, recorder));
+
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
         let keeper = Keeper {
@@ -216,15 +246,23 @@ impl Server {
             },
         )
         .max_decoding_message_size(request_bytes);
-        let watches = rpc::watch::WatchRoutes::new(executions, Arc::clone(&app), hub);
+        let watches = rpc::watch::WatchRoutes::new(executions, Arc::clone(&app), hub, arrivals);
         let steps = proto::step_service_server::StepServiceServer::new(rpc::steps::Steps {
             app: Arc::clone(&app),
             configurations: Arc::clone(&configurations),
         })
         .max_decoding_message_size(request_bytes);
+        let metrics =
+            proto::metric_service_server::MetricServiceServer::new(rpc::metrics::MetricRpc {
+                app: Arc::clone(&app),
+                metrics: Arc::clone(&recorded),
+                stop: stop.clone(),
+            })
+            .max_decoding_message_size(request_bytes);
         let ingest = proto::ingest_service_server::IngestServiceServer::new(rpc::ingest::Ingest {
             app: Arc::clone(&app),
             configurations: Arc::clone(&configurations),
+            metrics: recorded,
             lease_made,
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -257,6 +295,7 @@ impl Server {
             .add_service(steps)
             .add_service(ingest)
             .add_service(configurations)
+            .add_service(metrics)
             .add_service(admin)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
 
@@ -278,14 +317,16 @@ impl Server {
 struct Stores {
     records: Arc<dyn Store>,
     configurations: Arc<dyn ConfigurationStore>,
+    metrics: Arc<dyn MetricStore>,
     database: Arc<dyn Inspect>,
 }
 
 impl Stores {
-    fn of<S: Store + ConfigurationStore + Inspect>(store: Arc<S>) -> Stores {
+    fn of<S: Store + ConfigurationStore + MetricStore + Inspect>(store: Arc<S>) -> Stores {
         Stores {
             records: Arc::<S>::clone(&store),
             configurations: Arc::<S>::clone(&store),
+            metrics: Arc::<S>::clone(&store),
             database: store,
         }
     }
@@ -293,13 +334,14 @@ impl Stores {
 
 fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
     let limits = config.limits.clone();
+    let metrics_kept = Some(config.retention.metrics).filter(|kept| !kept.is_zero());
     Ok(match config.store() {
         StoreChoice::Sqlite { data_dir } => {
-            let options = SqliteOptions::default();
+            let options = SqliteOptions { metrics_kept, ..SqliteOptions::default() };
             Stores::of(SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?)
         }
         StoreChoice::Mongodb { uri, settings } => {
-            let options = mongo_options(uri, settings);
+            let options = MongoOptions { metrics_kept, ..mongo_options(uri, settings) };
             let store = MongoStore::connect(options, limits, Arc::clone(clock));
             Stores::of(store.map_err(|_| malformed(uri))?)
         }
@@ -344,6 +386,7 @@ fn mongo_options(uri: &Secret, settings: &Mongodb) -> MongoOptions {
         ),
         retry_writes: settings.retry_writes,
         write_concern: settings.write_concern.clone(),
+        metrics_kept: None,
     }
 }
 
@@ -356,6 +399,22 @@ struct Committed {
 impl Observer for Committed {
     fn written(&self, records: Vec<Record>) {
         self.hub.wrote(records);
+    }
+
+    fn rejected(&self) {
+        self.metrics.rejected.increment(1);
+    }
+}
+
+/// The same for points of metrics.
+struct CommittedMetrics {
+    metrics: WriteMetrics,
+    arrivals: Arc<Arrivals>,
+}
+
+impl app::metrics::Observer for CommittedMetrics {
+    fn recorded(&self, execution_id: &str, points: Vec<Arrived>) {
+        self.arrivals.recorded(execution_id, points);
     }
 
     fn rejected(&self) {
@@ -388,6 +447,7 @@ async fn set_ready(reporter: &HealthReporter, ready: bool) {
         "stepwell.v1.StepService",
         "stepwell.v1.IngestService",
         "stepwell.v1.ConfigurationService",
+        "stepwell.v1.MetricService",
         "stepwell.v1.AdminService",
     ] {
         reporter.set_service_status(service, status).await;

@@ -10,9 +10,11 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
 use serde_json::{Value, json};
+use stepwell::config::Config;
 use stepwell::proto::*;
 
 use support::backend::{Backend, Kind};
@@ -396,7 +398,7 @@ fn refused_records_are_named_and_the_rest_goes_in() {
             summary["total"],
             json!({
                 "documents": 15, "stored": 5, "already_there": 1, "refused": 7, "not_importable": 2,
-                "not_sent": 0, "assumed_status": 0, "unreadable": false,
+                "not_sent": 0, "too_old": 0, "assumed_status": 0, "unreadable": false,
             }),
             "{ran:?}"
         );
@@ -554,11 +556,12 @@ fn real_records_come_back_as_they_are() {
     on_both(|backend| {
         let manifest = manifest.clone();
         async move {
-            let server = backend.serve().await;
+            let keep_all = |config: &mut Config| config.retention.metrics = Duration::ZERO;
+            let server = backend.serve_with(keep_all).await;
             let arguments = ["import", REAL, "--assume-status", "completed", "-o", "json"];
             let first = cli(&server, &arguments).await.code(0).json();
             let again = cli(&server, &arguments).await.code(0).json();
-            let (mut executions, mut steps) = (0, 0);
+            let (mut executions, mut steps, mut points) = (0, 0, 0);
             for (set, files) in manifest.as_object().expect("sets") {
                 for (file, facts) in files.as_object().expect("files") {
                     let documents = &facts["documents"];
@@ -576,6 +579,7 @@ fn real_records_come_back_as_they_are() {
                     };
                     let importable = if file.starts_with("executions.")
                         || file.starts_with("execution_steps.")
+                        || file.starts_with("execution_metrics.")
                     {
                         "stored"
                     } else {
@@ -595,8 +599,10 @@ fn real_records_come_back_as_they_are() {
                         let documents = read(&Path::new(REAL).join(set).join(file));
                         if file.starts_with("executions.") {
                             executions += documents.len();
-                        } else {
+                        } else if file.starts_with("execution_steps.") {
                             steps += documents.len();
+                        } else {
+                            points += compare_points(&server, documents).await;
                         }
                     }
                 }
@@ -606,8 +612,82 @@ fn real_records_come_back_as_they_are() {
             assert_eq!(listed.out.lines().count(), executions);
             let compared = compare_all(&server, &manifest).await;
             assert_eq!(compared, (executions, steps));
-            println!("{}: {executions} executions and {steps} steps", backend.kind.name());
+            println!(
+                "{}: {executions} executions, {steps} steps and {points} points of metrics",
+                backend.kind.name()
+            );
         }
+    });
+}
+
+#[test]
+fn real_metrics_that_are_too_old_are_counted() {
+    let metrics = Path::new(REAL).join("metrics");
+    if !metrics.is_dir() {
+        println!("skipped: there is no folder {}", metrics.display());
+        return;
+    }
+    on_both(|backend| {
+        let metrics = metrics.clone();
+        async move {
+            // Thirty days are kept, and the newest of these is from 2014.
+            let server = backend.serve().await;
+            let ran = cli(&server, &["import", path(&metrics), "-o", "json"]).await.code(1);
+            let total = &ran.json()["total"];
+            assert!(total["documents"].as_u64() > Some(0), "{ran:?}");
+            assert_eq!(
+                (&total["stored"], &total["refused"], &total["too_old"]),
+                (&json!(0), &total["documents"], &total["documents"]),
+                "{ran:?}"
+            );
+            assert!(ran.err.contains("retention.metrics_seconds"), "{ran:?}");
+        }
+    });
+}
+
+#[test]
+fn points_of_metrics_are_imported_once_and_bad_ones_are_named() {
+    on_both(|backend| async move {
+        let server = backend.serve().await;
+        let folder = tempfile::tempdir().expect("a temp dir");
+        let now = wall_clock_ms();
+        let mut lines: Vec<String> = (0..2500)
+            .map(|n| {
+                format!(
+                    r#"{{"execution_id":"e{}","timestamp":{{"$date":{}}},"metrics":{{"n":{n}}}}}"#,
+                    n % 2,
+                    now - 5000 + n
+                )
+            })
+            .collect();
+        lines.push(r#"{"execution_id":"e0","timestamp":{"$date":0},"metrics":{"n":"x"}}"#.into());
+        lines.push(r#"{"execution_id":"e0","timestamp":{"$date":1000},"metrics":{"n":1}}"#.into());
+        let file = write(
+            folder.path(),
+            "execution_metrics.jsonl",
+            &lines.iter().map(String::as_str).collect::<Vec<_>>(),
+        );
+        let total = async |stored: u64, already_there: u64| {
+            let ran = cli(&server, &["import", path(&file), "-o", "json"]).await.code(1);
+            let total = &ran.json()["total"];
+            let count = |name: &str| total[name].as_u64().expect("a number");
+            assert_eq!(
+                (count("stored"), count("already_there"), count("refused"), count("too_old")),
+                (stored, already_there, 2, 1),
+                "{ran:?}"
+            );
+            assert!(ran.err.contains("2501: metrics.n is the text"), "{ran:?}");
+        };
+        total(2500, 0).await;
+        total(0, 2500).await;
+        // The same file with more in it: its last requests hold other points than before.
+        lines.insert(2500, lines[0].replace("\"n\":0", "\"n\":-1"));
+        fs::write(&file, lines.join("\n")).expect("a file");
+        let ran = cli(&server, &["import", path(&file), "-o", "json"]).await.code(1).json();
+        assert_eq!(
+            (&ran["total"]["stored"], &ran["total"]["already_there"]),
+            (&json!(1), &json!(2500))
+        );
     });
 }
 
@@ -621,6 +701,47 @@ fn read(path: &Path) -> Vec<Value> {
     }
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| serde_json::from_slice(line).expect("a document")).collect()
+}
+
+/// Every point against what a query says of its execution. How many there were.
+async fn compare_points(server: &support::server::Server, documents: Vec<Value>) -> usize {
+    let count = documents.len();
+    let mut of: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for document in documents {
+        let id = document["execution_id"].as_str().expect("an id").to_owned();
+        of.entry(id).or_default().push(document);
+    }
+    for (execution_id, documents) in of {
+        let mut found = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let page = server
+                .query_metrics(QueryMetricsRequest {
+                    execution_id: execution_id.clone(),
+                    page_size: 1500,
+                    page_token,
+                    ..Default::default()
+                })
+                .await;
+            found.extend(page.points);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        // The real ones are in order and have no equal times.
+        assert_eq!(found.len(), documents.len(), "{execution_id}");
+        for (point, document) in found.iter().zip(&documents) {
+            let text = document["timestamp"]["$date"].as_str().expect("a date");
+            assert_eq!(point.timestamp, text.parse().ok(), "{document}");
+            let metrics = document["metrics"].as_object().expect("an object");
+            let metrics = metrics
+                .iter()
+                .map(|(name, value)| (name.clone(), value.as_f64().expect("a number")));
+            assert_eq!(point.metrics, metrics.collect(), "{document}");
+        }
+    }
+    count
 }
 
 /// Every document against what `show` says of it, and every execution watched to its end. How many there were.

@@ -5,6 +5,7 @@ pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod leases;
+pub mod metrics;
 pub mod token;
 
 use std::sync::Arc;

@@ -21,6 +21,7 @@ pub enum Kind {
     StepPage,
     Resume,
     ConfigurationPage,
+    MetricPage,
 }
 
 /// Signs and checks tokens.

@@ -36,6 +36,7 @@ pub struct Config {
     pub grpc: Grpc,
     pub writes: Writes,
     pub watch: Watch,
+    pub retention: Retention,
     pub limits: Limits,
     pub shutdown: Shutdown,
     pub log: Log,
@@ -74,6 +75,7 @@ impl Default for Config {
             grpc: Grpc::default(),
             writes: Writes::default(),
             watch: Watch::default(),
+            retention: Retention::default(),
             limits: Limits::default(),
             shutdown: Shutdown::default(),
             log: Log::default(),
@@ -188,6 +190,20 @@ impl Default for Watch {
             inbox_bytes: 32 * 1024,
             catch_up_readers: 2,
         }
+    }
+}
+
+/// How long records are kept; 0: for ever.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    #[serde(with = "seconds", rename = "metrics_seconds")]
+    pub metrics: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention { metrics: Duration::from_secs(30 * 24 * 3600) }
     }
 }
 

@@ -167,6 +167,11 @@ const ROWS: &[Row] = &[
         Kind::Integer(1, 64),
         "Readers of history that serve all resuming watchers together.",
     ),
+    row(
+        "retention.metrics_seconds",
+        Kind::Seconds(0.0, 3_155_760_000.0),
+        "How long points of metrics are kept, by their own time; older ones are not taken in. 0: for ever.",
+    ),
     row("limits.name_characters", Kind::Integer(1, 4096), "Longest name or id."),
     row("limits.execution_id_characters", Kind::Integer(36, 1024), "Longest execution id."),
     row(

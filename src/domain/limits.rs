@@ -16,6 +16,18 @@ pub const FILTER_VALUES: usize = 50;
 /// Steps of a configuration that are a graph, and so a plan.
 pub const PLANNED_STEPS: usize = 10_000;
 
+/// Points in one request of metrics.
+pub const METRIC_POINTS: usize = 10_000;
+/// Metrics in one point.
+pub const METRICS_PER_POINT: usize = 1000;
+/// Points or intervals in one reply, and when the request does not say.
+pub const METRIC_PAGE_RECORDS: usize = 10_000;
+pub const METRIC_PAGE_DEFAULT: usize = 1000;
+/// Names in one query of metrics.
+pub const METRIC_NAMES: usize = 50;
+/// The `request_id` of a request of metrics.
+pub const REQUEST_ID_CHARACTERS: usize = 128;
+
 /// The bounds an operator may set; each is refused with INVALID_ARGUMENT naming field, size and limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

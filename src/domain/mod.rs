@@ -10,6 +10,7 @@ pub mod digest;
 pub mod execution;
 pub mod graph;
 pub mod limits;
+pub mod metric;
 pub mod patch;
 pub mod query;
 pub mod refusal;
@@ -22,6 +23,7 @@ mod tests;
 pub use artifact::Artifact;
 pub use configuration::Configuration;
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
+pub use metric::{MetricCounts, MetricInterval, MetricPoint};
 pub use refusal::Refusal;
 pub use step::{Attempt, Payload, Step, StepOp, StepRef, StepStatus};
 

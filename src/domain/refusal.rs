@@ -31,6 +31,8 @@ pub enum Refusal {
     ConfigurationExists { scope: String, version: String },
     /// The steps of the configuration make no plan; `why` is the end of a sentence about it.
     NoPlan { version: String, why: String },
+    /// The `request_id` was used for other points.
+    MetricRequestExists { execution_id: String, request_id: String },
     /// The rule has to see the stored input and output: load them and decide again. Never leaves the store.
     NeedsPayload,
 }

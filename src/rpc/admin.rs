@@ -7,7 +7,10 @@ use tonic::{Request, Response, Status};
 
 use super::status;
 use crate::app::App;
-use crate::domain::limits::{FILTER_VALUES, NESTING_DEPTH};
+use crate::domain::limits::{
+    FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
+    NESTING_DEPTH, REQUEST_ID_CHARACTERS,
+};
 use crate::proto;
 use crate::store::inspect::Inspect;
 
@@ -70,11 +73,17 @@ impl proto::admin_service_server::AdminService for Admin {
             ("page_examined_records", limits.page_examined_records),
             ("nesting_depth", NESTING_DEPTH),
             ("filter_values", FILTER_VALUES),
+            ("metric_points", METRIC_POINTS),
+            ("metrics_per_point", METRICS_PER_POINT),
+            ("metric_names", METRIC_NAMES),
+            ("metric_page_records", METRIC_PAGE_RECORDS),
+            ("request_id_characters", REQUEST_ID_CHARACTERS),
         ]
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
-        let mut features = vec!["ingest".to_owned(), "leases".to_owned(), "configurations".to_owned()];
+        let mut features =
+            ["ingest", "leases", "configurations", "metrics"].map(str::to_owned).to_vec();
         if store.watchable {
             features.push("watch".to_owned());
         }

@@ -151,6 +151,36 @@ pub fn configuration(record: &domain::Configuration) -> proto::Configuration {
     }
 }
 
+pub fn metric_point(execution_id: &str, point: &domain::MetricPoint) -> proto::MetricPoint {
+    proto::MetricPoint {
+        timestamp: Some(timestamp(point.at)),
+        execution_id: execution_id.to_owned(),
+        metrics: point.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect(),
+        step_id: point.step_id,
+    }
+}
+
+pub fn metric_interval(interval: &domain::MetricInterval) -> proto::MetricInterval {
+    proto::MetricInterval {
+        name: interval.name.clone(),
+        start: Some(timestamp(interval.start)),
+        min: interval.min,
+        max: interval.max,
+        mean: interval.mean,
+        last: interval.last,
+        count: interval.count,
+    }
+}
+
+pub fn metric_counts(counts: domain::MetricCounts) -> proto::RecordMetricsResponse {
+    proto::RecordMetricsResponse {
+        accepted: counts.accepted,
+        too_old: counts.too_old,
+        in_future: counts.in_future,
+        already_there: counts.already_there,
+    }
+}
+
 fn attempt(record: &Attempt) -> proto::Attempt {
     proto::Attempt {
         started_at: record.started_at.and_then(shown_time),

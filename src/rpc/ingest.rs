@@ -11,11 +11,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 use super::requests::PlanAsked;
-use super::{configurations, convert, requests, status};
+use super::{configurations, convert, metric_requests, requests, status};
 use crate::app::configurations::Configurations;
+use crate::app::metrics::{Metrics, Request};
 use crate::app::{App, Error, Result, ids};
 use crate::domain::Configuration;
 use crate::proto;
@@ -31,6 +32,7 @@ const ANSWERS: usize = 512;
 pub struct Ingest {
     pub app: Arc<App>,
     pub configurations: Arc<Configurations>,
+    pub metrics: Arc<Metrics>,
     pub lease_made: Arc<Notify>,
     pub tasks: TaskTracker,
     /// Ends the streams: no more is read, what was read is answered.
@@ -53,12 +55,13 @@ impl proto::ingest_service_server::IngestService for Ingest {
 
     async fn ingest(
         &self,
-        request: Request<Streaming<proto::IngestRequest>>,
+        request: tonic::Request<Streaming<proto::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let (answers, stream) = mpsc::channel(ANSWERS);
         let run = Run {
             app: Arc::clone(&self.app),
             configurations: Arc::clone(&self.configurations),
+            metrics: Arc::clone(&self.metrics),
             lease_made: Arc::clone(&self.lease_made),
             stop: self.stop.clone(),
             in_flight: self.in_flight.max(1),
@@ -72,6 +75,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
 struct Run {
     app: Arc<App>,
     configurations: Arc<Configurations>,
+    metrics: Arc<Metrics>,
     lease_made: Arc<Notify>,
     stop: CancellationToken,
     in_flight: usize,
@@ -196,9 +200,20 @@ impl Run {
             Some(Write::PutExecution(record)) => requests::put_execution(limits, record),
             Some(Write::PutStep(record)) => requests::put_step(limits, record),
             Some(Write::PutConfiguration(record)) => {
-                return configurations::put(limits, record).map(|record| self.configuration(record));
+                return configurations::put(limits, record)
+                    .map(|record| self.configuration(record));
             }
-            Some(Write::RecordMetrics(_) | Write::PutArtifact(_)) => {
+            Some(Write::RecordMetrics(request)) => {
+                let request = metric_requests::record(limits, request)?;
+                // The execution may be created by a write that is queued before.
+                let execution_id = Some(request.execution_id.clone());
+                return Ok(self.metrics(request, execution_id));
+            }
+            Some(Write::PutMetrics(request)) => {
+                let request = metric_requests::put(limits, request)?;
+                return Ok(self.metrics(request, None));
+            }
+            Some(Write::PutArtifact(_)) => {
                 return Err(Error::invalid("write", "is not supported"));
             }
         }?;
@@ -230,6 +245,16 @@ impl Run {
             }))
         });
         Taken::Aside { key, execution_id: None, running }
+    }
+
+    fn metrics(&self, request: Request, execution_id: Option<String>) -> Taken {
+        let key = request.execution_id.clone();
+        let metrics = Arc::clone(&self.metrics);
+        let running = Box::pin(async move {
+            let pending = metrics.recorder().enqueue(request).await?;
+            pending.answer().await.map(|counts| Outcome::Metrics(convert::metric_counts(counts)))
+        });
+        Taken::Aside { key, execution_id, running }
     }
 
     /// Queues a write, or begins it beside the lanes once everything queued for its execution has passed.

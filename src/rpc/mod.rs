@@ -6,6 +6,8 @@ pub mod convert;
 pub mod edge_errors;
 pub mod executions;
 pub mod ingest;
+mod metric_requests;
+pub mod metrics;
 pub mod observe;
 pub mod requests;
 pub mod shared_codec;

@@ -44,11 +44,26 @@ impl<'a> Check<'a> {
             .push(Violation { field: field.to_owned(), description: description.into() });
     }
 
-    fn too_large(&mut self, field: &str, size: usize, unit: &str, limit: usize) {
+    pub(super) fn limits(&self) -> &'a Limits {
+        self.limits
+    }
+
+    /// Bad fields so far.
+    pub(super) fn count(&self) -> usize {
+        self.violations.len()
+    }
+
+    /// Whether a text has 1 character to as many as a name may have.
+    pub(super) fn is_name(&self, text: &str) -> bool {
+        let limit = self.limits.name_characters;
+        !text.is_empty() && (text.len() <= limit || text.chars().count() <= limit)
+    }
+
+    pub(super) fn too_large(&mut self, field: &str, size: usize, unit: &str, limit: usize) {
         self.bad(field, format!("has {size} {unit}, more than the limit of {limit}"));
     }
 
-    fn characters(&mut self, field: &str, text: &str, limit: usize) {
+    pub(super) fn characters(&mut self, field: &str, text: &str, limit: usize) {
         // Bytes are an upper bound of characters, so counting is rarely needed.
         if text.len() > limit {
             let size = text.chars().count();

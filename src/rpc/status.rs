@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::app::Error;
-use crate::domain::Refusal;
+use crate::domain::{MetricCounts, Refusal};
 use crate::store;
 
 /// Domain of every ErrorInfo.
@@ -49,12 +49,29 @@ impl Answer {
 
 /// The status of a failure.
 pub fn of(error: &Error) -> Status {
-    let answer = answer(error);
-    if matches!(answer.code, Code::Internal | Code::DataLoss) {
-        tracing::error!(error.source = %chain(error), "request failed");
-    }
+    with_metadata(answer(error), HashMap::new())
+}
+
+/// The status of a message of a stream of metrics that was refused, with what became of the others.
+pub fn of_metric_stream(error: &Error, message: u64, counts: MetricCounts) -> Status {
+    let mut answer = answer(error);
+    answer.message = format!(
+        "{} (message {message} of the stream; of the others {} points are stored)",
+        answer.message, counts.accepted
+    );
+    let metadata = [
+        ("message", message.to_string()),
+        ("accepted", counts.accepted.to_string()),
+        ("too_old", counts.too_old.to_string()),
+        ("in_future", counts.in_future.to_string()),
+    ];
+    let metadata = metadata.map(|(name, value)| (name.to_owned(), value));
+    with_metadata(answer, metadata.into_iter().collect())
+}
+
+fn with_metadata(answer: Answer, metadata: HashMap<String, String>) -> Status {
     let mut details = answer.details;
-    details.set_error_info(answer.reason, DOMAIN, HashMap::<String, String>::new());
+    details.set_error_info(answer.reason, DOMAIN, metadata);
     Status::with_error_details(answer.code, answer.message, details)
 }
 
@@ -75,6 +92,14 @@ pub fn message_of(error: &Error) -> tonic_types::Status {
 }
 
 fn answer(error: &Error) -> Answer {
+    let answer = looked_up(error);
+    if matches!(answer.code, Code::Internal | Code::DataLoss) {
+        tracing::error!(error.source = %chain(error), "request failed");
+    }
+    answer
+}
+
+fn looked_up(error: &Error) -> Answer {
     match error {
         Error::Invalid(violations) => {
             let message = match violations.as_slice() {
@@ -208,6 +233,12 @@ fn refused(refusal: &Refusal) -> Answer {
             "CONFIGURATION_MAKES_NO_PLAN",
             format!("nothing can be planned from configuration version {version}: {why}"),
         ),
+        Refusal::MetricRequestExists { execution_id, request_id } => Answer::new(
+            Code::AlreadyExists,
+            "METRIC_REQUEST_ALREADY_EXISTS",
+            format!("request {request_id} of execution {execution_id} stored other points"),
+        )
+        .resource("metric_request", format!("{execution_id}/{request_id}")),
         Refusal::NeedsPayload => {
             Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
         }
@@ -355,6 +386,14 @@ mod tests {
                 Error::Refused(Refusal::NoPlan { version: id(), why: id() }),
                 Code::FailedPrecondition,
                 "CONFIGURATION_MAKES_NO_PLAN",
+            ),
+            (
+                Error::Refused(Refusal::MetricRequestExists {
+                    execution_id: id(),
+                    request_id: id(),
+                }),
+                Code::AlreadyExists,
+                "METRIC_REQUEST_ALREADY_EXISTS",
             ),
             (Error::Refused(Refusal::NeedsPayload), Code::Internal, "INTERNAL"),
             (Error::Store(store::Error::Unavailable(None)), Code::Unavailable, "STORE_UNAVAILABLE"),

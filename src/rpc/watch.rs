@@ -25,7 +25,7 @@ use crate::domain::Refusal;
 use crate::proto;
 use crate::proto::watch_execution_response::Event as Sent;
 use crate::store::{ChangeKind, Cursor, Record, RecordKey};
-use crate::watch::{Delivery, Failure, Hub, Options, Scope, Snapshot, Watch};
+use crate::watch::{Arrivals, Delivery, Failure, Hub, Options, Scope, Snapshot, Watch};
 
 const WATCH_EXECUTION: &str = "/stepwell.v1.ExecutionService/WatchExecution";
 const WATCH_EXECUTIONS: &str = "/stepwell.v1.ExecutionService/WatchExecutions";
@@ -39,9 +39,9 @@ pub struct WatchRoutes<S> {
 }
 
 impl<S> WatchRoutes<S> {
-    pub fn new(inner: S, app: Arc<App>, hub: Arc<Hub>) -> Self {
+    pub fn new(inner: S, app: Arc<App>, hub: Arc<Hub>, arrivals: Arc<Arrivals>) -> Self {
         let request_bytes = app.limits().request_bytes;
-        WatchRoutes { inner, watches: Watches { app, hub }, request_bytes }
+        WatchRoutes { inner, watches: Watches { app, hub, arrivals }, request_bytes }
     }
 
     fn grpc<T: prost::Message + Default + Send + 'static>(&self) -> Grpc<SharedCodec<T>> {
@@ -87,6 +87,7 @@ where
 struct Watches {
     app: Arc<App>,
     hub: Arc<Hub>,
+    arrivals: Arc<Arrivals>,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
@@ -110,6 +111,7 @@ impl ServerStreamingService<proto::WatchExecutionRequest> for One {
             let options = Options {
                 steps: request.include_steps,
                 payloads: request.include_payloads,
+                metrics: request.include_metrics.then(|| Arc::clone(&watches.arrivals)),
                 follow: request.follow,
                 snapshot: Snapshot::All,
                 scope: Scope::Execution(request.execution_id),
@@ -150,6 +152,7 @@ impl ServerStreamingService<proto::WatchExecutionsRequest> for Many {
                 scope: Scope::Filter(filter),
                 steps: request.include_steps,
                 payloads: request.include_payloads,
+                metrics: None,
                 follow: true,
                 snapshot,
                 resume: None,
@@ -170,6 +173,7 @@ impl Watches {
             Scope::Execution(id) => Some(id.clone()),
             Scope::Filter(_) => None,
         };
+        let execution_id = of_one.clone().unwrap_or_default();
         let fail = move |failure: Failure| {
             status::of(&match failure {
                 Failure::ExecutionNotFound => Error::Refused(Refusal::ExecutionNotFound {
@@ -195,6 +199,7 @@ impl Watches {
             tokens,
             identity,
             payloads,
+            execution_id,
         };
         // One allocation, or every message would move the whole stream about.
         let watching = Box::new((watch, edge));
@@ -220,6 +225,8 @@ struct Edge {
     tokens: Arc<Tokens>,
     identity: String,
     payloads: bool,
+    /// The one that is watched; empty for a watch by filter.
+    execution_id: String,
     /// Tells encoded forms of one event apart.
     variant: u64,
 }
@@ -243,6 +250,11 @@ impl Edge {
             Delivery::SnapshotComplete(cursor) => {
                 let complete = Sent::SnapshotComplete(proto::SnapshotComplete {});
                 message(token(cursor), complete)
+            }
+            Delivery::Metrics(points, cursor) => {
+                let id = self.execution_id.as_str();
+                let points = points.iter().map(|point| convert::metric_point(id, point)).collect();
+                message(token(cursor), Sent::Metrics(proto::MetricsRecorded { points }))
             }
             Delivery::Keepalive(cursor) => {
                 message(token(cursor), Sent::Keepalive(proto::Keepalive {}))

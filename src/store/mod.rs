@@ -4,8 +4,10 @@
 pub mod configurations;
 pub mod error;
 pub mod inspect;
+pub mod metrics;
 pub mod mongo;
 pub mod observed;
+pub mod observed_metrics;
 pub mod plan;
 pub mod sqlite;
 pub mod write;

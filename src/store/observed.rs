@@ -13,11 +13,11 @@ use crate::domain::{Execution, Millis, Step, StepRef};
 use crate::telemetry::metrics::{STORE_ERRORS, STORE_OPERATION_SECONDS, WriteMetrics};
 
 /// One operation with its handles.
-struct Operation {
+pub(super) struct Operation {
     name: &'static str,
     /// Runs by the clock, whatever clients do; as a trace it would be noise.
     regular: bool,
-    seconds: Histogram,
+    pub(super) seconds: Histogram,
     unavailable: Counter,
     contention: Counter,
     corrupt: Counter,
@@ -25,11 +25,11 @@ struct Operation {
 }
 
 impl Operation {
-    fn new(name: &'static str) -> Self {
+    pub(super) fn new(name: &'static str) -> Self {
         let errors = |kind| counter!(STORE_ERRORS, "operation" => name, "kind" => kind);
         Operation {
             name,
-            regular: matches!(name, "ping" | "leases" | "sweep"),
+            regular: matches!(name, "ping" | "leases" | "sweep" | "arrived_since"),
             seconds: histogram!(STORE_OPERATION_SECONDS, "operation" => name),
             unavailable: errors("unavailable"),
             contention: errors("contention"),
@@ -38,7 +38,7 @@ impl Operation {
         }
     }
 
-    fn failed(&self, error: &Error) {
+    pub(super) fn failed(&self, error: &Error) {
         match error {
             Error::Unavailable(_) => self.unavailable.increment(1),
             Error::Contention => self.contention.increment(1),
@@ -49,7 +49,7 @@ impl Operation {
         }
     }
 
-    async fn run<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn run<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
         let began = Instant::now();
         let span = if self.regular {
             tracing::trace_span!("store", store.operation = self.name)

@@ -1,4 +1,5 @@
-//! Watching: the current state, then every change, from the log and nothing but the log.
+//! Watching: the current state, then every change, from the log and nothing but the log. Points of metrics, which
+//! have no log, come beside it.
 //!
 //! Knows records and the log, no protocol: what an event looks like on the wire is the edge's affair.
 
@@ -7,6 +8,7 @@ mod catch_up;
 mod ending;
 mod event;
 mod hub;
+mod metrics;
 mod queue;
 mod resolve;
 mod snapshot;
@@ -17,6 +19,7 @@ mod tests;
 
 pub use event::Event;
 pub use hub::{Hub, Numbers, Scope, Settings};
+pub use metrics::Arrivals;
 pub use queue::Bounds;
 pub use snapshot::Snapshot;
 pub use stream::{Delivery, Failure, Options, Watch};

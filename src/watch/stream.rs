@@ -20,6 +20,7 @@ use super::catch_up::{Request, request};
 use super::ending::Ending;
 use super::event::Event;
 use super::hub::{Hub, Scope, Subscriber};
+use super::metrics::{Arrivals, Feed, Points};
 use super::queue::{End, Next, Queue};
 use super::snapshot::{Plan, Reading, Snapshot, Steps, running_steps};
 use crate::domain::Millis;
@@ -38,6 +39,8 @@ pub struct Options {
     pub scope: Scope,
     pub steps: bool,
     pub payloads: bool,
+    /// Points of metrics of the one execution, from here.
+    pub metrics: Option<Arc<Arrivals>>,
     /// Go on after the execution has ended.
     pub follow: bool,
     pub snapshot: Snapshot,
@@ -68,6 +71,8 @@ pub enum Delivery {
     Event(Arc<Event>),
     /// Resume after it from here.
     SnapshotComplete(Cursor),
+    /// Points that arrived; the position is that of the changes before.
+    Metrics(Points, Cursor),
     Keepalive(Cursor),
 }
 
@@ -87,6 +92,8 @@ enum Woken {
     Next(Next),
     Stopped,
     Keepalive,
+    /// There are points of metrics.
+    Metrics,
     /// The log may have reached the position that is waited for.
     Position,
 }
@@ -104,6 +111,9 @@ pub struct Watch {
     phase: Phase,
     ahead: Ahead,
     ready: VecDeque<Delivery>,
+    metrics: Option<Feed>,
+    /// Whether the last thing taken was points: then changes are first.
+    took_metrics: bool,
     ending: Ending,
     position: watch::Receiver<u64>,
     /// Whether the cursor is still the client's token: then history that is gone is the client's affair.
@@ -150,6 +160,8 @@ impl Watch {
             phase: Phase::Live,
             ahead: Ahead::default(),
             ready: VecDeque::new(),
+            metrics: None,
+            took_metrics: false,
             ending: Ending::default(),
             position: hub.position(),
             resumed: options.resume.is_some(),
@@ -159,6 +171,11 @@ impl Watch {
             hub,
             options,
         };
+        if let (Some(arrivals), Scope::Execution(id)) =
+            (&watch.options.metrics, &watch.options.scope)
+        {
+            watch.metrics = Some(arrivals.feed(id).await?);
+        }
         match watch.options.resume.take() {
             Some(cursor) => watch.resume(cursor, attached_at).await?,
             None => watch.begin_snapshot(attached_at, false).await?,
@@ -248,10 +265,7 @@ impl Watch {
                 Err(Failure::ShuttingDown)
             } else {
                 match self.is_over().await {
-                    Ok(true) => {
-                        self.phase = Phase::Ended;
-                        Ok(())
-                    }
+                    Ok(true) => self.end().await,
                     Ok(false) => self.advance().await,
                     Err(failure) => Err(failure),
                 }
@@ -394,7 +408,14 @@ impl Watch {
             poll_fn(|context| self.poll_woken(queue, context)).await
         };
         match woken {
-            Woken::Next(next) => return Some(next),
+            Woken::Next(next) => {
+                self.took_metrics = false;
+                return Some(next);
+            }
+            Woken::Metrics => {
+                self.took_metrics = true;
+                self.take_metrics().await;
+            }
             Woken::Keepalive => self.keepalive(),
             Woken::Position => self.look_at_position(),
             Woken::Stopped => {}
@@ -403,8 +424,18 @@ impl Watch {
     }
 
     fn poll_woken(&mut self, queue: &Queue, context: &mut Context<'_>) -> Poll<Woken> {
+        let points = |context: &mut Context<'_>| {
+            self.metrics.as_ref().is_some_and(|feed| feed.poll_ready(context).is_ready())
+        };
+        // By turns, so that neither waits for an end of the other.
+        if !self.took_metrics && points(context) {
+            return Poll::Ready(Woken::Metrics);
+        }
         if let Poll::Ready(next) = queue.poll_next(context) {
             return Poll::Ready(Woken::Next(next));
+        }
+        if points(context) {
+            return Poll::Ready(Woken::Metrics);
         }
         if self.stopped.as_mut().poll(context).is_ready() {
             return Poll::Ready(Woken::Stopped);
@@ -434,6 +465,35 @@ impl Watch {
         self.next_keepalive = Instant::now() + self.hub.settings.keepalive;
         self.sleep.as_mut().reset(self.next_keepalive);
         self.ready.push_back(Delivery::Keepalive(self.cursor.clone()));
+    }
+
+    /// Delivers points that arrived.
+    async fn take_metrics(&mut self) {
+        let Some(feed) = &mut self.metrics else { return };
+        match feed.take().await {
+            Ok(events) => {
+                self.look_at_position();
+                for points in events {
+                    self.ready.push_back(Delivery::Metrics(points, self.cursor.clone()));
+                }
+            }
+            Err(error) => self.pause(&error).await,
+        }
+    }
+
+    /// The watch is over, once the points that arrived before are delivered.
+    async fn end(&mut self) -> Result<(), Failure> {
+        if let Some(feed) = self.metrics.as_mut().filter(|_| !self.ending.deleted) {
+            if let Err(error) = feed.refresh().await {
+                tracing::debug!(%error, "the last points of other servers are not known");
+            }
+            if feed.has_more() {
+                self.take_metrics().await;
+                return Ok(());
+            }
+        }
+        self.phase = Phase::Ended;
+        Ok(())
     }
 
     /// Takes an event from the log: keeps the books, and delivers it unless it is old news.

@@ -9,6 +9,7 @@ mod configurations;
 mod executions;
 mod heartbeats;
 mod ingest;
+mod metrics;
 mod pages;
 mod promises;
 mod repeats;
@@ -190,6 +191,32 @@ cases! {
         a_whole_step_is_kept_as_it_is: "3.put",
         a_put_record_is_watched_and_goes_on_like_any_other: "3.put" "4.2",
         a_slow_reader_of_answers_holds_up_only_itself: "3.Ingest",
+    }
+    metrics {
+        points_come_back_by_time_and_in_order_of_arrival: "1.metrics" "3.RecordMetrics" "3.QueryMetrics",
+        points_are_told_by_name: "3.QueryMetrics",
+        names_of_metrics_may_have_dots_dollars_and_any_unicode: "1.metrics" "3.QueryMetrics",
+        intervals_have_least_greatest_mean_last_and_count: "3.QueryMetrics",
+        many_points_make_many_pages_of_intervals: "3.QueryMetrics" "3.pages.keyset",
+        too_old_and_too_new_points_are_counted_and_not_stored: "1.retention.metrics" "3.RecordMetrics",
+        a_request_id_makes_a_retry_safe: "2.3.metrics",
+        of_many_equal_requests_at_once_one_is_stored: "2.3.metrics",
+        many_writers_of_one_execution_lose_nothing: "3.RecordMetrics",
+        deleting_an_execution_takes_its_metrics_along: "3.DeleteExecution" "2.3.metrics",
+        points_that_race_a_delete_leave_nothing_behind: "3.DeleteExecution",
+        an_unknown_execution_has_no_metrics: "3.errors.resource" "3.RecordMetrics" "3.QueryMetrics",
+        every_bad_field_of_a_point_is_named_at_once: "1.non_finite" "3.errors.bad_request" "3.RecordMetrics",
+        metrics_have_bounds: "3.bounds.metrics" "3.bounds.reply",
+        forged_and_foreign_tokens_of_metrics_are_refused: "3.errors.tokens",
+        a_stream_of_metrics_is_answered_with_sums: "3.StreamMetrics",
+        a_bad_message_ends_a_stream_of_metrics_and_says_what_is_stored: "3.StreamMetrics",
+        metrics_flow_through_ingest_in_order: "3.Ingest" "3.RecordMetrics",
+        points_are_put_as_they_are_and_once: "3.put",
+        metrics_are_shared_by_all_servers: "3.RecordMetrics" "3.QueryMetrics",
+        a_watcher_gets_points_as_they_are_recorded: "4.metrics",
+        the_last_points_come_before_the_end_of_a_watch: "4.metrics" "4.3",
+        a_slow_watcher_of_metrics_misses_no_point: "4.metrics" "4.6",
+        an_event_with_points_can_be_resumed_after: "4.metrics",
     }
     watching {
         a_watch_begins_with_the_current_state: "4.1",

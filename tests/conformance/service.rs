@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
     "stepwell.v1.ArtifactService",
@@ -210,6 +210,13 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         ("PublishConfigurationRequest", "configuration activate"),
         ("GetConfigurationRequest", "app_id app_name sub_app_id version"),
         ("DiffConfigurationsRequest", "from to"),
+        ("MetricPoint", "timestamp execution_id metrics step_id"),
+        ("RecordMetricsRequest", "execution_id points request_id"),
+        ("RecordMetricsResponse", "accepted"),
+        ("StreamMetricsRequest", "execution_id points request_id"),
+        ("QueryMetricsRequest", "execution_id names from until interval page_size page_token"),
+        ("QueryMetricsResponse", "points intervals next_page_token"),
+        ("MetricInterval", "min max mean last count"),
         ("PlannedStep", "step_id step_key step_name step_version depends_on input metadata"),
         (
             "StartStepRequest",
@@ -272,10 +279,15 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
 pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
-    for service in
-        ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService",
-            "stepwell.v1.ConfigurationService", "stepwell.v1.AdminService"]
-    {
+    for service in [
+        "",
+        "stepwell.v1.ExecutionService",
+        "stepwell.v1.StepService",
+        "stepwell.v1.IngestService",
+        "stepwell.v1.ConfigurationService",
+        "stepwell.v1.MetricService",
+        "stepwell.v1.AdminService",
+    ] {
         let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
@@ -288,7 +300,7 @@ pub async fn the_server_says_what_it_is(b: Backend) {
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.store, b.kind.name());
     assert!(!info.store_version.is_empty());
-    for feature in ["watch", "ingest", "leases", "configurations"] {
+    for feature in ["watch", "ingest", "leases", "configurations", "metrics"] {
         assert!(info.features.iter().any(|found| found == feature), "{:?}", info.features);
     }
     for (limit, value) in [
@@ -303,6 +315,11 @@ pub async fn the_server_says_what_it_is(b: Backend) {
         ("page_records", 1000),
         ("page_bytes", 4 * 1024 * 1024),
         ("page_examined_records", 20_000),
+        ("metric_points", 10_000),
+        ("metrics_per_point", 1000),
+        ("metric_names", 50),
+        ("metric_page_records", 10_000),
+        ("request_id_characters", 128),
     ] {
         assert_eq!(info.limits.get(limit), Some(&value), "{limit}: {:?}", info.limits);
     }

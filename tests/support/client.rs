@@ -5,6 +5,7 @@ use stepwell::proto::admin_service_client::AdminServiceClient;
 use stepwell::proto::configuration_service_client::ConfigurationServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
 use stepwell::proto::ingest_service_client::IngestServiceClient;
+use stepwell::proto::metric_service_client::MetricServiceClient;
 use stepwell::proto::step_service_client::StepServiceClient;
 use stepwell::proto::*;
 use tonic::transport::{Channel, Endpoint};
@@ -136,6 +137,8 @@ calls! {
     configurations.activate_configuration / try_activate_configuration (ActivateConfigurationRequest) -> Configuration, configuration;
     configurations.diff_configurations / try_diff_configurations (DiffConfigurationsRequest) -> DiffConfigurationsResponse;
     admin.check_indexes / try_check_indexes (CheckIndexesRequest) -> CheckIndexesResponse;
+    metrics.record_metrics / try_record_metrics (RecordMetricsRequest) -> RecordMetricsResponse;
+    metrics.query_metrics / try_query_metrics (QueryMetricsRequest) -> QueryMetricsResponse;
     admin.get_server_info / try_get_server_info (GetServerInfoRequest) -> GetServerInfoResponse;
 }
 
@@ -163,6 +166,19 @@ impl Client {
     pub fn configurations(&self) -> ConfigurationServiceClient<Channel> {
         ConfigurationServiceClient::new(self.channel.clone())
             .max_decoding_message_size(GREATEST_REPLY)
+    }
+
+    pub fn metrics(&self) -> MetricServiceClient<Channel> {
+        MetricServiceClient::new(self.channel.clone())
+    }
+
+    /// Sends messages over one StreamMetrics and ends it.
+    pub async fn try_stream_metrics(
+        &self,
+        messages: Vec<StreamMetricsRequest>,
+    ) -> Answer<StreamMetricsResponse> {
+        let messages = tokio_stream::iter(messages);
+        one(in_time("stream_metrics", self.metrics().stream_metrics(messages)).await)
     }
 
     pub fn ingest(&self) -> IngestServiceClient<Channel> {

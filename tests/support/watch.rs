@@ -19,6 +19,7 @@ pub struct Event {
 pub enum What {
     Execution(ChangeType, Execution),
     Step(ChangeType, Step),
+    Metrics(Vec<proto::MetricPoint>),
     SnapshotComplete,
     Keepalive,
 }
@@ -34,6 +35,13 @@ impl Event {
     pub fn step(&self) -> Option<(ChangeType, &Step)> {
         match &self.what {
             What::Step(change, step) => Some((*change, step)),
+            _ => None,
+        }
+    }
+
+    pub fn metrics(&self) -> Option<&[proto::MetricPoint]> {
+        match &self.what {
+            What::Metrics(points) => Some(points),
             _ => None,
         }
     }
@@ -98,6 +106,7 @@ impl Watch {
                 let what = match response.event.expect("an event says what happened") {
                     E::Execution(e) => execution(e),
                     E::Step(s) => step(s),
+                    E::Metrics(recorded) => What::Metrics(recorded.points),
                     E::SnapshotComplete(_) => What::SnapshotComplete,
                     E::Keepalive(_) => What::Keepalive,
                     other => panic!("an event that is not in this version: {other:?}"),

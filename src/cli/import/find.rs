@@ -14,6 +14,7 @@ pub enum Collection {
     Executions,
     Steps,
     Configurations,
+    Metrics,
     /// A collection of the data model that cannot be imported yet.
     NotYet(&'static str),
 }
@@ -24,6 +25,7 @@ impl Collection {
             Collection::Executions => "executions",
             Collection::Steps => "execution_steps",
             Collection::Configurations => "app_configurations",
+            Collection::Metrics => "execution_metrics",
             Collection::NotYet(name) => name,
         }
     }
@@ -33,8 +35,8 @@ impl Collection {
         [
             Collection::Executions,
             Collection::Steps,
+            Collection::Metrics,
             Collection::NotYet("execution_artifacts"),
-            Collection::NotYet("execution_metrics"),
             Collection::Configurations,
         ]
         .into_iter()
@@ -62,7 +64,8 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<Found>> {
             folder(path, &mut found, &mut seen)?;
             if found.len() == before && seen.is_empty() {
                 return Err(Failure::CouldNotStart(format!(
-                    "{}: no executions.jsonl, execution_steps.jsonl, app_configurations.jsonl or their .gz in it",
+                    "{}: no executions.jsonl, execution_steps.jsonl, execution_metrics.jsonl, \
+                     app_configurations.jsonl or their .gz in it",
                     path.display()
                 )));
             }
@@ -127,7 +130,8 @@ fn by_name(path: &Path) -> Option<Collection> {
 fn by_content(path: &Path) -> Result<Collection> {
     let unclear = |why: &str| {
         Failure::CouldNotStart(format!(
-            "{}: {why}; name it executions.jsonl, execution_steps.jsonl or app_configurations.jsonl",
+            "{}: {why}; name it executions.jsonl, execution_steps.jsonl, execution_metrics.jsonl or \
+             app_configurations.jsonl",
             path.display()
         ))
     };
@@ -137,6 +141,9 @@ fn by_content(path: &Path) -> Result<Collection> {
         Some(Line::Text { text, .. }) => {
             let first: serde_json::Value = serde_json::from_slice(text)
                 .map_err(|_| unclear("its first line is no JSON document"))?;
+            if first.get("metrics").is_some() && first.get("timestamp").is_some() {
+                return Ok(Collection::Metrics);
+            }
             if ["step_name", "step_id", "step_key"].iter().any(|key| first.get(key).is_some()) {
                 return Ok(Collection::Steps);
             }
@@ -146,7 +153,9 @@ fn by_content(path: &Path) -> Result<Collection> {
             if first.get("execution_id").is_some() && first.get("app_name").is_some() {
                 return Ok(Collection::Executions);
             }
-            Err(unclear("its first document is no execution, step or configuration"))
+            Err(unclear(
+                "its first document is no execution, step, point of metrics or configuration",
+            ))
         }
         Some(Line::TooLong { .. }) => Err(unclear("its first line is too long")),
     }
@@ -177,10 +186,7 @@ mod tests {
             [
                 (executions, Collection::Executions),
                 (steps, Collection::Steps),
-                (
-                    dir.path().join("a/execution_metrics.jsonl"),
-                    Collection::NotYet("execution_metrics")
-                ),
+                (dir.path().join("a/execution_metrics.jsonl"), Collection::Metrics),
             ]
         );
 
@@ -192,7 +198,14 @@ mod tests {
         let configuration =
             write("z.json", r#"{"app_name":"a","version":"1","configuration":{"step_name":1}}"#);
         let found = find(std::slice::from_ref(&configuration)).expect("a file");
-        assert_eq!((&found[0].path, found[0].collection), (&configuration, Collection::Configurations));
+        assert_eq!(
+            (&found[0].path, found[0].collection),
+            (&configuration, Collection::Configurations)
+        );
+
+        let point = write("z.json", r#"{"execution_id":"e","timestamp":{"$date":0},"metrics":{}}"#);
+        let found = find(std::slice::from_ref(&point)).expect("files");
+        assert_eq!((&found[0].path, found[0].collection), (&point, Collection::Metrics));
     }
 
     #[test]

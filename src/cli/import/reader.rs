@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::extended_json;
 use super::find::{Collection, Found};
 use super::lines::{LINE_BYTES, Line, Lines};
+use super::points::Waiting;
 use super::record::{self, AssumedStatus, Converted};
 use crate::proto::ingest_request::Write;
 
@@ -16,7 +17,7 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// Batches waiting for the sender at most.
 const BATCHES: usize = 4;
 /// What a message has around its record: a few tags, lengths and the sequence.
-const ENVELOPE_BYTES: usize = 64;
+pub const ENVELOPE_BYTES: usize = 64;
 
 /// What became of one line, or of a file.
 #[derive(Debug, PartialEq)]
@@ -35,12 +36,15 @@ pub enum Read {
     Progress { bytes: u64 },
 }
 
-/// One record on its way.
+/// One record on its way, or several points of metrics.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outgoing {
     /// Index of the file.
     pub file: usize,
+    /// The first, where there are several.
     pub line: u64,
+    /// How many documents it holds.
+    pub documents: u64,
     pub write: Write,
     /// Encoded size.
     pub bytes: usize,
@@ -138,6 +142,7 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
         Err(error) => return batches.push(unreadable(0, &file.path, &error), 0),
     };
     let mut said = 0;
+    let mut waiting = Waiting::new(index);
     loop {
         let (read, bytes) = match lines.next() {
             Ok(None) => break,
@@ -145,6 +150,18 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
                 let reason =
                     format!("has {bytes} bytes, more than the limit of {LINE_BYTES} a line");
                 (Read::Refused { file: index, line: number, reason }, 0)
+            }
+            Ok(Some(Line::Text { number, text })) if file.collection == Collection::Metrics => {
+                match extended_json::parse(text).and_then(record::metric_point) {
+                    Ok(point) => {
+                        for complete in waiting.add(number, point) {
+                            let bytes = complete.bytes;
+                            batches.push(sendable(complete, rules), bytes)?;
+                        }
+                        (Read::Progress { bytes: 0 }, 0)
+                    }
+                    Err(reason) => (Read::Refused { file: index, line: number, reason }, 0),
+                }
             }
             Ok(Some(Line::Text { number, text })) => {
                 (document(index, number, text, file.collection, rules), text.len())
@@ -163,7 +180,9 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
             }
             continue;
         }
-        batches.push(read, bytes)?;
+        if read != (Read::Progress { bytes: 0 }) {
+            batches.push(read, bytes)?;
+        }
         let consumed = lines.consumed();
         if consumed > said {
             batches.push(Read::Progress { bytes: consumed - said }, 0)?;
@@ -173,13 +192,17 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
     if rules.pass == Pass::Unnumbered {
         return Ok(());
     }
+    for complete in waiting.rest() {
+        let bytes = complete.bytes;
+        batches.push(sendable(complete, rules), bytes)?;
+    }
     // Also what was not needed of a broken file: the bar ends at its end.
     batches.push(Read::Progress { bytes: file.bytes.saturating_sub(said) }, 0)
 }
 
 fn document(file: usize, line: u64, text: &[u8], collection: Collection, rules: Rules) -> Read {
     let converted = match collection {
-        Collection::NotYet(_) => return Read::NotYet { file },
+        Collection::NotYet(_) | Collection::Metrics => return Read::NotYet { file },
         Collection::Executions => extended_json::parse(text)
             .and_then(|document| record::execution(document, rules.assume))
             .map(|found| outgoing(file, line, found, Write::PutExecution)),
@@ -192,22 +215,28 @@ fn document(file: usize, line: u64, text: &[u8], collection: Collection, rules: 
     };
     match converted {
         Err(reason) => Read::Refused { file, line, reason },
-        Ok(outgoing) if outgoing.bytes > rules.message_bytes => Read::Refused {
-            file,
-            line,
-            reason: format!(
-                "has {} bytes as a message, more than the server's limit of {}",
-                outgoing.bytes, rules.message_bytes
-            ),
-        },
         Ok(outgoing) => {
             let unnumbered =
                 matches!(&outgoing.write, Write::PutStep(step) if step.step_id.is_none());
             match (rules.pass, unnumbered) {
                 (Pass::Numbered, true) | (Pass::Unnumbered, false) => Read::Later { file },
-                _ => Read::Write(Box::new(outgoing)),
+                _ => sendable(outgoing, rules),
             }
         }
+    }
+}
+
+fn sendable(outgoing: Outgoing, rules: Rules) -> Read {
+    if outgoing.bytes <= rules.message_bytes {
+        return Read::Write(Box::new(outgoing));
+    }
+    Read::Refused {
+        file: outgoing.file,
+        line: outgoing.line,
+        reason: format!(
+            "has {} bytes as a message, more than the server's limit of {}",
+            outgoing.bytes, rules.message_bytes
+        ),
     }
 }
 
@@ -220,6 +249,7 @@ fn outgoing<T: prost::Message>(
     Outgoing {
         file,
         line,
+        documents: 1,
         bytes: converted.record.encoded_len() + ENVELOPE_BYTES,
         write: write(converted.record),
         assumed: converted.assumed,
@@ -246,7 +276,7 @@ mod tests {
 
     #[test]
     fn documents_of_other_collections_are_only_counted() {
-        let read = document(3, 1, b"anything", Collection::NotYet("execution_metrics"), RULES);
+        let read = document(3, 1, b"anything", Collection::NotYet("execution_artifacts"), RULES);
         assert_eq!(read, Read::NotYet { file: 3 });
     }
 

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use prost_types::{Struct, Timestamp, Value};
 
 use crate::cli::time::rfc3339;
-use crate::domain::limits::NESTING_DEPTH;
+use crate::domain::limits::{METRICS_PER_POINT, NESTING_DEPTH};
 use crate::domain::value;
 use crate::proto;
 use crate::rpc::convert;
@@ -145,6 +145,51 @@ pub fn configuration(document: Document) -> Result<Converted<proto::Configuratio
         created_by: fields.text("created_by")?,
     };
     Ok(Converted { record, assumed: false, left_out: fields.left_out() })
+}
+
+/// One point of metrics. It is checked here as the server would, as it goes there together with others.
+pub fn metric_point(document: Document) -> Result<Converted<proto::MetricPoint>, Refused> {
+    let mut fields = Fields { document, nested: "" };
+    let timestamp = fields.time("timestamp")?.ok_or("has no timestamp")?;
+    let metrics = match fields.take("metrics") {
+        Some(Bson::Document(metrics)) if !metrics.is_empty() => metrics,
+        None | Some(Bson::Document(_)) => return Err("has no metrics".to_owned()),
+        Some(other) => return Err(fields.refused("metrics", &other, "an object")),
+    };
+    let limit = METRICS_PER_POINT;
+    if metrics.len() > limit {
+        return Err(format!("has {} metrics, more than the limit of {limit}", metrics.len()));
+    }
+    let metrics = metrics.into_iter().map(|(name, found)| match number(&found) {
+        _ if name.is_empty() || name.contains('\0') => {
+            Err("metrics has a name that is empty or has U+0000 in it".to_owned())
+        }
+        Some(number) => Ok((name, number)),
+        None => Err(format!("metrics.{name} is {}, not a finite number", described(&found))),
+    });
+    let step_id = fields.int32("step_id")?;
+    if let Some(step_id) = step_id.filter(|step_id| *step_id < 0) {
+        return Err(format!("step_id is {step_id}, which is negative"));
+    }
+    let record = proto::MetricPoint {
+        timestamp: Some(timestamp),
+        execution_id: fields.required_text("execution_id")?,
+        metrics: metrics.collect::<Result<_, _>>()?,
+        step_id,
+    };
+    Ok(Converted { record, assumed: false, left_out: fields.left_out() })
+}
+
+/// A finite number, however it was written.
+fn number(found: &Bson) -> Option<f64> {
+    let number = match found {
+        Bson::Double(number) => *number,
+        Bson::Int32(number) => f64::from(*number),
+        Bson::Int64(number) => *number as f64,
+        Bson::Decimal128(number) => number.to_string().parse().ok()?,
+        _ => return None,
+    };
+    number.is_finite().then_some(number)
 }
 
 fn no_status() -> Refused {

@@ -245,3 +245,47 @@ fn values_keep_their_meaning() {
         })
     );
 }
+
+#[test]
+fn a_point_of_metrics_is_taken_as_it_is_or_refused_with_its_reason() {
+    let point = |fields: &str| metric_point(parsed(&format!("{{{fields}}}")));
+    let good = point(
+        r#""_id":{"$oid":"0123456789abcdef01234567"},"execution_id":"e","timestamp":{"$date":1500},
+           "step_id":0,"metrics":{"a.b":1,"$c":{"$numberLong":"5000000000"},"d":0.1},"more":1"#,
+    )
+    .expect("converted");
+    assert_eq!(good.left_out, ["more"]);
+    assert_eq!(good.record.execution_id, "e");
+    assert_eq!(good.record.timestamp, Some(Timestamp { seconds: 1, nanos: 500_000_000 }));
+    assert_eq!(good.record.step_id, Some(0));
+    let metrics = [("a.b", 1.0), ("$c", 5e9), ("d", 0.1)];
+    assert_eq!(good.record.metrics, metrics.map(|(name, value)| (name.to_owned(), value)).into());
+    for (fields, reason) in [
+        (r#""execution_id":"e","metrics":{"a":1}"#, "has no timestamp"),
+        (
+            r#""execution_id":"e","timestamp":5,"metrics":{"a":1}"#,
+            "timestamp is the number 5, not a date",
+        ),
+        (r#""execution_id":"e","timestamp":{"$date":0}"#, "has no metrics"),
+        (r#""execution_id":"e","timestamp":{"$date":0},"metrics":{}"#, "has no metrics"),
+        (
+            r#""execution_id":"e","timestamp":{"$date":0},"metrics":[1]"#,
+            "metrics is a list, not an object",
+        ),
+        (
+            r#""execution_id":"e","timestamp":{"$date":0},"metrics":{"a":"1"}"#,
+            "metrics.a is the text \"1\", not a finite number",
+        ),
+        (
+            r#""execution_id":"e","timestamp":{"$date":0},"metrics":{"a":{"$numberDouble":"NaN"}}"#,
+            "metrics.a is the number NaN, not a finite number",
+        ),
+        (r#""timestamp":{"$date":0},"metrics":{"a":1}"#, "has no execution_id"),
+        (
+            r#""execution_id":"e","timestamp":{"$date":0},"metrics":{"a":1},"step_id":-1"#,
+            "step_id is -1, which is negative",
+        ),
+    ] {
+        assert_eq!(point(fields).expect_err("refused"), reason, "{fields}");
+    }
+}

@@ -32,6 +32,8 @@ pub enum Outcome {
     Stored,
     /// The same record was there before.
     AlreadyThere,
+    /// Of several points of metrics, how many.
+    Points(proto::RecordMetricsResponse),
     Refused(String),
 }
 
@@ -232,6 +234,7 @@ impl Sender {
             }
             Some(Answer::Configuration(stored)) if stored.created => Outcome::Stored,
             Some(Answer::Configuration(_)) => Outcome::AlreadyThere,
+            Some(Answer::Metrics(counts)) => Outcome::Points(*counts),
             Some(Answer::Error(error)) => Outcome::Refused(refusal(error)),
             _ => Outcome::Refused("the server gave no answer that fits".to_owned()),
         };

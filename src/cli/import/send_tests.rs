@@ -133,6 +133,7 @@ async fn import(records: &[(&str, &str)]) -> (Heard, Misbehaving, Result<(), Sto
         let outgoing = Outgoing {
             file: 0,
             line: index as u64 + 1,
+            documents: 1,
             write: Write::PutExecution(record),
             bytes: 100,
             assumed: false,

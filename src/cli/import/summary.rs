@@ -14,6 +14,7 @@ use crate::cli::exit::Result;
 use crate::cli::output::{Output, message};
 use crate::cli::table::{Column, Content};
 use crate::cli::{table, text};
+use crate::proto::RecordMetricsResponse;
 
 /// Refusals that the JSON summary repeats at most; stderr has them all.
 const REFUSALS_REPEATED: usize = 1000;
@@ -27,6 +28,8 @@ struct Counts {
     refused: u64,
     not_importable: u64,
     not_sent: u64,
+    /// Of the refused, points of metrics that are older than what the server keeps.
+    too_old: u64,
     assumed_status: u64,
     /// The file could not be read to its end.
     unreadable: bool,
@@ -102,7 +105,7 @@ impl Summary {
 
     /// A record was read and never answered.
     pub fn not_sent(&mut self, record: &Outgoing) {
-        self.counts(record.file).not_sent += 1;
+        self.counts(record.file).not_sent += record.documents;
     }
 
     pub fn finish(&self) {
@@ -188,6 +191,7 @@ impl Summary {
             refused,
             not_importable,
             not_sent,
+            too_old,
             assumed_status,
             unreadable,
         } in self.files.iter().map(|file| &file.counts)
@@ -198,18 +202,40 @@ impl Summary {
             total.refused += refused;
             total.not_importable += not_importable;
             total.not_sent += not_sent;
+            total.too_old += too_old;
             total.assumed_status += assumed_status;
             total.unreadable |= unreadable;
         }
         total
     }
 
-    fn refuse(&mut self, file: usize, line: u64, reason: &str) {
-        self.counts(file).refused += 1;
+    fn refuse(&mut self, file: usize, line: u64, documents: u64, reason: &str) {
+        self.counts(file).refused += documents;
         let path = self.files[file].path.display().to_string();
         self.say(&text::one_line(&format!("refused: {path}:{line}: {reason}")));
         if self.refusals.len() < REFUSALS_REPEATED {
             self.refusals.push(Refusal { file, line, reason: reason.to_owned() });
+        }
+    }
+
+    fn points(&mut self, record: &Outgoing, points: RecordMetricsResponse) {
+        let counted = |count: i64| u64::try_from(count).unwrap_or(0);
+        let already_there = counted(points.already_there);
+        let counts = self.counts(record.file);
+        counts.stored += counted(points.accepted).saturating_sub(already_there);
+        counts.already_there += already_there;
+        counts.too_old += counted(points.too_old);
+        let points_from_here =
+            |count| format!("{} from here on", text::count(count, "point", "points"));
+        for (count, what) in [
+            (points.too_old, "older than what the server keeps (its retention.metrics_seconds)"),
+            (points.in_future, "ahead of the server's clock"),
+        ] {
+            let count = counted(count);
+            if count > 0 {
+                let reason = format!("{}: {what}", points_from_here(count));
+                self.refuse(record.file, record.line, count, &reason);
+            }
         }
     }
 
@@ -223,14 +249,14 @@ impl Listener for Summary {
     fn read(&mut self, read: &Read) {
         match read {
             Read::Write(record) => {
-                self.counts(record.file).documents += 1;
+                self.counts(record.file).documents += record.documents;
                 for key in &record.left_out {
                     *self.files[record.file].left_out.entry(key.clone()).or_default() += 1;
                 }
             }
             Read::Refused { file, line, reason } => {
                 self.counts(*file).documents += 1;
-                self.refuse(*file, *line, reason);
+                self.refuse(*file, *line, 1, reason);
             }
             Read::NotYet { file } => {
                 let counts = self.counts(*file);
@@ -248,7 +274,10 @@ impl Listener for Summary {
 
     fn outcome(&mut self, record: &Outgoing, outcome: Outcome) {
         match outcome {
-            Outcome::Refused(reason) => self.refuse(record.file, record.line, &reason),
+            Outcome::Refused(reason) => {
+                self.refuse(record.file, record.line, record.documents, &reason);
+            }
+            Outcome::Points(points) => self.points(record, points),
             stored => {
                 let counts = self.counts(record.file);
                 match stored {
@@ -307,6 +336,7 @@ fn numbers(counts: &Counts) -> serde_json::Value {
         "refused": counts.refused,
         "not_importable": counts.not_importable,
         "not_sent": counts.not_sent,
+        "too_old": counts.too_old,
         "assumed_status": counts.assumed_status,
         "unreadable": counts.unreadable,
     })

@@ -7,7 +7,7 @@ use bson::{DateTime, doc};
 
 use super::command::Fate;
 use super::documents::Guard;
-use super::{Inner, Ready, documents, failure, schema};
+use super::{Inner, Ready, documents, failure, metrics, schema};
 use crate::domain::{Execution, Refusal};
 use crate::store::plan::{Facts, plan};
 use crate::store::{Answer, Applied, Error, RecordKey, Result, Write};
@@ -63,11 +63,12 @@ async fn delete(inner: &Inner, ready: &Ready, write: &Write) -> Result<Answer> {
     Err(Error::Contention)
 }
 
-/// Removes the steps and the record of a marked execution.
+/// Removes the steps, the metrics and the record of a marked execution.
 async fn remove(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<()> {
     let steps = ready.steps.delete_many(doc! { "execution_id": execution_id });
     // A hundred thousand steps take their time; while the database answers at all, that is fine.
     steps.await.map_err(failure::error)?;
+    metrics::delete(ready, execution_id).await?;
     let record = doc! { "execution_id": execution_id, "deleted_at": { "$gt": schema::epoch() } };
     inner.call(ready.executions.delete_one(record)).await?;
     inner.cache.forget(&RecordKey::execution(execution_id));

@@ -13,6 +13,7 @@ mod documents;
 mod failure;
 pub mod inspect;
 mod leases;
+mod metrics;
 mod read;
 mod schema;
 
@@ -41,6 +42,7 @@ use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
 use crate::domain::{Execution, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
+pub use metrics::METRICS;
 pub use schema::{CONFIGURATIONS, EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time: more only make batches smaller.
@@ -59,6 +61,8 @@ pub struct MongoOptions {
     pub max_idle_ms: u64,
     pub server_selection_timeout_ms: u64,
     pub retry_writes: Option<bool>,
+    /// How long a point of metrics is kept; `None`: for ever.
+    pub metrics_kept: Option<Duration>,
     /// "majority", or a number of members, or a name of the deployment's own.
     pub write_concern: Option<String>,
 }
@@ -73,6 +77,7 @@ impl Default for MongoOptions {
             max_idle_ms: 30_000,
             server_selection_timeout_ms: 5_000,
             retry_writes: None,
+            metrics_kept: Some(Duration::from_secs(30 * 24 * 3600)),
             write_concern: None,
         }
     }
@@ -110,6 +115,7 @@ struct Ready {
     /// For answers: what a failover cannot take back.
     committed_executions: Collection<RawDocumentBuf>,
     committed_steps: Collection<RawDocumentBuf>,
+    metrics: metrics::Metrics,
     commander: Commander,
     replica_set: bool,
     version: String,
@@ -131,6 +137,7 @@ struct Inner {
     limits: Limits,
     clock: Arc<dyn Clock>,
     cache: Cache,
+    ids: metrics::Ids,
     state: watch::Sender<State>,
     patience: Duration,
     marks: AtomicI64,
@@ -163,6 +170,7 @@ impl MongoStore {
             limits,
             clock,
             cache: Cache::new(),
+            ids: metrics::Ids::new(),
             state: watch::Sender::new(State::Starting),
             patience: parsed
                 .server_selection_timeout
@@ -272,21 +280,28 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
     let build = inner.call(database.run_command(doc! { "buildInfo": 1 })).await?;
     let version = build.get_str("version").unwrap_or_default().to_owned();
 
-    let collection = |name: &str, concern: Option<ReadConcern>| {
+    let options = |concern: Option<ReadConcern>| {
         let mut options = CollectionOptions::default();
         options.selection_criteria = Some(primary.clone());
         options.read_concern = concern;
-        database.collection_with_options::<RawDocumentBuf>(name, options)
+        options
+    };
+    let collection = |name: &str, concern| {
+        database.collection_with_options::<RawDocumentBuf>(name, options(concern))
     };
     let committed = replica_set.then(ReadConcern::majority);
     let concern = concern_document(client.write_concern(), inner.patience);
     let indexes = schema::prepare(&database).await?;
+    let kept = inner.options.metrics_kept;
+    let (local, majority) = (options(Some(ReadConcern::local())), options(committed.clone()));
+    let metrics = metrics::prepare(&database, kept, local, majority).await?;
     let secret = secret(&database, replica_set).await?;
     Ok(Ready {
         executions: collection(schema::EXECUTIONS, Some(ReadConcern::local())),
         steps: collection(schema::STEPS, Some(ReadConcern::local())),
         committed_executions: collection(schema::EXECUTIONS, committed.clone()),
         committed_steps: collection(schema::STEPS, committed),
+        metrics,
         commander: Commander::new(database.clone(), concern, inner.patience),
         replica_set,
         version,

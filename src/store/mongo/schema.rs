@@ -202,6 +202,44 @@ fn name_of(keys: &Document) -> String {
     parts.collect::<Vec<_>>().join("_")
 }
 
+/// Makes one plain index unless one serves already: one that ends documents, if `ends_after` says when in seconds.
+pub(super) async fn make(
+    database: &Database,
+    collection: &'static str,
+    keys: Document,
+    ends_after: Option<i64>,
+) -> Result<()> {
+    let prefix_serves = ends_after.is_none();
+    let wanted = Index {
+        collection,
+        keys,
+        unique: false,
+        partial: None,
+        prefix_serves,
+        stricter_serves: false,
+    };
+    if existing(database, collection).await?.iter().any(|existing| serves(existing, &wanted)) {
+        return Ok(());
+    }
+    let mut index = doc! { "key": wanted.keys.clone(), "name": name_of(&wanted.keys) };
+    if let Some(seconds) = ends_after {
+        index.insert("expireAfterSeconds", seconds);
+    }
+    match database.run_command(doc! { "createIndexes": collection, "indexes": [index] }).await {
+        Ok(_) => Ok(()),
+        Err(error) if failure::is_passing(&error) => Err(failure::error(error)),
+        Err(error) => {
+            tracing::error!(
+                collection,
+                keys = %wanted.keys,
+                error = %failure::words(&error),
+                "an index cannot be made; until it is there it is done without"
+            );
+            Ok(())
+        }
+    }
+}
+
 /// Makes the indexes that are missing. What cannot be made is told in the log and lived without.
 pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
     let mut indexes = Indexes { unique: true, ..Indexes::default() };

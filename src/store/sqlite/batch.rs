@@ -8,6 +8,7 @@ use rusqlite::{Connection, ErrorCode, params_from_iter};
 
 use super::changes::{self, Entry};
 use super::known::{Known, KnownExecution};
+use super::metrics;
 use super::read;
 use super::rows::{
     Cell, EXECUTION_COLUMNS, PayloadChange, STEP_COLUMNS, differences, execution_cells, step_cells,
@@ -402,6 +403,7 @@ impl Batch<'_> {
         ] {
             self.connection.prepare_cached(sql)?.execute([known.row])?;
         }
+        metrics::delete(self.connection, execution_id)?;
         self.known.forget_execution(execution_id, step_ids);
         Ok(())
     }

@@ -7,6 +7,7 @@ mod changes;
 mod configurations;
 pub mod inspect;
 mod known;
+mod metrics;
 mod read;
 mod rows;
 mod schema;
@@ -55,6 +56,8 @@ pub struct SqliteOptions {
     pub changes_kept: u64,
     /// How long a change is kept at most.
     pub changes_age: Duration,
+    /// How long a point of metrics is kept; `None`: for ever.
+    pub metrics_kept: Option<Duration>,
     /// Connections that read, and so reads at a time.
     pub readers: usize,
     /// How long to wait for another program that holds the database file.
@@ -67,6 +70,7 @@ impl Default for SqliteOptions {
             synchronous: Synchronous::Full,
             changes_kept: 2_000_000,
             changes_age: Duration::from_secs(7 * 24 * 3600),
+            metrics_kept: Some(Duration::from_secs(30 * 24 * 3600)),
             readers: 4,
             busy_timeout: Duration::from_secs(5),
         }
@@ -184,6 +188,7 @@ pub struct SqliteStore {
     ends: Arc<LogEnds>,
     secret: [u8; 32],
     clock: Arc<dyn Clock>,
+    metrics_kept_ms: Option<i64>,
 }
 
 impl SqliteStore {
@@ -222,6 +227,8 @@ impl SqliteStore {
             committed: watch::Sender::new(newest),
             pruned_through: AtomicU64::new(pruned_through),
         });
+        let metrics_kept_ms =
+            options.metrics_kept.map(|kept| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
         let writer_clock = Arc::clone(&clock);
         let writer =
             Writer::new(connection, options, limits, writer_clock, Arc::clone(&ends), lock);
@@ -230,7 +237,7 @@ impl SqliteStore {
             .name("sqlite-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(io(&path))?;
-        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, clock }))
+        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, clock, metrics_kept_ms }))
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -339,6 +346,8 @@ impl Store for SqliteStore {
     async fn sweep(&self) -> Result<()> {
         // Piece by piece, so that writes get their turn in between.
         while self.job(|reply| Job::Prune { reply }).await?? {}
+        let (now, kept_ms) = (self.clock.now().millis(), self.metrics_kept_ms);
+        while self.write(move |batch| metrics::expire(batch.connection, now, kept_ms)).await? {}
         Ok(())
     }
 

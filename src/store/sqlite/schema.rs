@@ -175,7 +175,7 @@ const MIGRATIONS: &[&str] = &["
 ", "
     -- Points of metrics, in order of arrival.
     CREATE TABLE metrics (
-        id           INTEGER PRIMARY KEY,
+        id           INTEGER PRIMARY KEY AUTOINCREMENT,
         execution_id TEXT NOT NULL,
         at           INTEGER NOT NULL,
         step_id      INTEGER,
@@ -183,16 +183,19 @@ const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE INDEX metrics_execution ON metrics (execution_id, at, id);
     CREATE INDEX metrics_at ON metrics (at);
-    -- Requests that may come again, for a day.
+    -- Requests that may come again. What has no end is known for ever.
     CREATE TABLE metric_requests (
         execution_id TEXT NOT NULL,
         request_id   TEXT NOT NULL,
-        at           INTEGER NOT NULL,
+        known_until  INTEGER,
         digest       TEXT NOT NULL,
-        answer       TEXT NOT NULL,
+        accepted     INTEGER NOT NULL,
+        too_old      INTEGER NOT NULL,
+        in_future    INTEGER NOT NULL,
         PRIMARY KEY (execution_id, request_id)
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX metric_requests_at ON metric_requests (at);
+    CREATE INDEX metric_requests_known ON metric_requests (known_until)
+        WHERE known_until IS NOT NULL;
 ", "
     -- By age, for retention.
     CREATE INDEX executions_stored ON executions (stored_at);

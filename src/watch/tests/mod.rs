@@ -26,7 +26,9 @@ fn cursor_of(delivery: &Delivery) -> Option<Cursor> {
     match delivery {
         Delivery::Current(..) => None,
         Delivery::Event(event) => Some(event.cursor.clone()),
-        Delivery::SnapshotComplete(cursor) | Delivery::Keepalive(cursor) => Some(cursor.clone()),
+        Delivery::SnapshotComplete(cursor)
+        | Delivery::Keepalive(cursor)
+        | Delivery::Metrics(_, cursor) => Some(cursor.clone()),
     }
 }
 

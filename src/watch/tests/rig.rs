@@ -394,6 +394,7 @@ pub fn one(id: &str) -> Options {
         scope: Scope::Execution(id.to_owned()),
         steps: true,
         payloads: false,
+        metrics: None,
         follow: false,
         snapshot: Snapshot::All,
         resume: None,
@@ -425,6 +426,7 @@ pub fn told(delivery: &Delivery) -> String {
         Delivery::Event(event) => format!("{} {:?}", name(&event.key), event.kind),
         Delivery::SnapshotComplete(_) => "complete".to_owned(),
         Delivery::Keepalive(_) => "keepalive".to_owned(),
+        Delivery::Metrics(points, _) => format!("{} points", points.len()),
     }
 }
 

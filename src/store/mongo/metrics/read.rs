@@ -1,0 +1,302 @@
+//! Points by time and by arrival, and what the database makes of them per interval.
+//!
+//! A time series is read fast along its time and only so: a sort by time and id would unpack everything that
+//! matches. So a page is sorted by time alone, and points of one time are put in order afterwards; those of the
+//! last time, which the page may cut, are asked for by themselves.
+
+use std::time::Duration;
+
+use bson::raw::RawBsonRef;
+use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::Collection;
+
+use super::ids::{least, object_id, point_id};
+use super::{number, read_point};
+use crate::domain::metric::interval_start;
+use crate::domain::query::Page;
+use crate::domain::{MetricInterval, MetricPoint, Millis};
+use crate::store::metrics::{Arrived, EachArrived, IntervalQuery, PointId, PointKey, Span};
+use crate::store::mongo::{Inner, failure};
+use crate::store::{Error, Result};
+
+/// How long the database may take over the intervals of a page: it may have to read millions of points.
+const INTERVALS_TIME: Duration = Duration::from_secs(60);
+/// How much longer the next stretch of time is when one held less than half of a page.
+const STRETCH: i64 = 8;
+/// Executions asked about in one query.
+const ASKED_AT_ONCE: usize = 500;
+
+fn within(from: Option<Millis>, until: Option<Millis>) -> Document {
+    // Said even where there is no bound: what has no date for a time is no point.
+    let mut range = doc! { "$type": "date" };
+    if let Some(from) = from {
+        range.insert("$gte", DateTime::from_millis(from));
+    }
+    if let Some(until) = until {
+        range.insert("$lt", DateTime::from_millis(until));
+    }
+    range
+}
+
+fn time_of(document: &RawDocument) -> Option<Millis> {
+    document.get_datetime("timestamp").ok().map(DateTime::timestamp_millis)
+}
+
+/// The key of a point: its time, and its `_id` whatever that is.
+fn key_of(document: &RawDocument) -> Option<PointKey> {
+    let at = time_of(document)?;
+    let id = document.get("_id").ok().flatten()?;
+    let id = match id {
+        RawBsonRef::ObjectId(id) => Bson::ObjectId(id),
+        other => Bson::try_from(other).ok()?,
+    };
+    Some(PointKey { at, id: doc! { "_": id }.to_vec().ok()? })
+}
+
+async fn find(
+    inner: &Inner,
+    points: &Collection<RawDocumentBuf>,
+    filter: Document,
+    sort: Document,
+    limit: usize,
+) -> Result<Vec<RawDocumentBuf>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    inner
+        .call(async {
+            let mut found = Vec::new();
+            let mut cursor = points.find(filter).sort(sort).limit(limit).batch_size(2000).await?;
+            while cursor.advance().await? {
+                found.push(cursor.current().to_owned());
+            }
+            Ok(found)
+        })
+        .await
+}
+
+pub(super) async fn points(
+    inner: &Inner,
+    span: &Span,
+    after: Option<&PointKey>,
+    limit: usize,
+) -> Result<Page<(PointKey, MetricPoint), PointKey>> {
+    let ready = inner.ready().await?;
+    let points = &ready.metrics.committed_points;
+    let id = span.execution_id.as_str();
+    // One more tells whether there is more.
+    let wanted = limit + 1;
+    let mut found = Vec::new();
+    let mut from = span.from;
+    if let Some(after) = after {
+        let last = Document::from_reader(after.id.as_slice()).map_err(|_| Error::BadCursor)?;
+        let last = last.get("_").cloned().ok_or(Error::BadCursor)?;
+        let later = doc! { "$gt": ["$_id", { "$literal": last }] };
+        let same = doc! {
+            "execution_id": id,
+            "timestamp": DateTime::from_millis(after.at),
+            "$expr": later,
+        };
+        found = find(inner, points, same, doc! { "_id": 1 }, wanted).await?;
+        from = Some(after.at.saturating_add(1));
+    }
+    if found.len() < wanted {
+        let room = wanted - found.len();
+        let filter = doc! { "execution_id": id, "timestamp": within(from, span.until) };
+        let mut later = find(inner, points, filter, doc! { "timestamp": 1 }, room).await?;
+        let cut = (later.len() == room).then(|| later.iter().filter_map(|raw| time_of(raw)).max());
+        let cut = cut.flatten();
+        if let Some(cut) = cut {
+            later.retain(|raw| time_of(raw).is_some_and(|at| at < cut));
+        }
+        later.sort_by_key(|raw| (time_of(raw), raw.get_object_id("_id").ok()));
+        found.append(&mut later);
+        if let Some(cut) = cut {
+            let same = doc! { "execution_id": id, "timestamp": DateTime::from_millis(cut) };
+            let room = wanted - found.len();
+            found.extend(find(inner, points, same, doc! { "_id": 1 }, room).await?);
+        }
+    }
+    let more = found.len() > limit;
+    let mut records: Vec<(PointKey, MetricPoint)> = Vec::with_capacity(found.len());
+    for raw in found.iter().take(limit) {
+        if let (Some(key), Some(point)) = (key_of(raw), read_point(raw)) {
+            records.push((key, point));
+        }
+    }
+    let next = records.last().filter(|_| more).map(|(key, _)| key.clone());
+    Ok(Page { records, next })
+}
+
+pub(super) async fn has_points(inner: &Inner, execution_id: &str) -> Result<bool> {
+    let ready = inner.ready().await?;
+    let points = &ready.metrics.committed_points;
+    Ok(inner.call(points.find_one(doc! { "execution_id": execution_id })).await?.is_some())
+}
+
+/// Goes over the time in stretches, each from the next point there is, so that a page neither reads all that is
+/// left nor looks at every empty interval.
+pub(super) async fn intervals(inner: &Inner, query: &IntervalQuery) -> Result<Vec<MetricInterval>> {
+    let ready = inner.ready().await?;
+    let points = &ready.metrics.committed_points;
+    let id = query.span.execution_id.as_str();
+    let interval = query.interval_ms;
+    let mut told = Vec::new();
+    let mut from = query.span.from;
+    if let Some((start, _)) = &query.after {
+        from = Some(from.map_or(*start, |from| from.max(*start)));
+    }
+    let mut stretch = i64::try_from(query.limit).unwrap_or(i64::MAX).max(1);
+    while told.len() < query.limit {
+        let filter = doc! { "execution_id": id, "timestamp": within(from, query.span.until) };
+        let next = find(inner, points, filter, doc! { "timestamp": 1 }, 1).await?;
+        let Some(first) = next.first().and_then(|raw| time_of(raw)) else { break };
+        let end = interval_start(first, interval).saturating_add(interval.saturating_mul(stretch));
+        let until = query.span.until.map_or(end, |until| until.min(end));
+        let before = told.len();
+        told.extend(stretch_of(inner, points, query, (first, until), query.limit - before).await?);
+        if told.len() - before < query.limit / 2 {
+            stretch = stretch.saturating_mul(STRETCH);
+        }
+        from = Some(until);
+        if query.span.until == Some(until) || until == i64::MAX {
+            break;
+        }
+    }
+    Ok(told)
+}
+
+async fn stretch_of(
+    inner: &Inner,
+    points: &Collection<RawDocumentBuf>,
+    query: &IntervalQuery,
+    (from, until): (Millis, Millis),
+    limit: usize,
+) -> Result<Vec<MetricInterval>> {
+    let at = doc! { "$toLong": "$timestamp" };
+    let length = query.interval_ms;
+    // The remainder has the sign of the time.
+    let rest = doc! { "$mod": [{ "$add": [{ "$mod": [at.clone(), length] }, length] }, length] };
+    let metric = |name: &String| {
+        let field = doc! { "$literal": name };
+        let value = doc! { "$getField": { "field": field.clone(), "input": "$metrics" } };
+        Bson::Document(doc! { "k": field, "v": value })
+    };
+    let metrics: Bson = match query.names.as_slice() {
+        [] => doc! { "$objectToArray": { "$cond": [
+            { "$eq": [{ "$type": "$metrics" }, "object"] },
+            "$metrics",
+            { "$literal": {} },
+        ] } }
+        .into(),
+        [name] => metric(name),
+        names => names.iter().map(metric).collect::<Vec<_>>().into(),
+    };
+    let mut pipeline = vec![
+        doc! { "$match": {
+            "execution_id": &query.span.execution_id,
+            "timestamp": within(Some(from), Some(until)),
+        } },
+        doc! { "$project": {
+            "_id": 1,
+            "t": "$timestamp",
+            "s": { "$subtract": [at, rest] },
+            "m": metrics,
+        } },
+    ];
+    if query.names.len() != 1 {
+        pipeline.push(doc! { "$unwind": "$m" });
+    }
+    // Finite numbers only: comparing sorts out other types, the bounds NaN and the infinite.
+    let finite = doc! { "$gte": f64::MIN, "$lte": f64::MAX, "$not": { "$type": "array" } };
+    pipeline.push(doc! { "$match": { "m.v": finite } });
+    pipeline.push(doc! { "$group": {
+        "_id": { "s": "$s", "n": "$m.k" },
+        "min": { "$min": "$m.v" },
+        "max": { "$max": "$m.v" },
+        "mean": { "$avg": "$m.v" },
+        // Objects compare by their first field that differs: by time, then by arrival.
+        "last": { "$max": { "t": "$t", "i": "$_id", "v": "$m.v" } },
+        "count": { "$sum": 1 },
+    } });
+    if let Some((start, name)) = &query.after {
+        let name = doc! { "_id.s": *start, "_id.n": { "$gt": name } };
+        pipeline.push(doc! { "$match": { "$or": [{ "_id.s": { "$gt": *start } }, name] } });
+    }
+    pipeline.push(doc! { "$sort": { "_id.s": 1, "_id.n": 1 } });
+    pipeline.push(doc! { "$limit": i64::try_from(limit).unwrap_or(i64::MAX) });
+    let aggregate = points
+        .aggregate(pipeline)
+        .allow_disk_use(true)
+        .max_time(INTERVALS_TIME)
+        .with_type::<RawDocumentBuf>();
+    let told = async {
+        let mut told = Vec::new();
+        let mut cursor = aggregate.await?;
+        while cursor.advance().await? {
+            told.extend(read_interval(cursor.current()));
+        }
+        Ok(told)
+    };
+    match tokio::time::timeout(INTERVALS_TIME + inner.patience, told).await {
+        Ok(told) => told.map_err(failure::error),
+        Err(_) => Err(failure::timeout()),
+    }
+}
+
+fn read_interval(raw: &RawDocument) -> Option<MetricInterval> {
+    let value = |document: &RawDocument, name| document.get(name).ok().flatten().and_then(number);
+    let id = raw.get_document("_id").ok()?;
+    let last = raw.get_document("last").ok()?;
+    Some(MetricInterval {
+        name: id.get_str("n").ok()?.to_owned(),
+        start: value(id, "s")? as i64,
+        min: value(raw, "min")?,
+        max: value(raw, "max")?,
+        // Of the greatest numbers the sum has no finite value, and the mean neither.
+        mean: value(raw, "mean").unwrap_or(f64::INFINITY),
+        last: value(last, "v")?,
+        count: value(raw, "count")? as i64,
+    })
+}
+
+fn arrived(raw: &RawDocument) -> Option<Arrived> {
+    Some(Arrived { id: point_id(raw.get_object_id("_id").ok()?), point: read_point(raw)? })
+}
+
+pub(super) async fn arrived_since(
+    inner: &Inner,
+    execution_ids: &[String],
+    since: Millis,
+    each: &mut EachArrived<'_>,
+) -> Result<()> {
+    let ready = inner.ready().await?;
+    for ids in execution_ids.chunks(ASKED_AT_ONCE) {
+        let filter = doc! { "execution_id": { "$in": ids }, "_id": { "$gte": least(since) } };
+        let find = ready.metrics.committed_points.find(filter).batch_size(2000);
+        inner
+            .call(async {
+                let mut cursor = find.await?;
+                while cursor.advance().await? {
+                    let raw = cursor.current();
+                    if let (Ok(id), Some(arrived)) = (raw.get_str("execution_id"), arrived(raw)) {
+                        each(id, arrived);
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn arrived_from(
+    inner: &Inner,
+    execution_id: &str,
+    from: PointId,
+    limit: usize,
+) -> Result<Vec<Arrived>> {
+    let ready = inner.ready().await?;
+    let filter = doc! { "execution_id": execution_id, "_id": { "$gte": object_id(from) } };
+    let points = &ready.metrics.committed_points;
+    let found = find(inner, points, filter, doc! { "_id": 1 }, limit).await?;
+    Ok(found.iter().filter_map(|raw| arrived(raw)).collect())
+}
