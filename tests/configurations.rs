@@ -312,7 +312,7 @@ impl Binary {
 }
 
 /// Switches on and on through servers that are killed, while `active` looks at the database itself.
-async fn kill_in_the_midst(uri: Option<&str>, active: impl AsyncFn(&Path) -> u64) {
+async fn kill_in_the_midst(uri: Option<&str>, active: impl AsyncFn(&Path) -> i64) {
     let dir = TempDir::with_prefix("stepwell-configurations-").expect("a temp dir");
     let port = free_port();
     let mut args = vec!["serve".to_owned(), "--listen".to_owned(), format!("127.0.0.1:{port}")];
@@ -374,7 +374,7 @@ fn a_switch_cut_short_leaves_one_active_on_sqlite() {
         let connection = rusqlite::Connection::open(data.join("stepwell.db")).expect("it opens");
         connection.busy_timeout(PATIENCE).expect("a timeout can be set");
         let count = "SELECT count(*) FROM configurations WHERE active = 1";
-        connection.query_row(count, [], |row| row.get::<_, u64>(0)).expect("it counts")
+        connection.query_row(count, [], |row| row.get::<_, i64>(0)).expect("it counts")
     }));
 }
 
@@ -392,7 +392,7 @@ fn a_switch_cut_short_leaves_one_active_on_mongodb() {
             };
             let found = database.run_command(find).await.expect("it can be asked");
             let cursor = found.get_document("cursor").expect("a cursor");
-            cursor.get_array("firstBatch").expect("a batch").len() as u64
+            cursor.get_array("firstBatch").expect("a batch").len() as i64
         })
         .await;
     });
