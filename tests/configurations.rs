@@ -317,7 +317,7 @@ impl Binary {
 }
 
 /// Switches on and on through servers that are killed, while `active` looks at the database itself.
-async fn kill_in_the_midst(uri: Option<&str>, active: impl AsyncFn(&Path) -> u64) {
+async fn kill_in_the_midst(uri: Option<&str>, active: impl AsyncFn(&Path) -> i64) {
     let dir = TempDir::with_prefix("stepwell-configurations-").expect("a temp dir");
     let port = free_port();
     let mut args = vec!["serve".to_owned(), "--listen".to_owned(), format!("127.0.0.1:{port}")];
@@ -397,7 +397,7 @@ fn a_switch_cut_short_leaves_one_active_on_mongodb() {
             };
             let found = database.run_command(find).await.expect("it can be asked");
             let cursor = found.get_document("cursor").expect("a cursor");
-            cursor.get_array("firstBatch").expect("a batch").len() as u64
+            cursor.get_array("firstBatch").expect("a batch").len() as i64
         })
         .await;
     });

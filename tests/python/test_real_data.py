@@ -1,7 +1,8 @@
 """Imports real run records, on both stores, and compares what is stored with the files, field by field.
 
 $STEPWELL_DATA_SETS is a folder with one folder per set, and a `manifest.json` that counts the documents of each
-file; without one every folder with executions is a set. A set has `executions` and `execution_steps` as `.jsonl` or `.jsonl.gz`, in Extended JSON.
+file; without one every folder with executions is a set. A set has `executions`,
+`execution_steps` and `app_configurations` as `.jsonl` or `.jsonl.gz`, in Extended JSON, or some of them.
 """
 
 import calendar
@@ -187,9 +188,11 @@ class Cases:
                 folder = self.root / name
                 for again in (False, True):
                     done = harness.stepwell(
-                        "import", str(folder), "--assume-status", "completed", "--server", server.address
+                        "import", str(folder), "--assume-status", "completed", "--server", server.address,
+                        "--output", "json",
                     )
                     self.assertEqual(done.returncode, 0, (name, again, done.stdout, done.stderr))
+                    self.check_configurations(server, name, again, json.loads(done.stdout)["files"])
                 executions, steps = of_kind(folder, "executions"), of_kind(folder, "execution_steps")
                 self.assertEqual(len(executions), self.count(name, "executions"))
                 self.assertEqual(len(steps), self.count(name, "execution_steps"))
@@ -209,6 +212,40 @@ class Cases:
                 self.assertEqual(stored_steps, self.count(name, "execution_steps"), name)
                 print(f"{server.store}: {name}: {len(executions)} executions, {stored_steps} steps", flush=True)
             self.look_at_them(server, seen)
+
+    def check_configurations(self, server, name, again, files):
+        """Of the same app, part and version the first is stored; the others have to say the same, and do."""
+        documents = of_kind(self.root / name, "app_configurations")
+        self.assertEqual(len(documents), self.count(name, "app_configurations"))
+        if not documents:
+            return
+        first = {}
+        for document in documents:
+            app = (document["app_id"], document["sub_app_id"])
+            if app[0] is None:
+                app = (document["app_name"], document["sub_app_name"])
+            stored = first.setdefault((*app, document["version"]), document)
+            for field in ("app_name", "sub_app_name", "configuration", "created_by"):
+                self.assertEqual(document[field], stored[field], "they collide for good")
+        [counts] = [file for file in files if file["collection"] == "app_configurations"]
+        new = 0 if again else len(first)
+        expected = {"documents": len(documents), "stored": new, "already_there": len(documents) - new, "refused": 0}
+        self.assertEqual({key: counts[key] for key in expected}, expected, (name, again))
+
+        stub = self.pb.configuration_grpc.ConfigurationServiceStub(server.channel)
+        for document in first.values():
+            named = {key: document[key] for key in ("app_id", "app_name", "sub_app_id", "sub_app_name", "version")}
+            request = self.pb.configuration.GetConfigurationRequest(**named)
+            stored = stub.GetConfiguration(request).configuration
+            for field in ("app_id", "sub_app_id", "sub_app_name", "created_by"):
+                self.assertEqual(optional(stored, field), document[field], field)
+            self.assertEqual((stored.app_name, stored.version), (document["app_name"], document["version"]))
+            self.assertEqual(stored.active, bool(document["active"]))
+            self.assertEqual(moment(stored, "created_at"), milliseconds(document["created_at"]))
+            shown = json_format.MessageToDict(stored.configuration)
+            self.assertEqual(simple(shown), simple(plain(document["configuration"])))
+        if not again:
+            print(f"{server.store}: {name}: {len(first)} of {len(documents)} configurations stored", flush=True)
 
     def check_steps(self, server, execution_id, documents, stored):
         self.assertEqual([step.step_id for step in stored], sorted(step.step_id for step in stored))

@@ -4,6 +4,9 @@
 //! `stepwell_meta`, so that two switches of one scope are never both executed: without that, two that find
 //! nothing active would not touch the same document.
 //!
+//! A server that is killed in the midst of one leaves it open, and mongod would keep its locks for a minute. So
+//! who waits for long ends what a server has left alone; a server that only stood still has to try again then.
+//!
 //! A standalone mongod has no transactions. There the same document holds the intent: which version is to be
 //! active. It is written first, then the flags follow, the new one before the old one goes, then the intent is
 //! marked as done. Whoever finds it not done (the next switch, the sweep) sets the flags again, and meanwhile a
@@ -24,7 +27,7 @@ use mongodb::options::{
 use mongodb::{ClientSession, Collection};
 
 use super::documents::{millis, object, small, text};
-use super::{Inner, MongoStore, Ready, documents, failure, schema};
+use super::{APP_NAME, Inner, MongoStore, Ready, documents, failure, schema};
 use crate::domain::configuration::{ConfigurationQuery, Place, Scope};
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Refusal};
@@ -37,6 +40,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 const ROUNDS: usize = 5;
 /// Sendings of a commit whose answer was lost.
 const COMMITS: usize = 5;
+/// A transaction takes milliseconds; nobody goes on with one that was left alone for so long.
+const ABANDONED: Duration = Duration::from_secs(1);
 /// Unfinished switches taken up by one sweep.
 const SWEPT_AT_ONCE: i64 = 100;
 
@@ -223,8 +228,41 @@ impl Inner {
                     false => Error::Contention,
                 });
             }
+            if started.elapsed() >= ABANDONED {
+                self.end_abandoned(ready).await;
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Ends transactions of servers that are gone. Where the database does not let us, they end by themselves
+    /// in a minute.
+    async fn end_abandoned(&self, ready: &Ready) {
+        let admin = ready.client.database("admin");
+        let micros = i64::try_from(ABANDONED.as_micros()).unwrap_or(i64::MAX);
+        let find = [
+            doc! { "$currentOp": { "allUsers": false, "idleSessions": true } },
+            // Only of servers: another name in the URI may be another program's too.
+            doc! { "$match": { "type": "idleSession", "appName": APP_NAME,
+            "transaction.timeInactiveMicros": { "$gt": micros } } },
+            doc! { "$project": { "lsid": 1 } },
+        ];
+        let ended = self.call(async {
+            let mut cursor = admin.aggregate(find).await?;
+            let mut sessions = Vec::new();
+            while cursor.advance().await? {
+                let session = cursor.deserialize_current()?;
+                let id = session.get_document("lsid").ok().and_then(|lsid| lsid.get("id"));
+                sessions.extend(id.map(|id| Bson::from(doc! { "id": id })));
+            }
+            if !sessions.is_empty() {
+                admin.run_command(doc! { "killSessions": sessions }).await?;
+            }
+            mongodb::error::Result::Ok(())
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "cannot end transactions that were left alone");
         }
     }
 

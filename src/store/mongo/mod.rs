@@ -47,6 +47,8 @@ pub use schema::{CONFIGURATIONS, EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time: more only make batches smaller.
 const LANES: usize = 4;
+/// What servers call themselves to the database, unless the URI says another name.
+const APP_NAME: &str = "stepwell";
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const SHUTDOWN: Duration = Duration::from_millis(700);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -230,7 +232,7 @@ async fn connect(options: &MongoOptions, patience: Duration) -> Result<Client> {
     parsed.max_idle_time.get_or_insert(Duration::from_millis(options.max_idle_ms));
     parsed.server_selection_timeout.get_or_insert(patience);
     parsed.connect_timeout.get_or_insert(patience);
-    parsed.app_name.get_or_insert_with(|| "stepwell".to_owned());
+    parsed.app_name.get_or_insert_with(|| APP_NAME.to_owned());
     let concern = parsed.write_concern.get_or_insert_default();
     if concern.w.is_none() {
         concern.w = Some(match options.write_concern.as_deref() {
