@@ -12,9 +12,11 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
+    "stepwell.v1.ArtifactService",
+    "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
     "stepwell.v1.MetricService",
@@ -114,7 +116,20 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         })
         .collect();
     let expected = [
+        "AdminService.CheckIndexes",
         "AdminService.GetServerInfo",
+        "AdminService.RunRetention",
+        "ArtifactService.DeleteArtifact",
+        "ArtifactService.DownloadArtifact",
+        "ArtifactService.GetArtifact",
+        "ArtifactService.GetUpload",
+        "ArtifactService.ListArtifacts",
+        "ArtifactService.UploadArtifact",
+        "ConfigurationService.ActivateConfiguration",
+        "ConfigurationService.DiffConfigurations",
+        "ConfigurationService.GetConfiguration",
+        "ConfigurationService.ListConfigurations",
+        "ConfigurationService.PublishConfiguration",
         "ExecutionService.CreateExecution",
         "ExecutionService.DeleteExecution",
         "ExecutionService.FinishExecution",
