@@ -69,6 +69,9 @@ inbox_events = 64
 inbox_bytes = 32768
 catch_up_readers = 2
 
+[retention]
+metrics_seconds = 2592000
+
 [limits]
 name_characters = 256
 execution_id_characters = 128
