@@ -36,6 +36,7 @@ pub struct Config {
     pub grpc: Grpc,
     pub writes: Writes,
     pub watch: Watch,
+    pub artifacts: Artifacts,
     pub limits: Limits,
     pub shutdown: Shutdown,
     pub log: Log,
@@ -74,6 +75,7 @@ impl Default for Config {
             grpc: Grpc::default(),
             writes: Writes::default(),
             watch: Watch::default(),
+            artifacts: Artifacts::default(),
             limits: Limits::default(),
             shutdown: Shutdown::default(),
             log: Log::default(),
@@ -189,6 +191,35 @@ impl Default for Watch {
             catch_up_readers: 2,
         }
     }
+}
+
+/// The bytes of artifacts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Artifacts {
+    pub storage: Option<StorageKind>,
+    pub local_dir: Option<PathBuf>,
+    #[serde(with = "seconds", rename = "upload_expiry_seconds")]
+    pub upload_expiry: Duration,
+}
+
+impl Default for Artifacts {
+    fn default() -> Self {
+        Artifacts {
+            storage: None,
+            local_dir: None,
+            upload_expiry: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Where the bytes of new artifacts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    Gridfs,
+    Local,
+    S3,
 }
 
 /// How the process ends.

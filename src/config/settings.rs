@@ -167,6 +167,21 @@ const ROWS: &[Row] = &[
         Kind::Integer(1, 64),
         "Readers of history that serve all resuming watchers together.",
     ),
+    row(
+        "artifacts.storage",
+        Kind::OneOf(&["gridfs", "local", "s3"]),
+        "Where the bytes of new artifacts go. Unset: gridfs with MongoDB, local with the embedded store.",
+    ),
+    row(
+        "artifacts.local_dir",
+        Kind::Directory,
+        "Directory of artifacts kept as files; servers of one cluster need the same one. Unset: artifacts in data_dir.",
+    ),
+    row(
+        "artifacts.upload_expiry_seconds",
+        Kind::Seconds(1.0, 30.0 * 86_400.0),
+        "How long an upload that does not go on is kept.",
+    ),
     row("limits.name_characters", Kind::Integer(1, 4096), "Longest name or id."),
     row("limits.execution_id_characters", Kind::Integer(36, 1024), "Longest execution id."),
     row(
@@ -184,6 +199,21 @@ const ROWS: &[Row] = &[
     ),
     row("limits.steps_per_execution", Kind::Integer(1, 1_000_000), "Most steps of one execution."),
     row("limits.depends_on_ids", Kind::Integer(0, 10_000), "Most ids in depends_on."),
+    row(
+        "limits.artifact_bytes",
+        Kind::Integer(1, 40 * 1024 * MIB),
+        "Largest artifact that is uploaded.",
+    ),
+    row(
+        "limits.artifacts_per_execution",
+        Kind::Integer(1, 1_000_000),
+        "Most artifacts of one execution.",
+    ),
+    row(
+        "limits.artifact_bytes_per_execution",
+        Kind::Integer(1, 1024 * 1024 * 1024 * MIB),
+        "Most bytes of all artifacts of one execution together.",
+    ),
     row("limits.request_bytes", Kind::Integer(64 * 1024, 64 * MIB), "Largest incoming message."),
     row("limits.page_records", Kind::Integer(1, 1000), "Most records of one page."),
     row(

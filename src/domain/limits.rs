@@ -12,6 +12,8 @@ pub const ATTEMPTS_KEPT: usize = 20;
 pub const ATTEMPT_ERROR_BYTES: usize = 4 * 1024;
 /// Values per list of an `ExecutionFilter`.
 pub const FILTER_VALUES: usize = 50;
+/// Bytes in one message of an upload.
+pub const UPLOAD_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 /// Steps in one PlanSteps.
 pub const PLANNED_STEPS: usize = 1000;
 
@@ -32,6 +34,9 @@ pub struct Limits {
     pub page_records: usize,
     pub page_bytes: usize,
     pub page_examined_records: usize,
+    pub artifact_bytes: usize,
+    pub artifacts_per_execution: usize,
+    pub artifact_bytes_per_execution: usize,
 }
 
 impl Default for Limits {
@@ -50,6 +55,9 @@ impl Default for Limits {
             page_records: 1000,
             page_bytes: 4 * 1024 * 1024,
             page_examined_records: 20_000,
+            artifact_bytes: 5 * 1024 * 1024 * 1024,
+            artifacts_per_execution: 10_000,
+            artifact_bytes_per_execution: 100 * 1024 * 1024 * 1024,
         }
     }
 }

@@ -16,7 +16,7 @@ pub mod value;
 #[cfg(test)]
 mod tests;
 
-pub use artifact::Artifact;
+pub use artifact::{Artifact, ArtifactQuery, Description};
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
 pub use refusal::Refusal;
 pub use step::{Attempt, Payload, Step, StepOp, StepRef, StepStatus};
