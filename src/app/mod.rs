@@ -1,10 +1,12 @@
 //! The operations, whoever asks: both edges call these, and nothing here knows a protocol.
 
+pub mod artifacts;
 pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod leases;
 pub mod token;
+pub mod uploads;
 
 use std::sync::Arc;
 
@@ -17,6 +19,7 @@ use crate::domain::query::{
 use crate::domain::{Execution, Refusal, Step, StepRef, StepStatus};
 use crate::store::{Answer, Op, Store, StoreInfo};
 
+pub use artifacts::Artifacts;
 pub use engine::Engine;
 pub use error::{Error, Result, Violation};
 pub use token::Tokens;

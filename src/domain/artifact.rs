@@ -40,6 +40,14 @@ impl Artifact {
             + value::size_of_document(&self.metadata)
     }
 
+    /// Bytes that were uploaded with it; what is only recorded takes no room.
+    pub fn uploaded_bytes(&self) -> u64 {
+        match self.sha256 {
+            Some(_) => u64::try_from(self.size_bytes.unwrap_or(0)).unwrap_or(0),
+            None => 0,
+        }
+    }
+
     /// Proof that a put of this record is the same put again. `created_at` is not part of it, as a source
     /// without one says it anew each time.
     pub fn put_digest(&self) -> String {

@@ -20,24 +20,23 @@ pub enum Created {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     pub artifacts: u64,
+    /// Of those that were uploaded; what is only recorded takes no room here.
     pub bytes: u64,
 }
 
 impl Usage {
-    /// Refuses a record that would make it more than allowed.
-    pub fn admits(self, record: &Artifact, limits: &Limits) -> Result<()> {
+    /// Refuses one artifact more, with so many bytes, if that would be more than allowed.
+    pub fn admits(self, bytes: u64, limits: &Limits) -> Result<(), Refusal> {
         let check = |field, size: u64, limit: usize| match size > limit as u64 {
-            true => Err(Refusal::ArtifactLimit { field, size, limit: limit as u64 }.into()),
+            true => Err(Refusal::ArtifactLimit { field, size, limit: limit as u64 }),
             false => Ok(()),
         };
-        let bytes = u64::try_from(record.size_bytes.unwrap_or(0)).unwrap_or(0);
-        // What is only recorded takes no room here.
-        let kept = if record.sha256.is_some() { bytes } else { 0 };
         check("artifacts", self.artifacts + 1, limits.artifacts_per_execution)?;
-        match kept {
+        match bytes {
             0 => Ok(()),
-            kept => {
-                check("artifact_bytes", self.bytes + kept, limits.artifact_bytes_per_execution)
+            bytes => {
+                let together = self.bytes.saturating_add(bytes);
+                check("artifact_bytes", together, limits.artifact_bytes_per_execution)
             }
         }
     }

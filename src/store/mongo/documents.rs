@@ -12,7 +12,7 @@ use crate::domain::{
 use crate::store::{Error, Result};
 
 /// A document as it goes out.
-fn raw(document: &Document) -> Result<RawDocumentBuf> {
+pub(super) fn raw(document: &Document) -> Result<RawDocumentBuf> {
     RawDocumentBuf::try_from(document).map_err(Error::failed)
 }
 
@@ -21,7 +21,7 @@ pub(super) fn date(at: Millis) -> DateTime {
 }
 
 /// A field that is always there: null where there is no value.
-fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
+pub(super) fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
     match value {
         Some(value) => to.append(key, value),
         None => to.append(key, RawBsonRef::Null),
@@ -29,7 +29,7 @@ fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl Bind
 }
 
 /// A field that is absent where there is no value.
-fn present(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
+pub(super) fn present(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
     if let Some(value) = value {
         to.append(key, value);
     }
@@ -520,7 +520,7 @@ pub(super) fn update_step(before: &Step, after: &Step, guard: Guard) -> Result<U
     Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }
 
-fn text(value: RawBsonRef<'_>) -> Option<String> {
+pub(super) fn text(value: RawBsonRef<'_>) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
@@ -536,7 +536,7 @@ pub(super) fn integer(value: RawBsonRef<'_>) -> Option<i64> {
     }
 }
 
-fn small(value: RawBsonRef<'_>) -> Option<i32> {
+pub(super) fn small(value: RawBsonRef<'_>) -> Option<i32> {
     integer(value).and_then(|value| i32::try_from(value).ok())
 }
 
@@ -549,12 +549,12 @@ fn number(value: RawBsonRef<'_>) -> Option<f64> {
     }
 }
 
-fn millis(value: RawBsonRef<'_>) -> Option<Millis> {
+pub(super) fn millis(value: RawBsonRef<'_>) -> Option<Millis> {
     value.as_datetime().map(DateTime::timestamp_millis)
 }
 
 /// An object; anything else another program put there reads as none.
-fn object(value: RawBsonRef<'_>) -> Document {
+pub(super) fn object(value: RawBsonRef<'_>) -> Document {
     value.as_document().and_then(|raw| Document::try_from(raw).ok()).unwrap_or_default()
 }
 
@@ -589,7 +589,7 @@ fn read_error(message: Option<String>, info: Option<&RawDocument>) -> Option<Run
     Some(error)
 }
 
-fn read_digests(value: RawBsonRef<'_>) -> Digests {
+pub(super) fn read_digests(value: RawBsonRef<'_>) -> Digests {
     let Some(document) = value.as_document() else { return Digests::default() };
     let field = |key: &str| document.get(key).ok().flatten().and_then(text);
     Digests { create: field("create"), start: field("start"), finish: field("finish") }
@@ -614,7 +614,7 @@ fn read_attempts(value: RawBsonRef<'_>) -> Vec<Attempt> {
         .collect()
 }
 
-fn corrupt(collection: &'static str, raw: &RawDocument, field: &'static str) -> Error {
+pub(super) fn corrupt(collection: &'static str, raw: &RawDocument, field: &'static str) -> Error {
     let id = match raw.get("_id") {
         Ok(Some(RawBsonRef::ObjectId(id))) => id.to_hex(),
         Ok(Some(value)) => any(value).map_or_else(String::new, |value| value.to_string()),

@@ -108,6 +108,9 @@ struct Ready {
     /// For answers: what a failover cannot take back.
     committed_executions: Collection<RawDocumentBuf>,
     committed_steps: Collection<RawDocumentBuf>,
+    artifacts: Collection<RawDocumentBuf>,
+    committed_artifacts: Collection<RawDocumentBuf>,
+    uploads: Collection<RawDocumentBuf>,
     commander: Commander,
     replica_set: bool,
     version: String,
@@ -165,6 +168,13 @@ impl MongoStore {
         });
         let preparing = tokio::spawn(prepare_until_it_works(Arc::clone(&inner)));
         Ok(Arc::new(MongoStore { inner, preparing }))
+    }
+}
+
+impl MongoStore {
+    /// The database, once it has answered, for the bytes that are kept in it.
+    pub async fn database(&self) -> Result<Database> {
+        Ok(self.inner.ready().await?.database.clone())
     }
 }
 
@@ -278,7 +288,10 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
         executions: collection(schema::EXECUTIONS, Some(ReadConcern::local())),
         steps: collection(schema::STEPS, Some(ReadConcern::local())),
         committed_executions: collection(schema::EXECUTIONS, committed.clone()),
-        committed_steps: collection(schema::STEPS, committed),
+        committed_steps: collection(schema::STEPS, committed.clone()),
+        artifacts: collection(schema::ARTIFACTS, Some(ReadConcern::local())),
+        committed_artifacts: collection(schema::ARTIFACTS, committed),
+        uploads: collection(schema::UPLOADS, Some(ReadConcern::local())),
         commander: Commander::new(database.clone(), concern, inner.patience),
         replica_set,
         version,

@@ -9,6 +9,9 @@ use crate::store::Result;
 
 pub const EXECUTIONS: &str = "executions";
 pub const STEPS: &str = "execution_steps";
+pub(super) const ARTIFACTS: &str = "execution_artifacts";
+/// Bytes of artifacts on their way.
+pub(super) const UPLOADS: &str = "stepwell_uploads";
 /// What Stepwell keeps for itself.
 pub(super) const META: &str = "stepwell_meta";
 
@@ -77,6 +80,21 @@ fn wanted() -> Vec<Index> {
         plain(STEPS, doc! { "status": 1 }),
         plain(STEPS, doc! { "step_name": 1 }),
         plain(STEPS, doc! { "started_at": -1 }),
+        plain(ARTIFACTS, doc! { "execution_id": 1, "_id": -1 }),
+        plain(ARTIFACTS, doc! { "execution_id": 1, "step_id": 1 }),
+        plain(ARTIFACTS, doc! { "artifact_type": 1 }),
+        plain(ARTIFACTS, doc! { "created_at": -1 }),
+        partial(
+            ARTIFACTS,
+            doc! { "storage_path": 1 },
+            doc! { "storage_path": { "$gt": "" } },
+        ),
+        partial(ARTIFACTS, doc! { "deleted_at": 1 }, doc! { "deleted_at": { "$gt": epoch() } }),
+        Index {
+            partial: Some(doc! { "digests.create": { "$gt": "" } }),
+            ..unique(ARTIFACTS, doc! { "digests.create": 1 })
+        },
+        plain(UPLOADS, doc! { "updated_at": 1 }),
     ]
 }
 
@@ -165,8 +183,15 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
     let mut indexes = Indexes { unique: true, ..Indexes::default() };
     let executions = existing(database, EXECUTIONS).await?;
     let steps = existing(database, STEPS).await?;
+    let artifacts = existing(database, ARTIFACTS).await?;
+    let uploads = existing(database, UPLOADS).await?;
     for wanted in wanted() {
-        let there = if wanted.collection == EXECUTIONS { &executions } else { &steps };
+        let there = match wanted.collection {
+            EXECUTIONS => &executions,
+            STEPS => &steps,
+            ARTIFACTS => &artifacts,
+            _ => &uploads,
+        };
         let serving = there.iter().find(|existing| serves(existing, &wanted));
         let mut name = serving.and_then(|index| index.get_str("name").ok()).map(str::to_owned);
         if serving.is_none() {
@@ -192,7 +217,8 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
                 ),
             }
         }
-        if wanted.unique {
+        // Artifacts are looked for before they are stored, so they do without.
+        if wanted.unique && [EXECUTIONS, STEPS].contains(&wanted.collection) {
             indexes.unique &= name.is_some();
             match wanted.collection {
                 EXECUTIONS => indexes.execution_key = name,

@@ -50,7 +50,7 @@ fn upload_of(row: &Row<'_>) -> rusqlite::Result<Upload> {
         storage_type: row.get(3)?,
         storage_path: row.get(4)?,
         turn: row.get(5)?,
-        received_bytes: row.get(6)?,
+        received_bytes: u64::try_from(row.get::<_, i64>(6)?).unwrap_or(0),
         hash_state: row.get(7)?,
         storage_state: row.get(8)?,
         finished: row.get(9)?,
@@ -76,7 +76,7 @@ fn upload(connection: &Connection, upload_id: &str) -> Result<Option<Upload>> {
 
 fn usage(connection: &Connection, execution_id: &str) -> Result<Usage> {
     let mut statement = connection.prepare_cached(
-        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM artifacts \
+        "SELECT count(*), coalesce(sum(size_bytes) FILTER (WHERE sha256 IS NOT NULL), 0) FROM artifacts \
          WHERE execution_id = ?1 AND deleted_at IS NULL",
     )?;
     Ok(statement.query_row([execution_id], |row| {
@@ -103,7 +103,7 @@ fn create(batch: &mut Batch<'_>, record: &Artifact, digest: &str) -> Result<Crea
             return Err(Refusal::ExecutionNotFound { execution_id }.into());
         }
         let usage = usage(batch.connection, &record.execution_id)?;
-        usage.admits(record, batch.limits)?;
+        usage.admits(record.uploaded_bytes(), batch.limits)?;
     }
     let metadata = match record.metadata.is_empty() {
         true => None,
@@ -189,7 +189,7 @@ fn put_upload(connection: &Connection, verb: &str, upload: &Upload) -> Result<()
         upload.storage_type,
         upload.storage_path,
         upload.turn,
-        upload.received_bytes,
+        i64::try_from(upload.received_bytes).unwrap_or(i64::MAX),
         upload.hash_state,
         upload.storage_state,
         upload.finished,
