@@ -18,12 +18,16 @@ use tonic_health::server::HealthReporter;
 
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
-use crate::app::{App, Engine};
+use crate::app::{App, Artifacts, Engine};
+use crate::blobs::gridfs::GridFs;
+use crate::blobs::local::Local;
+use crate::blobs::{Storage, Storages};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, StoreChoice};
+use crate::config::{Config, ConfigError, StorageKind, StoreChoice};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
+use crate::store::artifacts::ArtifactStore;
 use crate::store::mongo::{MongoOptions, MongoStore};
 use crate::store::observed::Observed;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
@@ -61,7 +65,7 @@ impl Server {
     pub async fn start_with(config: Config, shutdown: Shutdown) -> anyhow::Result<Server> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         // Before the ports: what cannot be configured like this ends the process before anybody connects.
-        let store = open_store(&config, &clock).await?;
+        let Stores { store, artifacts, storages } = open_store(&config, &clock).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -74,7 +78,8 @@ impl Server {
             ),
         };
         let store: Arc<dyn Store> = Arc::new(Observed::new(store));
-        Self::serve(config, shutdown, clock, store, listener, http).await
+        let stores = Stores { store, artifacts, storages };
+        Self::serve(config, shutdown, clock, stores, listener, http).await
     }
 
     /// The address of the gRPC port.
@@ -116,10 +121,11 @@ impl Server {
         config: Config,
         shutdown: Shutdown,
         clock: Arc<dyn Clock>,
-        store: Arc<dyn Store>,
+        stores: Stores,
         listener: TcpListener,
         http: Option<TcpListener>,
     ) -> anyhow::Result<Server> {
+        let Stores { store, artifacts, storages } = stores;
         metrics::install();
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
@@ -166,6 +172,15 @@ impl Server {
         );
         let app = Arc::new(App::new(Arc::clone(&store), engine.clone(), config.limits.clone()));
 
+        let artifacts = Arc::new(Artifacts::new(
+            Arc::clone(&app),
+            artifacts,
+            storages,
+            Arc::clone(&clock),
+            config.artifacts.upload_expiry,
+            stop.clone(),
+        ));
+
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
         let keeper = Keeper {
@@ -177,6 +192,9 @@ impl Server {
         };
         tasks.spawn(keeper.run(stop.clone()));
         tasks.spawn(sweep(Arc::clone(&store), stop.clone()));
+        let often =
+            (config.artifacts.upload_expiry / 2).clamp(Duration::from_secs(1), SWEEP_INTERVAL);
+        tasks.spawn(sweep_artifacts(Arc::clone(&artifacts), often, stop.clone()));
 
         let (reporter, health) = tonic_health::server::health_reporter();
         let (ready_sender, ready) = signal::channel(false);
@@ -215,11 +233,16 @@ impl Server {
         .max_decoding_message_size(request_bytes);
         let ingest = proto::ingest_service_server::IngestServiceServer::new(rpc::ingest::Ingest {
             app: Arc::clone(&app),
+            artifacts: Arc::clone(&artifacts),
             lease_made,
             tasks: tasks.clone(),
             stop: stop.clone(),
             in_flight: config.writes.ingest_in_flight,
         })
+        .max_decoding_message_size(request_bytes);
+        let artifacts = proto::artifact_service_server::ArtifactServiceServer::new(
+            rpc::artifacts::ArtifactCalls { artifacts, tasks: tasks.clone() },
+        )
         .max_decoding_message_size(request_bytes);
         let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin { app });
 
@@ -239,6 +262,7 @@ impl Server {
             .add_service(watches)
             .add_service(steps)
             .add_service(ingest)
+            .add_service(artifacts)
             .add_service(admin)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
 
@@ -256,12 +280,21 @@ impl Server {
     }
 }
 
-async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn Store>> {
+/// One store in its roles, and where the bytes of artifacts are.
+struct Stores {
+    store: Arc<dyn Store>,
+    artifacts: Arc<dyn ArtifactStore>,
+    storages: Storages,
+}
+
+async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
     let limits = config.limits.clone();
     Ok(match config.store() {
         StoreChoice::Sqlite { data_dir } => {
+            let storages = storages(config, None)?;
             let options = SqliteOptions::default();
-            SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?
+            let store = SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?;
+            Stores { artifacts: Arc::clone(&store) as _, store, storages }
         }
         StoreChoice::Mongodb { uri, settings } => {
             let defaults = MongoOptions::default();
@@ -281,15 +314,43 @@ async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<A
                 retry_writes: settings.retry_writes,
                 write_concern: settings.write_concern.clone(),
             };
-            MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
+            let store = MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
                 ConfigError::new(
                     "mongodb.uri",
                     format!("{uri:?}"),
                     "is no connection string that the driver understands",
                 )
-            })?
+            })?;
+            let database = Arc::clone(&store);
+            let connect = move || {
+                let store = Arc::clone(&database);
+                Box::pin(async move { store.database().await }) as _
+            };
+            let gridfs = GridFs::new(Box::new(connect), Arc::clone(clock));
+            let storages = storages(config, Some(Arc::new(gridfs)))?;
+            Stores { artifacts: Arc::clone(&store) as _, store, storages }
         }
     })
+}
+
+/// Every storage that can be reached; new bytes go to the one that is set.
+fn storages(config: &Config, gridfs: Option<Arc<dyn Storage>>) -> anyhow::Result<Storages> {
+    let dir = config.artifacts.local_dir.clone();
+    let dir = dir.unwrap_or_else(|| config.data_dir.join("artifacts"));
+    let local: Arc<dyn Storage> = Arc::new(Local::new(dir));
+    let default = match (config.artifacts.storage, &gridfs) {
+        (None | Some(StorageKind::Gridfs), Some(gridfs)) => Arc::clone(gridfs),
+        (None | Some(StorageKind::Local), _) => Arc::clone(&local),
+        (Some(StorageKind::Gridfs), None) => {
+            let reason = "is in MongoDB, and there is no mongodb.uri";
+            return Err(ConfigError::new("artifacts.storage", "gridfs", reason).into());
+        }
+        (Some(StorageKind::S3), _) => {
+            let reason = "needs artifacts.s3_bucket";
+            return Err(ConfigError::new("artifacts.storage", "s3", reason).into());
+        }
+    };
+    Ok(Storages::new(default, [local].into_iter().chain(gridfs)))
 }
 
 /// Tells the watchers and the metrics what became durable.
@@ -333,6 +394,7 @@ async fn set_ready(reporter: &HealthReporter, ready: bool) {
         "stepwell.v1.StepService",
         "stepwell.v1.IngestService",
         "stepwell.v1.AdminService",
+        "stepwell.v1.ArtifactService",
     ] {
         reporter.set_service_status(service, status).await;
     }
@@ -388,6 +450,24 @@ async fn sweep(store: Arc<dyn Store>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+    }
+}
+
+async fn sweep_artifacts(artifacts: Arc<Artifacts>, often: Duration, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            outcome = artifacts.sweep() => {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "cannot sweep artifacts");
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = artifacts.sweep_wanted.notified() => {}
+            () = tokio::time::sleep(often) => {}
         }
     }
 }

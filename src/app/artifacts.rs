@@ -16,9 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::uploads::Active;
-use super::{
-    App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token,
-};
+use super::{App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token};
 use crate::blobs::{self, Storage, Storages};
 use crate::clock::Clock;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
@@ -148,7 +146,8 @@ impl Artifacts {
     pub async fn download(&self, artifact_id: &str, part: Part) -> Result<Download> {
         let artifact = self.artifact(artifact_id).await?;
         let artifact_id = artifact.artifact_id.clone();
-        let lost = || Error::Refused(Refusal::ArtifactBytesLost { artifact_id: artifact_id.clone() });
+        let lost =
+            || Error::Refused(Refusal::ArtifactBytesLost { artifact_id: artifact_id.clone() });
         let Some((storage, path)) = self.bytes_of(&artifact) else {
             let artifact_id = artifact.artifact_id.clone();
             return Err(Refusal::ArtifactWithoutBytes { artifact_id }.into());

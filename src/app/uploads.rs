@@ -146,13 +146,23 @@ impl Artifacts {
             Begun::Stored(artifact) => return Ok(artifact),
             Begun::Going(run) => run,
         };
-        match self.receive(&mut run, &description, &mut chunks, &taken_over).await {
-            Ok(()) => self.end(*run, &description).await,
+        let came = match self.receive(&mut run, &description, &mut chunks, &taken_over).await {
+            Ok(came) => came,
             Err(error) => {
-                self.break_off(*run, &error).await;
-                Err(error)
+                self.break_off(*run, &error, may_go_on(&error)).await;
+                return Err(error);
             }
+        };
+        if let Some(declared) = description.size_bytes
+            && came != declared
+        {
+            let description = format!("is {declared}, but {came} bytes came");
+            let error = Error::invalid("description.size_bytes", description);
+            // The others may follow.
+            self.break_off(*run, &error, true).await;
+            return Err(error);
         }
+        self.end(*run, &description).await
     }
 
     /// Writes the upload down, or finds where to go on.
@@ -261,7 +271,7 @@ impl Artifacts {
         description: &Description,
         chunks: &mut BoxStream<'_, Result<Bytes>>,
         taken_over: &CancellationToken,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let limit = self.app.limits().artifact_bytes as u64;
         let mut came = run.written;
         loop {
@@ -274,7 +284,7 @@ impl Artifacts {
                 }
                 chunk = chunks.next() => chunk,
             };
-            let Some(chunk) = chunk else { break };
+            let Some(chunk) = chunk else { return Ok(came) };
             let chunk = chunk?;
             came += chunk.len() as u64;
             if let Some(declared) = description.size_bytes
@@ -293,15 +303,6 @@ impl Artifacts {
             }
             self.take(run, chunk).await?;
         }
-        if let Some(declared) = description.size_bytes
-            && came != declared
-        {
-            return Err(Error::invalid(
-                "description.size_bytes",
-                format!("is {declared}, but {came} bytes came"),
-            ));
-        }
-        Ok(())
     }
 
     async fn take(&self, run: &mut Run, mut chunk: Bytes) -> Result<()> {
@@ -352,7 +353,7 @@ impl Artifacts {
         match self.complete(&mut run, description).await {
             Ok(sha256) => self.record(run, description, sha256).await,
             Err(error) => {
-                self.break_off(run, &error).await;
+                self.break_off(run, &error, may_go_on(&error)).await;
                 Err(error)
             }
         }
@@ -377,7 +378,12 @@ impl Artifacts {
         Ok(sha256)
     }
 
-    async fn record(&self, run: Run, description: &Description, sha256: String) -> Result<Artifact> {
+    async fn record(
+        &self,
+        run: Run,
+        description: &Description,
+        sha256: String,
+    ) -> Result<Artifact> {
         let Run { upload, writer, written, resumable, .. } = run;
         // From here on an error that leaves the outcome open leaves everything as it is: the client finds the
         // record, goes on, or the sweep decides.
@@ -445,15 +451,7 @@ impl Artifacts {
     }
 
     /// Keeps what can be gone on with, and removes everything else.
-    async fn break_off(&self, mut run: Run, error: &Error) {
-        let may_go_on = match error {
-            Error::BrokenOff | Error::ShuttingDown | Error::Bytes(_) | Error::Store(_) => true,
-            // Too few bytes may be followed by the others; too many, and other ones, are not what was meant.
-            Error::Invalid(violations) => violations
-                .iter()
-                .all(|one| one.field == "description.size_bytes" && one.description.ends_with("came")),
-            _ => false,
-        };
+    async fn break_off(&self, mut run: Run, error: &Error, may_go_on: bool) {
         let taken = matches!(error, Error::Refused(Refusal::UploadTaken { .. }));
         let done = if run.resumable && may_go_on && run.saved < run.written && !run.is_ending() {
             self.save(&mut run).await
@@ -484,6 +482,11 @@ impl Artifacts {
             );
         }
     }
+}
+
+/// Whether an upload may succeed after this. Too many bytes, and other ones than declared, are not what was meant.
+fn may_go_on(error: &Error) -> bool {
+    matches!(error, Error::BrokenOff | Error::ShuttingDown | Error::Bytes(_) | Error::Store(_))
 }
 
 impl Run {

@@ -52,7 +52,10 @@ fn blob_id(path: &str) -> Option<&str> {
     let (one, two, name) = (parts.next()?, parts.next()?, parts.next()?);
     let is_uuid =
         name.len() == 36 && name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    (parts.next().is_none() && is_uuid && name.starts_with(&format!("{one}{two}")) && one.len() == 2)
+    (parts.next().is_none()
+        && is_uuid
+        && name.starts_with(&format!("{one}{two}"))
+        && one.len() == 2)
         .then_some(name)
 }
 
@@ -137,7 +140,8 @@ impl Storage for Local {
             sync_folder(folder)?;
             lock(&file)?;
             file.set_len(0)?;
-            Ok(Box::new(LocalWriter { names: Arc::new(names), file: Arc::new(file) }) as Box<dyn Writer>)
+            Ok(Box::new(LocalWriter { names: Arc::new(names), file: Arc::new(file) })
+                as Box<dyn Writer>)
         })
         .await
     }

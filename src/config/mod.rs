@@ -205,11 +205,7 @@ pub struct Artifacts {
 
 impl Default for Artifacts {
     fn default() -> Self {
-        Artifacts {
-            storage: None,
-            local_dir: None,
-            upload_expiry: Duration::from_secs(24 * 3600),
-        }
+        Artifacts { storage: None, local_dir: None, upload_expiry: Duration::from_secs(24 * 3600) }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::app::App;
-use crate::domain::limits::{FILTER_VALUES, NESTING_DEPTH, PLANNED_STEPS};
+use crate::domain::limits::{FILTER_VALUES, NESTING_DEPTH, PLANNED_STEPS, UPLOAD_CHUNK_BYTES};
 use crate::proto;
 
 /// Serves AdminService.
@@ -52,6 +52,10 @@ impl proto::admin_service_server::AdminService for Admin {
             ("request_bytes", limits.request_bytes),
             ("page_records", limits.page_records),
             ("page_bytes", limits.page_bytes),
+            ("artifact_bytes", limits.artifact_bytes),
+            ("artifacts_per_execution", limits.artifacts_per_execution),
+            ("artifact_bytes_per_execution", limits.artifact_bytes_per_execution),
+            ("upload_chunk_bytes", UPLOAD_CHUNK_BYTES),
             ("page_examined_records", limits.page_examined_records),
             ("nesting_depth", NESTING_DEPTH),
             ("filter_values", FILTER_VALUES),
@@ -60,7 +64,7 @@ impl proto::admin_service_server::AdminService for Admin {
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
-        let mut features = vec!["ingest".to_owned(), "leases".to_owned()];
+        let mut features = vec!["artifacts".to_owned(), "ingest".to_owned(), "leases".to_owned()];
         if store.watchable {
             features.push("watch".to_owned());
         }

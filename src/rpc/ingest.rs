@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{convert, requests, status};
-use crate::app::{App, Error, Result, ids};
+use super::{artifact_requests, convert, requests, status};
+use crate::app::{App, Artifacts, Error, Result, ids};
 use crate::proto;
 use crate::proto::ingest_request::Write;
 use crate::proto::ingest_response::Result as Outcome;
@@ -26,6 +26,7 @@ const ANSWERS: usize = 512;
 /// Serves IngestService.
 pub struct Ingest {
     pub app: Arc<App>,
+    pub artifacts: Arc<Artifacts>,
     pub lease_made: Arc<Notify>,
     pub tasks: TaskTracker,
     /// Ends the streams: no more is read, what was read is answered.
@@ -53,6 +54,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
         let (answers, stream) = mpsc::channel(ANSWERS);
         let run = Run {
             app: Arc::clone(&self.app),
+            artifacts: Arc::clone(&self.artifacts),
             lease_made: Arc::clone(&self.lease_made),
             stop: self.stop.clone(),
             in_flight: self.in_flight.max(1),
@@ -65,6 +67,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
 
 struct Run {
     app: Arc<App>,
+    artifacts: Arc<Artifacts>,
     lease_made: Arc<Notify>,
     stop: CancellationToken,
     in_flight: usize,
@@ -96,7 +99,7 @@ impl Run {
                     let taken = match self.take(request) {
                         // In order: what is under way about the same comes first.
                         Ok(taken) => {
-                            while aside.contains_key(taken.key())
+                            while taken.key().is_some_and(|key| aside.contains_key(key))
                                 && let Some((answer, key)) = waiting.next().await
                             {
                                 ended(&mut aside, key);
@@ -183,7 +186,17 @@ impl Run {
             Some(Write::FinishStep(write)) => requests::finish_step(limits, write),
             Some(Write::PutExecution(record)) => requests::put_execution(limits, record),
             Some(Write::PutStep(record)) => requests::put_step(limits, record),
-            Some(Write::RecordMetrics(_) | Write::PutArtifact(_) | Write::PutConfiguration(_)) => {
+            Some(Write::PutArtifact(record)) => {
+                let record = artifact_requests::put_artifact(limits, record)?;
+                let execution_id = record.execution_id.clone();
+                let artifacts = Arc::clone(&self.artifacts);
+                let running = Box::pin(async move {
+                    let artifact_id = artifacts.put(record).await?;
+                    Ok(Outcome::Artifact(proto::IngestedArtifact { artifact_id }))
+                });
+                return Ok(Taken::Beside { execution_id, running });
+            }
+            Some(Write::RecordMetrics(_) | Write::PutConfiguration(_)) => {
                 return Err(Error::invalid("write", "is not supported"));
             }
         }?;
@@ -197,17 +210,25 @@ impl Run {
                 let pending = self.app.engine().enqueue(execution_id.clone(), op).await?;
                 Ok(Begun::Lane(pending, execution_id, expects))
             }
+            Taken::Beside { execution_id, running } => {
+                let after = Some(execution_id.clone()).filter(|id| !id.is_empty());
+                Ok(self.aside(execution_id, after, running))
+            }
             Taken::Aside { key, execution_id, running } => {
-                let engine = self.app.engine().clone();
-                let running = async move {
-                    if let Some(execution_id) = execution_id {
-                        engine.passed(&execution_id).await?;
-                    }
-                    running.await
-                };
-                Ok(Begun::Aside(key, Box::pin(running)))
+                Ok(self.aside(key, execution_id, running))
             }
         }
+    }
+
+    fn aside(&self, key: String, execution_id: Option<String>, running: Running) -> Begun {
+        let engine = self.app.engine().clone();
+        let running = async move {
+            if let Some(execution_id) = execution_id {
+                engine.passed(&execution_id).await?;
+            }
+            running.await
+        };
+        Begun::Aside(key, Box::pin(running))
     }
 }
 
@@ -225,13 +246,21 @@ enum Taken {
         execution_id: Option<String>,
         running: Running,
     },
+    /// One beside the lanes that depends on its execution and not on others of its kind.
+    Beside {
+        /// Empty: of none.
+        execution_id: String,
+        running: Running,
+    },
 }
 
 impl Taken {
-    fn key(&self) -> &str {
+    /// What has to have ended before.
+    fn key(&self) -> Option<&str> {
         match self {
-            Taken::Lane(execution_id, ..) => execution_id,
-            Taken::Aside { key, .. } => key,
+            Taken::Lane(execution_id, ..) => Some(execution_id),
+            Taken::Aside { key, .. } => Some(key),
+            Taken::Beside { .. } => None,
         }
     }
 }

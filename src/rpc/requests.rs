@@ -43,11 +43,11 @@ impl<'a> Check<'a> {
             .push(Violation { field: field.to_owned(), description: description.into() });
     }
 
-    fn too_large(&mut self, field: &str, size: usize, unit: &str, limit: usize) {
+    pub(super) fn too_large(&mut self, field: &str, size: usize, unit: &str, limit: usize) {
         self.bad(field, format!("has {size} {unit}, more than the limit of {limit}"));
     }
 
-    fn characters(&mut self, field: &str, text: &str, limit: usize) {
+    pub(super) fn characters(&mut self, field: &str, text: &str, limit: usize) {
         // Bytes are an upper bound of characters, so counting is rarely needed.
         if text.len() > limit {
             let size = text.chars().count();
@@ -69,7 +69,7 @@ impl<'a> Check<'a> {
         self.id_in("execution_id", id);
     }
 
-    fn id_in(&mut self, field: &str, id: &str) {
+    pub(super) fn id_in(&mut self, field: &str, id: &str) {
         if id.is_empty() {
             self.bad(field, "is required");
         }
@@ -83,28 +83,28 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn name(&mut self, field: &str, text: &str) {
+    pub(super) fn name(&mut self, field: &str, text: &str) {
         self.characters(field, text, self.limits.name_characters);
     }
 
-    fn required_name(&mut self, field: &str, text: &str) {
+    pub(super) fn required_name(&mut self, field: &str, text: &str) {
         if text.is_empty() {
             self.bad(field, "is required");
         }
         self.name(field, text);
     }
 
-    fn optional_name(&mut self, field: &str, text: Option<&String>) {
+    pub(super) fn optional_name(&mut self, field: &str, text: Option<&String>) {
         if let Some(text) = text {
             self.name(field, text);
         }
     }
 
-    fn message(&mut self, field: &str, text: &str) {
+    pub(super) fn message(&mut self, field: &str, text: &str) {
         self.characters(field, text, self.limits.message_characters);
     }
 
-    fn time(&mut self, field: &str, at: Option<&Timestamp>) -> Option<Millis> {
+    pub(super) fn time(&mut self, field: &str, at: Option<&Timestamp>) -> Option<Millis> {
         let at = at?;
         let millis = convert::millis(at);
         if millis.is_none() {
@@ -113,7 +113,7 @@ impl<'a> Check<'a> {
         millis
     }
 
-    fn object(&mut self, field: &str, object: Option<&Struct>) -> Document {
+    pub(super) fn object(&mut self, field: &str, object: Option<&Struct>) -> Document {
         let Some(object) = object else { return Document::new() };
         let stored = match convert::stored_object(object) {
             Ok(stored) => Bson::Document(stored),
@@ -168,7 +168,7 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn step_id(&mut self, field: &str, step_id: Option<i32>) -> Option<i32> {
+    pub(super) fn step_id(&mut self, field: &str, step_id: Option<i32>) -> Option<i32> {
         if step_id.is_some_and(|id| id < 0) {
             self.bad(field, "must not be negative");
         }

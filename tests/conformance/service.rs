@@ -12,9 +12,10 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
+    "stepwell.v1.ArtifactService",
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
     "stepwell.v1.StepService",
@@ -113,7 +114,15 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         })
         .collect();
     let expected = [
+        "AdminService.CheckIndexes",
         "AdminService.GetServerInfo",
+        "AdminService.RunRetention",
+        "ArtifactService.DeleteArtifact",
+        "ArtifactService.DownloadArtifact",
+        "ArtifactService.GetArtifact",
+        "ArtifactService.GetUpload",
+        "ArtifactService.ListArtifacts",
+        "ArtifactService.UploadArtifact",
         "ExecutionService.CreateExecution",
         "ExecutionService.DeleteExecution",
         "ExecutionService.FinishExecution",
@@ -202,6 +211,16 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         ("GetStepRequest", "execution_id step_id step_key"),
         ("ListStepsRequest", "execution_id statuses page_size page_token"),
         ("ListStepsResponse", "steps next_page_token"),
+        (
+            "Artifact",
+            "artifact_id execution_id step_id artifact_type artifact_name mime_type size_bytes \
+             storage_type storage_path metadata created_at sha256",
+        ),
+        ("GetUploadRequest", "upload_id"),
+        ("GetUploadResponse", "received_bytes"),
+        ("DownloadArtifactRequest", "artifact_id offset limit"),
+        ("ListArtifactsRequest", "execution_id step_id artifact_type page_size page_token"),
+        ("UploadArtifactResponse", "artifact"),
     ] {
         let found = fields(messages[message]);
         for name in words(names) {
@@ -246,9 +265,13 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
 pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
-    for service in
-        ["", "stepwell.v1.ExecutionService", "stepwell.v1.StepService", "stepwell.v1.IngestService"]
-    {
+    for service in [
+        "",
+        "stepwell.v1.ExecutionService",
+        "stepwell.v1.StepService",
+        "stepwell.v1.IngestService",
+        "stepwell.v1.ArtifactService",
+    ] {
         let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
@@ -261,7 +284,7 @@ pub async fn the_server_says_what_it_is(b: Backend) {
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.store, b.kind.name());
     assert!(!info.store_version.is_empty());
-    for feature in ["watch", "ingest", "leases"] {
+    for feature in ["artifacts", "watch", "ingest", "leases"] {
         assert!(info.features.iter().any(|found| found == feature), "{:?}", info.features);
     }
     for (limit, value) in [
@@ -276,6 +299,9 @@ pub async fn the_server_says_what_it_is(b: Backend) {
         ("page_records", 1000),
         ("page_bytes", 4 * 1024 * 1024),
         ("page_examined_records", 20_000),
+        ("artifact_bytes", 5 * 1024 * 1024 * 1024),
+        ("artifacts_per_execution", 10_000),
+        ("upload_chunk_bytes", 4 * 1024 * 1024),
     ] {
         assert_eq!(info.limits.get(limit), Some(&value), "{limit}: {:?}", info.limits);
     }

@@ -2,6 +2,7 @@
 //! record, one (`try_…`) that returns the status too.
 
 use stepwell::proto::admin_service_client::AdminServiceClient;
+use stepwell::proto::artifact_service_client::ArtifactServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
 use stepwell::proto::ingest_service_client::IngestServiceClient;
 use stepwell::proto::step_service_client::StepServiceClient;
@@ -129,6 +130,10 @@ calls! {
     steps.finish_step / try_finish_step (FinishStepRequest) -> Step, step;
     steps.get_step / try_get_step (GetStepRequest) -> Step, step;
     steps.list_steps / try_list_steps (ListStepsRequest) -> ListStepsResponse;
+    artifacts.get_upload / try_get_upload (GetUploadRequest) -> GetUploadResponse;
+    artifacts.get_artifact / try_get_artifact (GetArtifactRequest) -> Artifact, artifact;
+    artifacts.list_artifacts / try_list_artifacts (ListArtifactsRequest) -> ListArtifactsResponse;
+    artifacts.delete_artifact / try_delete_artifact (DeleteArtifactRequest) -> DeleteArtifactResponse;
     admin.get_server_info / try_get_server_info (GetServerInfoRequest) -> GetServerInfoResponse;
 }
 
@@ -147,6 +152,10 @@ impl Client {
 
     pub fn steps(&self) -> StepServiceClient<Channel> {
         StepServiceClient::new(self.channel.clone()).max_decoding_message_size(GREATEST_REPLY)
+    }
+
+    pub fn artifacts(&self) -> ArtifactServiceClient<Channel> {
+        ArtifactServiceClient::new(self.channel.clone())
     }
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {

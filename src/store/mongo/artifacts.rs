@@ -246,8 +246,7 @@ async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Create
             Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
             Some(Fate::Unknown) | None => return Err(failure::timeout()),
         }
-        if !record.execution_id.is_empty()
-            && !is_there(inner, &ready, &record.execution_id).await?
+        if !record.execution_id.is_empty() && !is_there(inner, &ready, &record.execution_id).await?
         {
             mark(inner, &ready, &record.artifact_id, inner.clock.now().millis()).await?;
             return Err(unknown());

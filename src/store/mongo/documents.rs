@@ -21,7 +21,11 @@ pub(super) fn date(at: Millis) -> DateTime {
 }
 
 /// A field that is always there: null where there is no value.
-pub(super) fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
+pub(super) fn nullable(
+    to: &mut RawDocumentBuf,
+    key: &'static CStr,
+    value: Option<impl BindRawBsonRef>,
+) {
     match value {
         Some(value) => to.append(key, value),
         None => to.append(key, RawBsonRef::Null),
@@ -29,7 +33,11 @@ pub(super) fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Optio
 }
 
 /// A field that is absent where there is no value.
-pub(super) fn present(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
+pub(super) fn present(
+    to: &mut RawDocumentBuf,
+    key: &'static CStr,
+    value: Option<impl BindRawBsonRef>,
+) {
     if let Some(value) = value {
         to.append(key, value);
     }

@@ -84,11 +84,7 @@ fn wanted() -> Vec<Index> {
         plain(ARTIFACTS, doc! { "execution_id": 1, "step_id": 1 }),
         plain(ARTIFACTS, doc! { "artifact_type": 1 }),
         plain(ARTIFACTS, doc! { "created_at": -1 }),
-        partial(
-            ARTIFACTS,
-            doc! { "storage_path": 1 },
-            doc! { "storage_path": { "$gt": "" } },
-        ),
+        partial(ARTIFACTS, doc! { "storage_path": 1 }, doc! { "storage_path": { "$gt": "" } }),
         partial(ARTIFACTS, doc! { "deleted_at": 1 }, doc! { "deleted_at": { "$gt": epoch() } }),
         Index {
             partial: Some(doc! { "digests.create": { "$gt": "" } }),
