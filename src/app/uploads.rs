@@ -133,9 +133,10 @@ impl Artifacts {
             if let Some(found) = self.store.artifact_by_digest(&digest).await? {
                 return Ok(found);
             }
+            // It is a new one. Without a digest only the bytes tell, and whether there is room is said at the end.
+            let usage = self.store.artifact_usage(execution_id).await?;
+            usage.admits(description.size_bytes.unwrap_or(0), self.app.limits())?;
         }
-        let usage = self.store.artifact_usage(execution_id).await?;
-        usage.admits(description.size_bytes.unwrap_or(0), self.app.limits())?;
 
         let place = match &description.upload_id {
             Some(upload_id) => Some(self.active.enter(upload_id).await),

@@ -210,23 +210,29 @@ pub async fn racing_uploads_of_the_same_bytes_are_stored_once(b: Backend) {
     assert!(ok(two.try_download(&stored[0].artifact_id).await) == bytes);
 }
 
-/// Uploads the first `come` bytes and breaks off once at least `safe` of them are; how many are safe.
-async fn half(s: &Client, sent: &ArtifactDescription, bytes: &Bytes, come: usize) -> usize {
+/// Uploads the first `come` bytes, breaks off once they are stored, and says how many are safe.
+async fn half(
+    b: &Backend,
+    s: &Client,
+    sent: &ArtifactDescription,
+    bytes: &Bytes,
+    come: usize,
+) -> usize {
     let upload_id = sent.upload_id.clone().expect("an upload id");
+    let before = b.stored_bytes().await;
     let uploading = s.begin_upload(sent.clone()).await;
     for piece in 0..come / MIB {
         uploading.send(chunk(bytes.slice(piece * MIB..(piece + 1) * MIB))).await;
     }
+    let stored = async || (b.stored_bytes().await >= before + come).then_some(());
+    eventually("the bytes are stored", stored).await;
     uploading.break_off().await;
-    let mut last = -1;
-    let safe = eventually("what came is safe", async || {
-        let received = s.try_received(&upload_id).await.unwrap_or(0);
-        let settled = received > 0 && received == last;
-        last = received;
-        settled.then_some(received)
-    })
-    .await;
-    usize::try_from(safe).expect("not negative")
+    let end = sent.offset + come as i64;
+    let safe = async || {
+        (matches!(s.try_received(&upload_id).await, Ok(safe) if safe == end)).then_some(())
+    };
+    eventually("what came is safe", safe).await;
+    usize::try_from(end).expect("not negative")
 }
 
 pub async fn an_upload_goes_on_where_it_broke_off(b: Backend) {
@@ -238,14 +244,13 @@ pub async fn an_upload_goes_on_where_it_broke_off(b: Backend) {
         ..describe("e", "x")
     };
     refused(s.try_received("my upload").await, Code::NotFound, "UPLOAD_NOT_FOUND");
-    let mut safe = half(&s, &sent, &bytes, 4 * MIB).await;
-    assert!(safe > 0 && safe <= 4 * MIB, "{safe}");
+    let safe = half(&b, &s, &sent, &bytes, 4 * MIB).await;
+    assert_eq!(safe, 4 * MIB);
     assert_eq!(s.artifacts_of("e").await, []);
     // Again and again, from wherever it is.
     let next = ArtifactDescription { offset: safe as i64, ..sent.clone() };
-    let before = safe;
-    safe = half(&s, &next, &bytes.slice(safe..), 3 * MIB).await;
-    assert!(safe >= before && safe <= before + 3 * MIB, "{before} {safe}");
+    let safe = half(&b, &s, &next, &bytes.slice(safe..), 3 * MIB).await;
+    assert_eq!(safe, 7 * MIB);
     let next = ArtifactDescription { offset: safe as i64, ..sent.clone() };
     let stored = s.upload(next, &bytes.slice(safe..)).await;
     assert_eq!(stored.sha256, Some(sha256(&bytes)), "the digest is of the whole");
@@ -272,7 +277,7 @@ pub async fn an_upload_goes_on_through_another_server(b: Backend) {
     one.create("e").await;
     let bytes = noise(7 * MIB + 1, 1);
     let sent = ArtifactDescription { upload_id: Some("u".into()), ..describe("e", "x") };
-    let safe = half(&one, &sent, &bytes, 4 * MIB).await;
+    let safe = half(&b, &one, &sent, &bytes, 4 * MIB).await;
     assert_eq!(ok(two.try_received("u").await), safe as i64);
     let next = ArtifactDescription { offset: safe as i64, ..sent };
     let stored = two.upload(next, &bytes.slice(safe..)).await;
@@ -287,7 +292,7 @@ pub async fn an_upload_goes_on_from_no_other_place(b: Backend) {
     let unknown = ArtifactDescription { offset: 5, ..sent.clone() };
     let refusal = s.try_upload(unknown, &bytes.slice(5..)).await;
     refused(refusal, Code::NotFound, "UPLOAD_NOT_FOUND");
-    let safe = half(&s, &sent, &bytes, 4 * MIB).await;
+    let safe = half(&b, &s, &sent, &bytes, 4 * MIB).await;
     for offset in [1, safe as i64 - 1, safe as i64 + 1, 100 * MIB as i64] {
         let next = ArtifactDescription { offset, ..sent.clone() };
         refused(s.try_upload(next, &bytes).await, Code::OutOfRange, "UPLOAD_OFFSET");
@@ -305,7 +310,7 @@ pub async fn an_upload_id_belongs_to_its_description(b: Backend) {
     s.create("f").await;
     let bytes = noise(4 * MIB, 1);
     let sent = ArtifactDescription { upload_id: Some("u".into()), ..describe("e", "x") };
-    let safe = half(&s, &sent, &bytes, 2 * MIB).await;
+    let safe = half(&b, &s, &sent, &bytes, 2 * MIB).await;
     let upload_id = Some("u".to_owned());
     for other in [
         ArtifactDescription { upload_id: upload_id.clone(), ..describe("f", "x") },

@@ -12,12 +12,14 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
     "stepwell.v1.ArtifactService",
+    "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
+    "stepwell.v1.MetricService",
     "stepwell.v1.StepService",
 ];
 
@@ -123,6 +125,11 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "ArtifactService.GetUpload",
         "ArtifactService.ListArtifacts",
         "ArtifactService.UploadArtifact",
+        "ConfigurationService.ActivateConfiguration",
+        "ConfigurationService.DiffConfigurations",
+        "ConfigurationService.GetConfiguration",
+        "ConfigurationService.ListConfigurations",
+        "ConfigurationService.PublishConfiguration",
         "ExecutionService.CreateExecution",
         "ExecutionService.DeleteExecution",
         "ExecutionService.FinishExecution",
@@ -134,6 +141,9 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "ExecutionService.WatchExecution",
         "ExecutionService.WatchExecutions",
         "IngestService.Ingest",
+        "MetricService.QueryMetrics",
+        "MetricService.RecordMetrics",
+        "MetricService.StreamMetrics",
         "StepService.FinishStep",
         "StepService.GetStep",
         "StepService.ListSteps",

@@ -1,6 +1,7 @@
 //! Uploads and downloads: the calls of ArtifactService that stream.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use mongodb::bson::{Document, doc};
@@ -70,6 +71,7 @@ pub fn messages(
 pub struct Uploading {
     sender: mpsc::Sender<UploadArtifactRequest>,
     answer: tokio::task::JoinHandle<Answer<Artifact>>,
+    line: tokio::task::JoinHandle<()>,
 }
 
 impl Uploading {
@@ -92,11 +94,24 @@ impl Uploading {
         answer.expect("the upload does not panic")
     }
 
-    /// Breaks the call off, as a client that dies does.
+    /// Cuts the connection, as a client or a network that dies does.
     pub async fn break_off(self) {
-        self.answer.abort();
+        self.line.abort();
+        let _ = self.line.await;
         let _ = self.answer.await;
     }
+}
+
+/// A way to the server that can be cut: giving up a call would look like the end of its stream.
+async fn line(server: String) -> (String, tokio::task::JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("a bound socket has an address").to_string();
+    let line = tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.expect("a connection");
+        let mut far = tokio::net::TcpStream::connect(server).await.expect("the server listens");
+        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+    });
+    (address, line)
 }
 
 impl Client {
@@ -142,12 +157,13 @@ impl Client {
     /// Begins an upload that is sent message by message.
     pub async fn begin_upload(&self, description: ArtifactDescription) -> Uploading {
         let (sender, receiver) = mpsc::channel(1);
-        let mut client = self.artifacts();
+        let (address, line) = line(self.address.clone()).await;
+        let mut client = Client::of(address).artifacts();
         let answer = tokio::spawn(async move {
             let answer = client.upload_artifact(ReceiverStream::new(receiver)).await?;
             Ok(answer.into_inner().artifact.expect("the answer carries the record"))
         });
-        let uploading = Uploading { sender, answer };
+        let uploading = Uploading { sender, answer, line };
         uploading.send(first(description)).await;
         uploading
     }
@@ -219,7 +235,10 @@ impl Backend {
     /// Names of all bytes that are kept, complete or not.
     pub async fn blobs(&self) -> BTreeSet<String> {
         match self.kind {
-            Kind::Sqlite => files_below(&self.data_dir().join("artifacts")),
+            Kind::Sqlite => files_below(&self.data_dir().join("artifacts"))
+                .iter()
+                .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+                .collect(),
             Kind::Mongodb => {
                 let database = self.mongodb().await;
                 let chunks = database.collection::<Document>("artifacts.chunks");
@@ -228,6 +247,28 @@ impl Backend {
                 let of_files = files.distinct("_id", doc! {}).await.expect("readable");
                 let names = of_chunks.into_iter().chain(of_files);
                 names.map(|name| name.as_str().expect("a name of ours").to_owned()).collect()
+            }
+        }
+    }
+
+    /// How many bytes are kept, complete or not.
+    pub async fn stored_bytes(&self) -> usize {
+        match self.kind {
+            Kind::Sqlite => files_below(&self.data_dir().join("artifacts"))
+                .iter()
+                .filter_map(|path| Some(std::fs::metadata(path).ok()?.len() as usize))
+                .sum(),
+            Kind::Mongodb => {
+                let database = self.mongodb().await;
+                let chunks = database.collection::<Document>("artifacts.chunks");
+                let sum = doc! { "$group": {
+                    "_id": null, "bytes": { "$sum": { "$binarySize": "$data" } },
+                } };
+                let mut found = chunks.aggregate([sum]).await.expect("readable");
+                match found.advance().await.expect("readable") {
+                    false => 0,
+                    true => found.current().get_i32("bytes").expect("a number") as usize,
+                }
             }
         }
     }
@@ -255,7 +296,8 @@ impl Backend {
                 let now = mongodb::bson::DateTime::from_millis(1);
                 let change = doc! { "$set": { "deleted_at": now } };
                 let artifacts = self.artifact_documents().await;
-                let marked = artifacts.update_one(doc! { "_id": id }, change).await.expect("marked");
+                let marked =
+                    artifacts.update_one(doc! { "_id": id }, change).await.expect("marked");
                 assert_eq!(marked.matched_count, 1);
             }
         }
@@ -320,7 +362,7 @@ pub fn blob_of(artifact: &Artifact) -> String {
     path.rsplit('/').next().expect("a path has a last part").to_owned()
 }
 
-fn files_below(folder: &std::path::Path) -> BTreeSet<String> {
+fn files_below(folder: &std::path::Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -329,8 +371,7 @@ fn files_below(folder: &std::path::Path) -> BTreeSet<String> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let name = path.file_name().expect("a file has a name");
-                found.insert(name.to_string_lossy().into_owned());
+                found.insert(path);
             }
         }
     }

@@ -22,6 +22,8 @@ pub type Answer<T> = Result<T, Status>;
 #[derive(Debug, Clone)]
 pub struct Client {
     pub channel: Channel,
+    /// host:port of the server.
+    pub address: String,
 }
 
 fn one<T>(answer: Result<Response<T>, Status>) -> Answer<T> {
@@ -140,10 +142,11 @@ calls! {
 impl Client {
     /// A client of the server at `address` (host:port), connected when it is first used.
     pub fn of(address: impl std::fmt::Display) -> Client {
+        let address = address.to_string();
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
         // Watches of slow readers share the connection with everything else of a test.
         let endpoint = endpoint.initial_connection_window_size(16 * 1024 * 1024);
-        Client { channel: endpoint.connect_lazy() }
+        Client { channel: endpoint.connect_lazy(), address }
     }
 
     pub fn executions(&self) -> ExecutionServiceClient<Channel> {
