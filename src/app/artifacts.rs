@@ -131,15 +131,13 @@ impl Artifacts {
         Ok(PageAnswer { records: found.records, next_page_token })
     }
 
-    /// Stores a record as it is, without bytes. The id of the record that is stored.
-    pub async fn put(&self, mut record: Artifact) -> Result<String> {
+    /// Stores a record as it is, without bytes, or finds it stored.
+    pub async fn put(&self, mut record: Artifact) -> Result<Created> {
         let digest = record.put_digest();
         if record.artifact_id.is_empty() {
             record.artifact_id = ids::artifact_id();
         }
-        match self.store.create_artifact(&record, &digest).await? {
-            Created::New(stored) | Created::Found(stored) => Ok(stored.artifact_id),
-        }
+        Ok(self.store.create_artifact(&record, &digest).await?)
     }
 
     /// Begins to read the bytes. The digest is checked where all of them are read.

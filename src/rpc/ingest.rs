@@ -18,6 +18,7 @@ use crate::app::{App, Artifacts, Error, Result, ids};
 use crate::proto;
 use crate::proto::ingest_request::Write;
 use crate::proto::ingest_response::Result as Outcome;
+use crate::store::artifacts::Created;
 use crate::store::{Answer, Op};
 
 /// Answers that may wait for the client to read them; then reading pauses too.
@@ -191,8 +192,12 @@ impl Run {
                 let execution_id = record.execution_id.clone();
                 let artifacts = Arc::clone(&self.artifacts);
                 let running = Box::pin(async move {
-                    let artifact_id = artifacts.put(record).await?;
-                    Ok(Outcome::Artifact(proto::IngestedArtifact { artifact_id }))
+                    let (stored, created) = match artifacts.put(record).await? {
+                        Created::New(stored) => (stored, true),
+                        Created::Found(stored) => (stored, false),
+                    };
+                    let artifact_id = stored.artifact_id;
+                    Ok(Outcome::Artifact(proto::IngestedArtifact { artifact_id, created }))
                 });
                 return Ok(Taken::Beside { execution_id, running });
             }

@@ -13,6 +13,7 @@ use crate::cli::exit::{Failure, Result};
 pub enum Collection {
     Executions,
     Steps,
+    Artifacts,
     /// A collection of the data model that cannot be imported yet.
     NotYet(&'static str),
 }
@@ -22,6 +23,7 @@ impl Collection {
         match self {
             Collection::Executions => "executions",
             Collection::Steps => "execution_steps",
+            Collection::Artifacts => "execution_artifacts",
             Collection::NotYet(name) => name,
         }
     }
@@ -31,7 +33,7 @@ impl Collection {
         [
             Collection::Executions,
             Collection::Steps,
-            Collection::NotYet("execution_artifacts"),
+            Collection::Artifacts,
             Collection::NotYet("execution_metrics"),
             Collection::NotYet("app_configurations"),
         ]
@@ -49,7 +51,7 @@ pub struct Found {
     pub bytes: u64,
 }
 
-/// The files, each once: executions before steps, in the order given and by name within a folder.
+/// The files, each once: executions before steps before artifacts, in the order given and by name within a folder.
 pub fn find(paths: &[PathBuf]) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -135,6 +137,12 @@ fn by_content(path: &Path) -> Result<Collection> {
         Some(Line::Text { text, .. }) => {
             let first: serde_json::Value = serde_json::from_slice(text)
                 .map_err(|_| unclear("its first line is no JSON document"))?;
+            if ["artifact_name", "artifact_type", "storage_path"]
+                .iter()
+                .any(|key| first.get(key).is_some())
+            {
+                return Ok(Collection::Artifacts);
+            }
             if ["step_name", "step_id", "step_key"].iter().any(|key| first.get(key).is_some()) {
                 return Ok(Collection::Steps);
             }
@@ -184,6 +192,11 @@ mod tests {
         let found = find(&[step.clone(), execution.clone()]).expect("files");
         let found: Vec<_> = found.into_iter().map(|file| (file.path, file.collection)).collect();
         assert_eq!(found, [(execution, Collection::Executions), (step, Collection::Steps)]);
+
+        let artifact =
+            write("z.json", "{\"step_id\":1,\"artifact_type\":null,\"storage_path\":\"p\"}");
+        let found = find(std::slice::from_ref(&artifact)).expect("a file");
+        assert_eq!(found[0].collection, Collection::Artifacts);
     }
 
     #[test]

@@ -186,6 +186,9 @@ fn document(file: usize, line: u64, text: &[u8], collection: Collection, rules: 
         Collection::Steps => extended_json::parse(text)
             .and_then(|document| record::step(document, rules.assume))
             .map(|found| outgoing(file, line, found, Write::PutStep)),
+        Collection::Artifacts => extended_json::parse(text)
+            .and_then(record::artifact)
+            .map(|found| outgoing(file, line, found, Write::PutArtifact)),
     };
     match converted {
         Err(reason) => Read::Refused { file, line, reason },

@@ -230,6 +230,8 @@ impl Sender {
             Some(Answer::Step(stored)) => {
                 self.stored(stored.revision, (&stored.execution_id, stored.step_id))
             }
+            Some(Answer::Artifact(stored)) if stored.created => Outcome::Stored,
+            Some(Answer::Artifact(_)) => Outcome::AlreadyThere,
             Some(Answer::Error(error)) => Outcome::Refused(refusal(error)),
             _ => Outcome::Refused("the server gave no answer that fits".to_owned()),
         };
