@@ -106,11 +106,6 @@ fn read(raw: &RawDocument) -> Result<Stored> {
     Ok(Stored { record, digest, deleted })
 }
 
-/// An artifact as some program stored it, and whether it is marked as deleted.
-pub(super) fn read_artifact(raw: &RawDocument) -> Result<(Artifact, bool)> {
-    read(raw).map(|stored| (stored.record, stored.deleted))
-}
-
 fn upload_document(upload: &Upload) -> Result<RawDocumentBuf> {
     let bytes = |bytes: &[u8]| Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() };
     raw(&doc! {
