@@ -21,6 +21,7 @@ use crate::app::leases::Keeper;
 use crate::app::{App, Artifacts, Engine};
 use crate::blobs::gridfs::GridFs;
 use crate::blobs::local::Local;
+use crate::blobs::s3::{S3, S3Options};
 use crate::blobs::{Storage, Storages};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, StorageKind, StoreChoice};
@@ -335,22 +336,31 @@ async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<S
 
 /// Every storage that can be reached; new bytes go to the one that is set.
 fn storages(config: &Config, gridfs: Option<Arc<dyn Storage>>) -> anyhow::Result<Storages> {
-    let dir = config.artifacts.local_dir.clone();
-    let dir = dir.unwrap_or_else(|| config.data_dir.join("artifacts"));
+    let set = &config.artifacts;
+    let dir = set.local_dir.clone().unwrap_or_else(|| config.data_dir.join("artifacts"));
     let local: Arc<dyn Storage> = Arc::new(Local::new(dir));
-    let default = match (config.artifacts.storage, &gridfs) {
-        (None | Some(StorageKind::Gridfs), Some(gridfs)) => Arc::clone(gridfs),
-        (None | Some(StorageKind::Local), _) => Arc::clone(&local),
-        (Some(StorageKind::Gridfs), None) => {
-            let reason = "is in MongoDB, and there is no mongodb.uri";
-            return Err(ConfigError::new("artifacts.storage", "gridfs", reason).into());
-        }
-        (Some(StorageKind::S3), _) => {
-            let reason = "needs artifacts.s3_bucket";
-            return Err(ConfigError::new("artifacts.storage", "s3", reason).into());
-        }
+    let s3 = set.s3_bucket.as_ref().map(|bucket| {
+        let options = S3Options {
+            bucket: bucket.clone(),
+            prefix: set.s3_prefix.clone().unwrap_or_default(),
+            region: set.s3_region.clone(),
+            endpoint: set.s3_endpoint.clone(),
+            allow_http: set.s3_allow_http,
+        };
+        S3::new(&options).map(|s3| Arc::new(s3) as Arc<dyn Storage>)
+    });
+    let s3 = s3.transpose().context("artifacts.s3_bucket: the bucket cannot be used")?;
+    let kind = set.storage.unwrap_or(match gridfs {
+        Some(_) => StorageKind::Gridfs,
+        None => StorageKind::Local,
+    });
+    let missing = |reason| ConfigError::new("artifacts.storage", format!("{kind:?}"), reason);
+    let default = match kind {
+        StorageKind::Local => Arc::clone(&local),
+        StorageKind::Gridfs => gridfs.clone().ok_or_else(|| missing("needs mongodb.uri"))?,
+        StorageKind::S3 => s3.clone().ok_or_else(|| missing("needs artifacts.s3_bucket"))?,
     };
-    Ok(Storages::new(default, [local].into_iter().chain(gridfs)))
+    Ok(Storages::new(default, [local].into_iter().chain(gridfs).chain(s3)))
 }
 
 /// Tells the watchers and the metrics what became durable.

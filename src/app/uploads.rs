@@ -25,7 +25,7 @@ use crate::store;
 use crate::store::artifacts::{Created, Upload};
 
 /// After so many bytes, or so much time, an upload that can be gone on with is made safe as far as it has come.
-const SAVED_BYTES: u64 = 16 * 1024 * 1024;
+const SAVED_BYTES: u64 = 8 * 1024 * 1024;
 const SAVED_AFTER: Duration = Duration::from_secs(2);
 /// How often one that cannot is marked as still going on.
 const TOUCHED_AFTER: Duration = Duration::from_secs(60);
@@ -246,7 +246,7 @@ impl Artifacts {
             }
             (Err(error), _) => return Err(error.into()),
         };
-        Ok(Begun::Going(Box::new(Run {
+        let mut run = Box::new(Run {
             written: upload.received_bytes,
             saved: upload.received_bytes,
             saved_at: Instant::now(),
@@ -256,7 +256,16 @@ impl Artifacts {
             storage,
             writer,
             hash,
-        })))
+        });
+        if run.written == 0 {
+            // A storage may have made something already that only its own words lead to.
+            let storage_state = run.writer.checkpoint().await?;
+            if !storage_state.is_empty() {
+                run.upload.storage_state = storage_state;
+                self.replace(run.upload.turn, &run.upload).await?;
+            }
+        }
+        Ok(Begun::Going(run))
     }
 
     async fn replace(&self, turn: i64, upload: &Upload) -> Result<()> {

@@ -1,5 +1,5 @@
 //! Bytes in MongoDB, in the layout that every driver calls GridFS: a document per file, and its bytes in chunks.
-//! The bucket is `artifacts`; files that other programs put into it, or into another one, are read as well.
+//! The bucket is `artifacts`; files that other programs put into it are read as well. Other buckets are theirs.
 //!
 //! Chunks are written one by one and not by the driver's own stream, which can neither stop and go on, nor
 //! send the next chunk before the last one is acknowledged.
@@ -88,11 +88,10 @@ where
     }
 }
 
-/// Bucket and name of a path.
-fn parse(path: &str) -> Option<(&str, &str)> {
+/// The name in a path of our bucket.
+fn parse(path: &str) -> Option<&str> {
     let (bucket, name) = path.strip_prefix("gridfs://")?.split_once('/')?;
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    (!bucket.is_empty() && bucket.chars().all(good) && !name.is_empty()).then_some((bucket, name))
+    (bucket == BUCKET && !name.is_empty()).then_some(name)
 }
 
 /// A file that is complete.
@@ -108,7 +107,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn of(database: &Database, name: &str) -> Self {
+    fn of(database: &Database) -> Self {
         let options = || {
             let mut options = CollectionOptions::default();
             let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
@@ -116,8 +115,8 @@ impl Bucket {
             options
         };
         Bucket {
-            files: database.collection_with_options(&format!("{name}.files"), options()),
-            chunks: database.collection_with_options(&format!("{name}.chunks"), options()),
+            files: database.collection_with_options(&format!("{BUCKET}.files"), options()),
+            chunks: database.collection_with_options(&format!("{BUCKET}.chunks"), options()),
         }
     }
 
@@ -156,8 +155,8 @@ impl Inner {
     }
 
     async fn bucket(&self, path: &str) -> Result<(Bucket, String)> {
-        let (bucket, name) = parse(path).ok_or(Error::Missing)?;
-        Ok((Bucket::of(&self.database().await?, bucket), name.to_owned()))
+        let name = parse(path).ok_or(Error::Missing)?;
+        Ok((Bucket::of(&self.database().await?), name.to_owned()))
     }
 
     /// The indexes that GridFS is specified with.
@@ -414,10 +413,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_names_a_bucket_and_a_file() {
-        assert_eq!(parse("gridfs://artifacts/a-b"), Some(("artifacts", "a-b")));
-        assert_eq!(parse("gridfs://fs/name/with/slashes"), Some(("fs", "name/with/slashes")));
-        for bad in ["gridfs://", "gridfs://artifacts/", "gridfs:///x", "gridfs://a$b/x", "file:x"] {
+    fn only_files_of_our_bucket_are_touched() {
+        assert_eq!(parse("gridfs://artifacts/a-b"), Some("a-b"));
+        assert_eq!(parse("gridfs://artifacts/name/with/slashes"), Some("name/with/slashes"));
+        for bad in ["gridfs://", "gridfs://artifacts/", "gridfs://fs/x", "gridfs:///x", "file:x"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

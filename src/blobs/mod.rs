@@ -6,6 +6,7 @@
 
 pub mod gridfs;
 pub mod local;
+pub mod s3;
 
 use std::collections::HashMap;
 use std::ops::Range;

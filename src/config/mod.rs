@@ -199,13 +199,27 @@ impl Default for Watch {
 pub struct Artifacts {
     pub storage: Option<StorageKind>,
     pub local_dir: Option<PathBuf>,
+    pub s3_bucket: Option<String>,
+    pub s3_prefix: Option<String>,
+    pub s3_region: Option<String>,
+    pub s3_endpoint: Option<String>,
+    pub s3_allow_http: bool,
     #[serde(with = "seconds", rename = "upload_expiry_seconds")]
     pub upload_expiry: Duration,
 }
 
 impl Default for Artifacts {
     fn default() -> Self {
-        Artifacts { storage: None, local_dir: None, upload_expiry: Duration::from_secs(24 * 3600) }
+        Artifacts {
+            storage: None,
+            local_dir: None,
+            s3_bucket: None,
+            s3_prefix: None,
+            s3_region: None,
+            s3_endpoint: None,
+            s3_allow_http: false,
+            upload_expiry: Duration::from_secs(24 * 3600),
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Kind {
     MongoUri,
     /// An `http://` URL.
     Endpoint,
+    /// An `http://` or `https://` URL.
+    Url,
     /// A level, or `tracing` directives.
     LogFilter,
     /// One of these words.
@@ -178,6 +180,23 @@ const ROWS: &[Row] = &[
         "Directory of artifacts kept as files; servers of one cluster need the same one. Unset: artifacts in data_dir.",
     ),
     row(
+        "artifacts.s3_bucket",
+        Kind::Text(255),
+        "Bucket of artifacts kept in S3. Credentials come from the usual environment: AWS_ACCESS_KEY_ID and its like, or the machine's role.",
+    ),
+    row("artifacts.s3_prefix", Kind::Text(256), "Begins the key of every object."),
+    row(
+        "artifacts.s3_region",
+        Kind::Text(64),
+        "Region of the bucket. Unset: AWS_REGION or AWS_DEFAULT_REGION.",
+    ),
+    row(
+        "artifacts.s3_endpoint",
+        Kind::Url,
+        "URL of a service that is compatible with S3. Unset: AWS.",
+    ),
+    row("artifacts.s3_allow_http", Kind::Bool, "Whether the endpoint may be one without TLS."),
+    row(
         "artifacts.upload_expiry_seconds",
         Kind::Seconds(1.0, 30.0 * 86_400.0),
         "How long an upload that does not go on is kept.",
@@ -302,7 +321,7 @@ impl Setting {
             Kind::Directory => "DIR",
             Kind::Text(_) => "NAME",
             Kind::MongoUri => "URI",
-            Kind::Endpoint => "URL",
+            Kind::Endpoint | Kind::Url => "URL",
             Kind::LogFilter => "LEVEL",
             Kind::OneOf(_) => "FORMAT",
             Kind::Bool => "BOOL",
@@ -346,6 +365,10 @@ impl Setting {
                         .is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
                 })
             }
+            (Kind::Url, Value::String(text)) => text.parse::<http::Uri>().is_ok_and(|uri| {
+                matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.host().is_some_and(|host| !host.is_empty())
+            }),
             (Kind::LogFilter, Value::String(text)) => {
                 !text.is_empty() && crate::telemetry::filter(text).is_ok()
             }
@@ -370,6 +393,7 @@ impl Setting {
             Kind::Text(longest) => format!("a text of 1 to {longest} characters"),
             Kind::MongoUri => "a connection string: mongodb://... or mongodb+srv://...".to_owned(),
             Kind::Endpoint => "a URL such as http://localhost:4317 (without TLS)".to_owned(),
+            Kind::Url => "a URL such as https://s3.example.com".to_owned(),
             Kind::LogFilter => {
                 "error, warn, info, debug, trace or off, or directives such as info,stepwell::watch=debug"
                     .to_owned()
