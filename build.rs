@@ -20,6 +20,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure()
+        // Slices of what was received, not copies of it.
+        .bytes(".stepwell.v1.UploadArtifactRequest.chunk")
+        .bytes(".stepwell.v1.DownloadArtifactResponse.chunk")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .compile_fds(descriptors)?;
     Ok(())

@@ -10,6 +10,8 @@ pub mod telemetry;
 
 pub mod store;
 
+pub mod blobs;
+
 pub mod watch;
 
 pub mod app;

@@ -20,12 +20,17 @@ use crate::app::configurations::Configurations;
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
 use crate::app::metrics::{Metrics, Recorder};
-use crate::app::{self, App, Engine};
+use crate::app::{self, App, Artifacts, Engine};
+use crate::blobs::gridfs::GridFs;
+use crate::blobs::local::Local;
+use crate::blobs::s3::{S3, S3Options};
+use crate::blobs::{Storage, Storages};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, Mongodb, Secret, StoreChoice};
+use crate::config::{Config, ConfigError, Mongodb, Secret, StorageKind, StoreChoice};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
+use crate::store::artifacts::ArtifactStore;
 use crate::store::configurations::ConfigurationStore;
 use crate::store::inspect::Inspect;
 use crate::store::metrics::{Arrived, MetricStore};
@@ -129,6 +134,7 @@ impl Server {
     ) -> anyhow::Result<Server> {
         let store: Arc<dyn Store> = Arc::new(Observed::new(stores.records));
         let metric_store: Arc<dyn MetricStore> = Arc::new(ObservedMetrics::new(stores.metrics));
+        let (artifacts, storages) = (stores.artifacts, stores.storages);
         metrics::install();
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
@@ -204,6 +210,15 @@ impl Server {
         );
         let recorded = Arc::new(Metrics::new(Arc::clone(&app), metric_store, recorder));
 
+        let artifacts = Arc::new(Artifacts::new(
+            Arc::clone(&app),
+            artifacts,
+            storages,
+            Arc::clone(&clock),
+            config.artifacts.upload_expiry,
+            stop.clone(),
+        ));
+
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
         let keeper = Keeper {
@@ -215,6 +230,9 @@ impl Server {
         };
         tasks.spawn(keeper.run(stop.clone()));
         tasks.spawn(sweep(Arc::clone(&store), stop.clone()));
+        let often =
+            (config.artifacts.upload_expiry / 2).clamp(Duration::from_secs(1), SWEEP_INTERVAL);
+        tasks.spawn(sweep_artifacts(Arc::clone(&artifacts), often, stop.clone()));
 
         let (reporter, health) = tonic_health::server::health_reporter();
         let (ready_sender, ready) = signal::channel(false);
@@ -263,6 +281,7 @@ impl Server {
             app: Arc::clone(&app),
             configurations: Arc::clone(&configurations),
             metrics: recorded,
+            artifacts: Arc::clone(&artifacts),
             lease_made,
             tasks: tasks.clone(),
             stop: stop.clone(),
@@ -271,6 +290,10 @@ impl Server {
         .max_decoding_message_size(request_bytes);
         let configurations = proto::configuration_service_server::ConfigurationServiceServer::new(
             rpc::configurations::Service { configurations },
+        )
+        .max_decoding_message_size(request_bytes);
+        let artifacts = proto::artifact_service_server::ArtifactServiceServer::new(
+            rpc::artifacts::ArtifactCalls { artifacts, tasks: tasks.clone() },
         )
         .max_decoding_message_size(request_bytes);
         let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin {
@@ -296,6 +319,7 @@ impl Server {
             .add_service(ingest)
             .add_service(configurations)
             .add_service(metrics)
+            .add_service(artifacts)
             .add_service(admin)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
 
@@ -313,21 +337,28 @@ impl Server {
     }
 }
 
-/// The store by its roles: one database behind all of them.
+/// The store by its roles, one database behind all of them, and where the bytes of artifacts are.
 struct Stores {
     records: Arc<dyn Store>,
     configurations: Arc<dyn ConfigurationStore>,
     metrics: Arc<dyn MetricStore>,
+    artifacts: Arc<dyn ArtifactStore>,
     database: Arc<dyn Inspect>,
+    storages: Storages,
 }
 
 impl Stores {
-    fn of<S: Store + ConfigurationStore + MetricStore + Inspect>(store: Arc<S>) -> Stores {
+    fn of<S: Store + ConfigurationStore + MetricStore + ArtifactStore + Inspect>(
+        store: Arc<S>,
+        storages: Storages,
+    ) -> Stores {
         Stores {
             records: Arc::<S>::clone(&store),
             configurations: Arc::<S>::clone(&store),
             metrics: Arc::<S>::clone(&store),
+            artifacts: Arc::<S>::clone(&store),
             database: store,
+            storages,
         }
     }
 }
@@ -337,13 +368,23 @@ fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores>
     let metrics_kept = Some(config.retention.metrics).filter(|kept| !kept.is_zero());
     Ok(match config.store() {
         StoreChoice::Sqlite { data_dir } => {
+            let storages = storages(config, None)?;
             let options = SqliteOptions { metrics_kept, ..SqliteOptions::default() };
-            Stores::of(SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?)
+            let store = SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?;
+            Stores::of(store, storages)
         }
         StoreChoice::Mongodb { uri, settings } => {
             let options = MongoOptions { metrics_kept, ..mongo_options(uri, settings) };
             let store = MongoStore::connect(options, limits, Arc::clone(clock));
-            Stores::of(store.map_err(|_| malformed(uri))?)
+            let store = store.map_err(|_| malformed(uri))?;
+            let database = Arc::clone(&store);
+            let connect = move || {
+                let store = Arc::clone(&database);
+                Box::pin(async move { store.database().await }) as _
+            };
+            let gridfs = GridFs::new(Box::new(connect), Arc::clone(clock));
+            let storages = storages(config, Some(Arc::new(gridfs)))?;
+            Stores::of(store, storages)
         }
     })
 }
@@ -388,6 +429,35 @@ fn mongo_options(uri: &Secret, settings: &Mongodb) -> MongoOptions {
         write_concern: settings.write_concern.clone(),
         metrics_kept: None,
     }
+}
+
+/// Every storage that can be reached; new bytes go to the one that is set.
+fn storages(config: &Config, gridfs: Option<Arc<dyn Storage>>) -> anyhow::Result<Storages> {
+    let set = &config.artifacts;
+    let dir = set.local_dir.clone().unwrap_or_else(|| config.data_dir.join("artifacts"));
+    let local: Arc<dyn Storage> = Arc::new(Local::new(dir));
+    let s3 = set.s3_bucket.as_ref().map(|bucket| {
+        let options = S3Options {
+            bucket: bucket.clone(),
+            prefix: set.s3_prefix.clone().unwrap_or_default(),
+            region: set.s3_region.clone(),
+            endpoint: set.s3_endpoint.clone(),
+            allow_http: set.s3_allow_http,
+        };
+        S3::new(&options).map(|s3| Arc::new(s3) as Arc<dyn Storage>)
+    });
+    let s3 = s3.transpose().context("artifacts.s3_bucket: the bucket cannot be used")?;
+    let kind = set.storage.unwrap_or(match gridfs {
+        Some(_) => StorageKind::Gridfs,
+        None => StorageKind::Local,
+    });
+    let missing = |reason| ConfigError::new("artifacts.storage", format!("{kind:?}"), reason);
+    let default = match kind {
+        StorageKind::Local => Arc::clone(&local),
+        StorageKind::Gridfs => gridfs.clone().ok_or_else(|| missing("needs mongodb.uri"))?,
+        StorageKind::S3 => s3.clone().ok_or_else(|| missing("needs artifacts.s3_bucket"))?,
+    };
+    Ok(Storages::new(default, [local].into_iter().chain(gridfs).chain(s3)))
 }
 
 /// Tells the watchers and the metrics what became durable.
@@ -449,6 +519,7 @@ async fn set_ready(reporter: &HealthReporter, ready: bool) {
         "stepwell.v1.ConfigurationService",
         "stepwell.v1.MetricService",
         "stepwell.v1.AdminService",
+        "stepwell.v1.ArtifactService",
     ] {
         reporter.set_service_status(service, status).await;
     }
@@ -504,6 +575,24 @@ async fn sweep(store: Arc<dyn Store>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+    }
+}
+
+async fn sweep_artifacts(artifacts: Arc<Artifacts>, often: Duration, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            outcome = artifacts.sweep() => {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "cannot sweep artifacts");
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = artifacts.sweep_wanted.notified() => {}
+            () = tokio::time::sleep(often) => {}
         }
     }
 }

@@ -390,7 +390,7 @@ fn refused_records_are_named_and_the_rest_goes_in() {
                 r#"{"execution_id":"a","step_id":-1,"step_name":"s","status":"completed"}"#,
             ],
         );
-        write(folder.path(), "sets/execution_artifacts.jsonl", &["{}", "{}"]);
+        write(folder.path(), "sets/execution_metrics.jsonl", &["{}", "{}"]);
         let arguments = ["import", path(folder.path()), "-o", "json"];
         let ran = cli(&server, &arguments).await.code(1);
         let summary = ran.json();
@@ -580,6 +580,7 @@ fn real_records_come_back_as_they_are() {
                     let importable = if file.starts_with("executions.")
                         || file.starts_with("execution_steps.")
                         || file.starts_with("execution_metrics.")
+                        || file.starts_with("execution_artifacts.")
                     {
                         "stored"
                     } else {

@@ -28,6 +28,7 @@ const GUARDED_CRATES: &[&str] = &[
     "indicatif",
     "metrics_exporter_prometheus",
     "mongodb",
+    "object_store",
     "opentelemetry",
     "opentelemetry_otlp",
     "opentelemetry_sdk",
@@ -42,7 +43,8 @@ const GUARDED_CRATES: &[&str] = &[
 ];
 
 /// The backends. Of the layers above, only the composition root may name one.
-const BACKENDS: &[&str] = &["store::sqlite", "store::mongo"];
+const BACKENDS: &[&str] =
+    &["store::sqlite", "store::mongo", "blobs::gridfs", "blobs::local", "blobs::s3"];
 
 /// What is open to everybody above the rules: time, and handles that count.
 const COMMON: &[&str] = &["clock", "domain", "telemetry::metrics"];
@@ -77,6 +79,13 @@ const LAYERS: &[Layer] = &[
         may_use: &["clock", "domain", "store", "telemetry::metrics"],
         crates: &["mongodb"],
     },
+    Layer { modules: &["blobs"], may_use: &["clock", "domain"], crates: &[] },
+    Layer {
+        modules: &["blobs::gridfs"],
+        may_use: &["blobs", "clock", "store"],
+        crates: &["mongodb"],
+    },
+    Layer { modules: &["blobs::s3"], may_use: &["blobs"], crates: &["object_store"] },
     Layer {
         modules: &["watch"],
         may_use: &["clock", "domain", "store", "telemetry::metrics"],
@@ -84,13 +93,13 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         modules: &["app"],
-        may_use: &["clock", "domain", "store", "telemetry::metrics", "watch"],
+        may_use: &["blobs", "clock", "domain", "store", "telemetry::metrics", "watch"],
         crates: &[],
     },
     Layer { modules: &["proto"], may_use: &[], crates: &["prost", "prost_types", "tonic"] },
     Layer {
         modules: &["rpc"],
-        may_use: &["app", "clock", "domain", "proto", "store", "telemetry", "watch"],
+        may_use: &["app", "blobs", "clock", "domain", "proto", "store", "telemetry", "watch"],
         crates: &[
             "prost",
             "prost_types",
@@ -172,8 +181,17 @@ fn violation(import: &Import) -> Option<String> {
     }
     if is_under(&import.from, "cli") {
         // `rpc::convert` only turns values into messages.
-        let data =
-            ["app", "store", "watch", "rpc::executions", "rpc::steps", "rpc::ingest", "rpc::admin"];
+        let data = [
+            "app",
+            "blobs",
+            "store",
+            "watch",
+            "rpc::artifacts",
+            "rpc::executions",
+            "rpc::steps",
+            "rpc::ingest",
+            "rpc::admin",
+        ];
         if data.iter().any(|module| is_under(&path, module)) {
             return Some("the command line reaches data only through gRPC".to_owned());
         }

@@ -1,5 +1,6 @@
 //! What both edges see of a failure: facts for the client, and a private source for the log.
 
+use crate::blobs;
 use crate::domain::Refusal;
 use crate::store;
 
@@ -30,6 +31,12 @@ pub enum Error {
     /// The server is going down.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The client broke the stream off.
+    #[error("the client broke off")]
+    BrokenOff,
+    /// The storage of the bytes failed.
+    #[error(transparent)]
+    Bytes(blobs::Error),
     /// The store failed.
     #[error(transparent)]
     Store(store::Error),
@@ -41,6 +48,18 @@ impl From<store::Error> for Error {
             store::Error::Refused(refusal) => Error::Refused(refusal),
             other => Error::Store(other),
         }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Error::Refused(refusal)
+    }
+}
+
+impl From<blobs::Error> for Error {
+    fn from(error: blobs::Error) -> Self {
+        Error::Bytes(error)
     }
 }
 

@@ -5,3 +5,14 @@
 pub fn execution_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
+
+/// A new artifact id. As on MongoDB, it begins with the time: artifacts sort as they were stored.
+pub fn artifact_id() -> String {
+    bson::oid::ObjectId::new().to_hex()
+}
+
+/// A name for new bytes, or for an upload that its client gave none.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that makes ids")]
+pub fn blob_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}

@@ -1,5 +1,6 @@
 //! The operations, whoever asks: both edges call these, and nothing here knows a protocol.
 
+pub mod artifacts;
 pub mod configurations;
 pub mod engine;
 pub mod error;
@@ -7,6 +8,7 @@ pub mod ids;
 pub mod leases;
 pub mod metrics;
 pub mod token;
+pub mod uploads;
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use crate::domain::query::{
 use crate::domain::{Execution, Refusal, Step, StepRef, StepStatus};
 use crate::store::{Answer, Op, Store, StoreInfo};
 
+pub use artifacts::Artifacts;
 pub use engine::Engine;
 pub use error::{Error, Result, Violation};
 pub use token::Tokens;

@@ -5,7 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hmac::{Hmac, Mac as _};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
@@ -22,6 +22,7 @@ pub enum Kind {
     Resume,
     ConfigurationPage,
     MetricPage,
+    ArtifactPage,
 }
 
 /// Signs and checks tokens.

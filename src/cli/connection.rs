@@ -12,6 +12,7 @@ use tonic_types::StatusExt as _;
 use super::exit::{Failure, Result};
 use super::text;
 use crate::proto::admin_service_client::AdminServiceClient;
+use crate::proto::artifact_service_client::ArtifactServiceClient;
 use crate::proto::execution_service_client::ExecutionServiceClient;
 use crate::proto::ingest_service_client::IngestServiceClient;
 use crate::proto::step_service_client::StepServiceClient;
@@ -91,6 +92,10 @@ impl Connection {
 
     pub fn ingest(&self) -> IngestServiceClient<Channel> {
         IngestServiceClient::new(self.channel.clone()).max_decoding_message_size(REPLY_BYTES)
+    }
+
+    pub fn artifacts(&self) -> ArtifactServiceClient<Channel> {
+        ArtifactServiceClient::new(self.channel.clone())
     }
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {

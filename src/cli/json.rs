@@ -74,7 +74,7 @@ fn attempt(record: &proto::Attempt) -> Json {
     })
 }
 
-fn artifact(record: &proto::Artifact) -> Json {
+pub fn artifact(record: &proto::Artifact) -> Json {
     json!({
         "artifact_id": record.artifact_id,
         "execution_id": record.execution_id,

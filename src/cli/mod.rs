@@ -1,6 +1,7 @@
 //! The command line: the server, and the commands that talk to one. Client commands reach data only through
 //! gRPC, so that they work with any server.
 
+mod artifacts;
 mod connection;
 mod doctor;
 mod executions;
@@ -52,7 +53,16 @@ enum Command {
         #[command(subcommand)]
         command: executions::Command,
     },
-    /// Import executions, steps and configurations from files of Extended JSON, one document a line.
+    /// Upload, download, list and delete the files that a run produced.
+    #[command(after_help = CODES_HELP)]
+    Artifacts {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: artifacts::Command,
+    },
+    /// Import executions and all that belongs to them, and configurations, from files of Extended JSON, one
+    /// document a line.
     #[command(after_help = CODES_HELP)]
     Import {
         #[command(flatten)]
@@ -105,6 +115,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Executions { client, command } => block_on(async {
             let connection = client.server.connect()?;
             executions::run(command, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Artifacts { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            artifacts::run(command, &connection, &client.output.open()).await
         }),
         Command::Import { client, args } => block_on(async {
             let connection = client.server.connect()?;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use toml::{Table, Value};
 
-use super::Config;
 use super::settings::{ENV_PREFIX, Setting, by_key, nearest, settings};
+use super::{Config, StorageKind};
 
 /// Names the configuration file.
 pub const CONFIG_ENV: &str = "STEPWELL_CONFIG";
@@ -436,6 +436,21 @@ fn conflicts(config: &Config) -> Vec<Problem> {
     if config.http.listen.is_some_and(|http| http.port() != 0 && http == config.listen) {
         refuse("http.listen", "is the address of the gRPC port; they need one each".to_owned());
     }
+    let artifacts = &config.artifacts;
+    match artifacts.storage {
+        Some(StorageKind::Gridfs) if config.mongodb.uri.is_none() => {
+            refuse("artifacts.storage", "is in MongoDB, and there is no mongodb.uri".to_owned());
+        }
+        Some(StorageKind::S3) if artifacts.s3_bucket.is_none() => {
+            refuse("artifacts.storage", "needs artifacts.s3_bucket".to_owned());
+        }
+        _ => {}
+    }
+    if artifacts.s3_endpoint.as_ref().is_some_and(|url| url.starts_with("http:"))
+        && !artifacts.s3_allow_http
+    {
+        refuse("artifacts.s3_endpoint", "is without TLS: artifacts.s3_allow_http".to_owned());
+    }
     problems
 }
 
@@ -447,8 +462,16 @@ fn without_effect(config: &Config) -> Vec<Warning> {
             warnings.push(Warning::NoEffect { key, origin: origin.clone(), because });
         }
     };
+    if config.artifacts.s3_bucket.is_none() {
+        for setting in settings().iter().filter(|one| one.key.starts_with("artifacts.s3_")) {
+            warn(setting.key, "there is no artifacts.s3_bucket");
+        }
+    }
+    let files = config.artifacts.storage == Some(StorageKind::Local);
     if config.mongodb.uri.is_some() {
-        warn("data_dir", "mongodb.uri selects MongoDB");
+        if !files || config.artifacts.local_dir.is_some() {
+            warn("data_dir", "mongodb.uri selects MongoDB");
+        }
     } else {
         for setting in settings().iter().filter(|setting| setting.key.starts_with("mongodb.")) {
             warn(setting.key, "there is no mongodb.uri, so the embedded store is used");

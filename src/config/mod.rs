@@ -37,6 +37,7 @@ pub struct Config {
     pub writes: Writes,
     pub watch: Watch,
     pub retention: Retention,
+    pub artifacts: Artifacts,
     pub limits: Limits,
     pub shutdown: Shutdown,
     pub log: Log,
@@ -76,6 +77,7 @@ impl Default for Config {
             writes: Writes::default(),
             watch: Watch::default(),
             retention: Retention::default(),
+            artifacts: Artifacts::default(),
             limits: Limits::default(),
             shutdown: Shutdown::default(),
             log: Log::default(),
@@ -205,6 +207,45 @@ impl Default for Retention {
     fn default() -> Self {
         Retention { metrics: Duration::from_secs(30 * 24 * 3600) }
     }
+}
+
+/// The bytes of artifacts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Artifacts {
+    pub storage: Option<StorageKind>,
+    pub local_dir: Option<PathBuf>,
+    pub s3_bucket: Option<String>,
+    pub s3_prefix: Option<String>,
+    pub s3_region: Option<String>,
+    pub s3_endpoint: Option<String>,
+    pub s3_allow_http: bool,
+    #[serde(with = "seconds", rename = "upload_expiry_seconds")]
+    pub upload_expiry: Duration,
+}
+
+impl Default for Artifacts {
+    fn default() -> Self {
+        Artifacts {
+            storage: None,
+            local_dir: None,
+            s3_bucket: None,
+            s3_prefix: None,
+            s3_region: None,
+            s3_endpoint: None,
+            s3_allow_http: false,
+            upload_expiry: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Where the bytes of new artifacts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    Gridfs,
+    Local,
+    S3,
 }
 
 /// How the process ends.

@@ -23,6 +23,8 @@ pub enum Kind {
     MongoUri,
     /// An `http://` URL.
     Endpoint,
+    /// An `http://` or `https://` URL.
+    Url,
     /// A level, or `tracing` directives.
     LogFilter,
     /// One of these words.
@@ -172,6 +174,38 @@ const ROWS: &[Row] = &[
         Kind::Seconds(0.0, 3_155_760_000.0),
         "How long points of metrics are kept, by their own time; older ones are not taken in. 0: for ever.",
     ),
+    row(
+        "artifacts.storage",
+        Kind::OneOf(&["gridfs", "local", "s3"]),
+        "Where the bytes of new artifacts go. Unset: gridfs with MongoDB, local with the embedded store.",
+    ),
+    row(
+        "artifacts.local_dir",
+        Kind::Directory,
+        "Directory of artifacts kept as files; servers of one cluster need the same one. Unset: artifacts in data_dir.",
+    ),
+    row(
+        "artifacts.s3_bucket",
+        Kind::Text(255),
+        "Bucket of artifacts kept in S3. Credentials come from the usual environment: AWS_ACCESS_KEY_ID and its like, or the machine's role.",
+    ),
+    row("artifacts.s3_prefix", Kind::Text(256), "Begins the key of every object."),
+    row(
+        "artifacts.s3_region",
+        Kind::Text(64),
+        "Region of the bucket. Unset: AWS_REGION or AWS_DEFAULT_REGION.",
+    ),
+    row(
+        "artifacts.s3_endpoint",
+        Kind::Url,
+        "URL of a service that is compatible with S3. Unset: AWS.",
+    ),
+    row("artifacts.s3_allow_http", Kind::Bool, "Whether the endpoint may be one without TLS."),
+    row(
+        "artifacts.upload_expiry_seconds",
+        Kind::Seconds(1.0, 30.0 * 86_400.0),
+        "How long an upload that does not go on is kept.",
+    ),
     row("limits.name_characters", Kind::Integer(1, 4096), "Longest name or id."),
     row("limits.execution_id_characters", Kind::Integer(36, 1024), "Longest execution id."),
     row(
@@ -189,6 +223,21 @@ const ROWS: &[Row] = &[
     ),
     row("limits.steps_per_execution", Kind::Integer(1, 1_000_000), "Most steps of one execution."),
     row("limits.depends_on_ids", Kind::Integer(0, 10_000), "Most ids in depends_on."),
+    row(
+        "limits.artifact_bytes",
+        Kind::Integer(1, 40 * 1024 * MIB),
+        "Largest artifact that is uploaded.",
+    ),
+    row(
+        "limits.artifacts_per_execution",
+        Kind::Integer(1, 1_000_000),
+        "Most artifacts of one execution.",
+    ),
+    row(
+        "limits.artifact_bytes_per_execution",
+        Kind::Integer(1, 1024 * 1024 * 1024 * MIB),
+        "Most bytes of all artifacts of one execution together.",
+    ),
     row("limits.request_bytes", Kind::Integer(64 * 1024, 64 * MIB), "Largest incoming message."),
     row("limits.page_records", Kind::Integer(1, 1000), "Most records of one page."),
     row(
@@ -277,7 +326,7 @@ impl Setting {
             Kind::Directory => "DIR",
             Kind::Text(_) => "NAME",
             Kind::MongoUri => "URI",
-            Kind::Endpoint => "URL",
+            Kind::Endpoint | Kind::Url => "URL",
             Kind::LogFilter => "LEVEL",
             Kind::OneOf(_) => "FORMAT",
             Kind::Bool => "BOOL",
@@ -321,6 +370,10 @@ impl Setting {
                         .is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
                 })
             }
+            (Kind::Url, Value::String(text)) => text.parse::<http::Uri>().is_ok_and(|uri| {
+                matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.host().is_some_and(|host| !host.is_empty())
+            }),
             (Kind::LogFilter, Value::String(text)) => {
                 !text.is_empty() && crate::telemetry::filter(text).is_ok()
             }
@@ -345,6 +398,7 @@ impl Setting {
             Kind::Text(longest) => format!("a text of 1 to {longest} characters"),
             Kind::MongoUri => "a connection string: mongodb://... or mongodb+srv://...".to_owned(),
             Kind::Endpoint => "a URL such as http://localhost:4317 (without TLS)".to_owned(),
+            Kind::Url => "a URL such as https://s3.example.com".to_owned(),
             Kind::LogFilter => {
                 "error, warn, info, debug, trace or off, or directives such as info,stepwell::watch=debug"
                     .to_owned()

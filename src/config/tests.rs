@@ -142,10 +142,11 @@ fn sample(setting: &Setting) -> String {
         Kind::Address => format!("127.0.0.1:{}", 7000 + setting.key.len()),
         Kind::Directory | Kind::Text(_) => "other".to_owned(),
         Kind::MongoUri => "mongodb://eve:hunter2@h:27017".to_owned(),
+        Kind::Url => "https://s3.example.org".to_owned(),
         Kind::Endpoint => "http://localhost:4317".to_owned(),
         Kind::LogFilter => "warn,stepwell::watch=trace".to_owned(),
         Kind::OneOf(words) => (*words.last().expect("words")).to_owned(),
-        Kind::Bool => "false".to_owned(),
+        Kind::Bool => (setting.key == "artifacts.s3_allow_http").to_string(),
         Kind::Integer(..) => match setting.key {
             "limits.payload_bytes" => "70000".to_owned(),
             "limits.request_bytes" => "700000".to_owned(),

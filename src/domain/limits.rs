@@ -28,6 +28,9 @@ pub const METRIC_NAMES: usize = 50;
 /// The `request_id` of a request of metrics.
 pub const REQUEST_ID_CHARACTERS: usize = 128;
 
+/// Bytes in one message of an upload.
+pub const UPLOAD_CHUNK_BYTES: usize = 4 * 1024 * 1024;
+
 /// The bounds an operator may set; each is refused with INVALID_ARGUMENT naming field, size and limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -45,6 +48,9 @@ pub struct Limits {
     pub page_records: usize,
     pub page_bytes: usize,
     pub page_examined_records: usize,
+    pub artifact_bytes: usize,
+    pub artifacts_per_execution: usize,
+    pub artifact_bytes_per_execution: usize,
 }
 
 impl Default for Limits {
@@ -63,6 +69,9 @@ impl Default for Limits {
             page_records: 1000,
             page_bytes: 4 * 1024 * 1024,
             page_examined_records: 20_000,
+            artifact_bytes: 5 * 1024 * 1024 * 1024,
+            artifacts_per_execution: 10_000,
+            artifact_bytes_per_execution: 100 * 1024 * 1024 * 1024,
         }
     }
 }

@@ -23,6 +23,24 @@ pub enum Refusal {
     UnknownDependency { step_id: i32, depends_on: i32 },
     /// The dependencies go round in a circle through this step.
     DependencyCycle { step_id: i32 },
+    /// There is no such artifact.
+    ArtifactNotFound { artifact_id: String },
+    /// The id is taken by an artifact with other content.
+    ArtifactExists { artifact_id: String },
+    /// The record has no bytes that this server keeps.
+    ArtifactWithoutBytes { artifact_id: String },
+    /// The bytes are not, or not all, those that were stored.
+    ArtifactBytesLost { artifact_id: String },
+    /// The execution would have more artifacts, or more bytes of them, than allowed.
+    ArtifactLimit { field: &'static str, size: u64, limit: u64 },
+    /// There is no upload of this id, or it has expired.
+    UploadNotFound { upload_id: String },
+    /// The id is taken by an upload of something else.
+    UploadExists { upload_id: String },
+    /// The upload cannot be gone on with from there.
+    UploadOffset { upload_id: String, offset: u64, received: u64 },
+    /// Another connection goes on with the upload.
+    UploadTaken { upload_id: String },
     /// A bound that only the stored record shows was passed.
     TooLarge { field: &'static str, size: usize, limit: usize },
     /// There is no such version, or no active one.

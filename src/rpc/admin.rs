@@ -9,7 +9,7 @@ use super::status;
 use crate::app::App;
 use crate::domain::limits::{
     FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
-    NESTING_DEPTH, REQUEST_ID_CHARACTERS,
+    NESTING_DEPTH, REQUEST_ID_CHARACTERS, UPLOAD_CHUNK_BYTES,
 };
 use crate::proto;
 use crate::store::inspect::Inspect;
@@ -70,6 +70,10 @@ impl proto::admin_service_server::AdminService for Admin {
             ("request_bytes", limits.request_bytes),
             ("page_records", limits.page_records),
             ("page_bytes", limits.page_bytes),
+            ("artifact_bytes", limits.artifact_bytes),
+            ("artifacts_per_execution", limits.artifacts_per_execution),
+            ("artifact_bytes_per_execution", limits.artifact_bytes_per_execution),
+            ("upload_chunk_bytes", UPLOAD_CHUNK_BYTES),
             ("page_examined_records", limits.page_examined_records),
             ("nesting_depth", NESTING_DEPTH),
             ("filter_values", FILTER_VALUES),
@@ -82,8 +86,9 @@ impl proto::admin_service_server::AdminService for Admin {
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
-        let mut features =
-            ["ingest", "leases", "configurations", "metrics"].map(str::to_owned).to_vec();
+        let mut features = ["artifacts", "configurations", "ingest", "leases", "metrics"]
+            .map(str::to_owned)
+            .to_vec();
         if store.watchable {
             features.push("watch".to_owned());
         }

@@ -14,14 +14,15 @@ use tokio_util::task::TaskTracker;
 use tonic::{Response, Status, Streaming};
 
 use super::requests::PlanAsked;
-use super::{configurations, convert, metric_requests, requests, status};
+use super::{artifact_requests, configurations, convert, metric_requests, requests, status};
 use crate::app::configurations::Configurations;
 use crate::app::metrics::{Metrics, Request};
-use crate::app::{App, Error, Result, ids};
+use crate::app::{App, Artifacts, Error, Result, ids};
 use crate::domain::Configuration;
 use crate::proto;
 use crate::proto::ingest_request::Write;
 use crate::proto::ingest_response::Result as Outcome;
+use crate::store::artifacts::Created;
 use crate::store::configurations::Stored;
 use crate::store::{Answer, Op};
 
@@ -33,6 +34,7 @@ pub struct Ingest {
     pub app: Arc<App>,
     pub configurations: Arc<Configurations>,
     pub metrics: Arc<Metrics>,
+    pub artifacts: Arc<Artifacts>,
     pub lease_made: Arc<Notify>,
     pub tasks: TaskTracker,
     /// Ends the streams: no more is read, what was read is answered.
@@ -62,6 +64,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
             app: Arc::clone(&self.app),
             configurations: Arc::clone(&self.configurations),
             metrics: Arc::clone(&self.metrics),
+            artifacts: Arc::clone(&self.artifacts),
             lease_made: Arc::clone(&self.lease_made),
             stop: self.stop.clone(),
             in_flight: self.in_flight.max(1),
@@ -76,6 +79,7 @@ struct Run {
     app: Arc<App>,
     configurations: Arc<Configurations>,
     metrics: Arc<Metrics>,
+    artifacts: Arc<Artifacts>,
     lease_made: Arc<Notify>,
     stop: CancellationToken,
     in_flight: usize,
@@ -107,7 +111,7 @@ impl Run {
                     let taken = match self.take(request) {
                         // In order: what is under way about the same comes first.
                         Ok(taken) => {
-                            while aside.contains_key(taken.key())
+                            while taken.key().is_some_and(|key| aside.contains_key(key))
                                 && let Some((answer, key)) = waiting.next().await
                             {
                                 ended(&mut aside, key);
@@ -213,8 +217,19 @@ impl Run {
                 let request = metric_requests::put(limits, request)?;
                 return Ok(self.metrics(request, None));
             }
-            Some(Write::PutArtifact(_)) => {
-                return Err(Error::invalid("write", "is not supported"));
+            Some(Write::PutArtifact(record)) => {
+                let record = artifact_requests::put_artifact(limits, record)?;
+                let execution_id = record.execution_id.clone();
+                let artifacts = Arc::clone(&self.artifacts);
+                let running = Box::pin(async move {
+                    let (stored, created) = match artifacts.put(record).await? {
+                        Created::New(stored) => (stored, true),
+                        Created::Found(stored) => (stored, false),
+                    };
+                    let artifact_id = stored.artifact_id;
+                    Ok(Outcome::Artifact(proto::IngestedArtifact { artifact_id, created }))
+                });
+                return Ok(Taken::Beside { execution_id, running });
             }
         }?;
         Ok(Taken::Lane(execution_id, op, expects))
@@ -264,17 +279,25 @@ impl Run {
                 let pending = self.app.engine().enqueue(execution_id.clone(), op).await?;
                 Ok(Begun::Lane(pending, execution_id, expects))
             }
+            Taken::Beside { execution_id, running } => {
+                let after = Some(execution_id.clone()).filter(|id| !id.is_empty());
+                Ok(self.aside(execution_id, after, running))
+            }
             Taken::Aside { key, execution_id, running } => {
-                let engine = self.app.engine().clone();
-                let running = async move {
-                    if let Some(execution_id) = execution_id {
-                        engine.passed(&execution_id).await?;
-                    }
-                    running.await
-                };
-                Ok(Begun::Aside(key, Box::pin(running)))
+                Ok(self.aside(key, execution_id, running))
             }
         }
+    }
+
+    fn aside(&self, key: String, execution_id: Option<String>, running: Running) -> Begun {
+        let engine = self.app.engine().clone();
+        let running = async move {
+            if let Some(execution_id) = execution_id {
+                engine.passed(&execution_id).await?;
+            }
+            running.await
+        };
+        Begun::Aside(key, Box::pin(running))
     }
 }
 
@@ -292,13 +315,21 @@ enum Taken {
         execution_id: Option<String>,
         running: Running,
     },
+    /// One beside the lanes that depends on its execution and not on others of its kind.
+    Beside {
+        /// Empty: of none.
+        execution_id: String,
+        running: Running,
+    },
 }
 
 impl Taken {
-    fn key(&self) -> &str {
+    /// What has to have ended before.
+    fn key(&self) -> Option<&str> {
         match self {
-            Taken::Lane(execution_id, ..) => execution_id,
-            Taken::Aside { key, .. } => key,
+            Taken::Lane(execution_id, ..) => Some(execution_id),
+            Taken::Aside { key, .. } => Some(key),
+            Taken::Beside { .. } => None,
         }
     }
 }

@@ -37,7 +37,7 @@ pub fn record(limits: &Limits, request: proto::RecordMetricsRequest) -> Result<R
     let mut points = Vec::with_capacity(request.points.len());
     for (place, sent) in request.points.into_iter().enumerate() {
         points.push(point(&mut check, place, &request.execution_id, sent));
-        if check.count() >= NAMED {
+        if check.bad_fields() >= NAMED {
             check.bad(
                 "points",
                 format!("were looked at up to number {place}, and have more faults"),

@@ -1,6 +1,8 @@
 //! The gRPC edge: one file per service. Converts, calls an operation, converts back; decides nothing.
 
 pub mod admin;
+mod artifact_requests;
+pub mod artifacts;
 pub mod configurations;
 pub mod convert;
 pub mod edge_errors;

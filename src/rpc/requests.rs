@@ -49,7 +49,7 @@ impl<'a> Check<'a> {
     }
 
     /// Bad fields so far.
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn bad_fields(&self) -> usize {
         self.violations.len()
     }
 
@@ -87,7 +87,7 @@ impl<'a> Check<'a> {
         self.characters("execution_id", id, FOREIGN_ID_CHARACTERS);
     }
 
-    fn id_in(&mut self, field: &str, id: &str) {
+    pub(super) fn id_in(&mut self, field: &str, id: &str) {
         if id.is_empty() {
             self.bad(field, "is required");
         }
@@ -101,7 +101,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn name(&mut self, field: &str, text: &str) {
+    pub(super) fn name(&mut self, field: &str, text: &str) {
         self.characters(field, text, self.limits.name_characters);
     }
 
@@ -118,7 +118,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn message(&mut self, field: &str, text: &str) {
+    pub(super) fn message(&mut self, field: &str, text: &str) {
         self.characters(field, text, self.limits.message_characters);
     }
 
@@ -131,7 +131,7 @@ impl<'a> Check<'a> {
         millis
     }
 
-    fn object(&mut self, field: &str, object: Option<&Struct>) -> Document {
+    pub(super) fn object(&mut self, field: &str, object: Option<&Struct>) -> Document {
         self.object_within(field, object, self.limits.metadata_bytes)
     }
 
@@ -195,7 +195,7 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn step_id(&mut self, field: &str, step_id: Option<i32>) -> Option<i32> {
+    pub(super) fn step_id(&mut self, field: &str, step_id: Option<i32>) -> Option<i32> {
         if step_id.is_some_and(|id| id < 0) {
             self.bad(field, "must not be negative");
         }

@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::app::Error;
+use crate::blobs;
 use crate::domain::{MetricCounts, Refusal};
 use crate::store;
 
@@ -137,6 +138,20 @@ fn looked_up(error: &Error) -> Answer {
             "the server is shutting down; go on with another one",
         )
         .retry(),
+        Error::BrokenOff => Answer::new(
+            Code::Cancelled,
+            "BROKEN_OFF",
+            "the stream broke off; what has arrived is kept if there is an upload_id",
+        ),
+        Error::Bytes(blobs::Error::Unavailable(_)) => Answer::new(
+            Code::Unavailable,
+            "STORAGE_UNAVAILABLE",
+            "the storage of the bytes is away; send the same request again",
+        )
+        .retry(),
+        Error::Bytes(blobs::Error::Missing | blobs::Error::Failed(_)) => {
+            Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
+        }
         Error::Store(error) => store_failed(error),
     }
 }
@@ -199,6 +214,59 @@ fn refused(refusal: &Refusal) -> Answer {
             format!("the dependencies go round in a circle through step {step_id}"),
         )
         .field("steps.depends_on"),
+        Refusal::ArtifactNotFound { artifact_id } => Answer::new(
+            Code::NotFound,
+            "ARTIFACT_NOT_FOUND",
+            format!("there is no artifact {artifact_id}"),
+        )
+        .resource("artifact", artifact_id),
+        Refusal::ArtifactExists { artifact_id } => Answer::new(
+            Code::AlreadyExists,
+            "ARTIFACT_ALREADY_EXISTS",
+            format!("artifact {artifact_id} is stored with other content"),
+        )
+        .resource("artifact", artifact_id),
+        Refusal::ArtifactWithoutBytes { artifact_id } => Answer::new(
+            Code::FailedPrecondition,
+            "ARTIFACT_WITHOUT_BYTES",
+            format!("artifact {artifact_id} is a record only: this server keeps no bytes of it"),
+        ),
+        Refusal::ArtifactBytesLost { artifact_id } => Answer::new(
+            Code::DataLoss,
+            "ARTIFACT_BYTES_LOST",
+            format!("the bytes of artifact {artifact_id} are not those that were stored"),
+        ),
+        Refusal::ArtifactLimit { field, size, limit } => Answer::new(
+            Code::InvalidArgument,
+            "ARTIFACT_LIMIT",
+            format!("{field}: the execution would have {size}, more than the limit of {limit}"),
+        )
+        .field(field),
+        Refusal::UploadNotFound { upload_id } => Answer::new(
+            Code::NotFound,
+            "UPLOAD_NOT_FOUND",
+            format!("there is no upload {upload_id}, or it has expired"),
+        )
+        .resource("upload", upload_id),
+        Refusal::UploadExists { upload_id } => Answer::new(
+            Code::AlreadyExists,
+            "UPLOAD_ALREADY_EXISTS",
+            format!("upload {upload_id} is one of another description"),
+        )
+        .resource("upload", upload_id),
+        Refusal::UploadOffset { upload_id, offset, received } => Answer::new(
+            Code::OutOfRange,
+            "UPLOAD_OFFSET",
+            format!(
+                "upload {upload_id} cannot go on at byte {offset}: {received} bytes have arrived \
+                 (begin with 0 to start over)"
+            ),
+        ),
+        Refusal::UploadTaken { upload_id } => Answer::new(
+            Code::Aborted,
+            "UPLOAD_TAKEN",
+            format!("another connection has gone on with upload {upload_id}"),
+        ),
         Refusal::TooLarge { field: field @ ("metadata" | "output"), size, limit } => Answer::new(
             Code::InvalidArgument,
             "INVALID_ARGUMENT",
@@ -394,6 +462,62 @@ mod tests {
                 }),
                 Code::AlreadyExists,
                 "METRIC_REQUEST_ALREADY_EXISTS",
+            ),
+            (
+                Error::Refused(Refusal::ArtifactNotFound { artifact_id: id() }),
+                Code::NotFound,
+                "ARTIFACT_NOT_FOUND",
+            ),
+            (
+                Error::Refused(Refusal::ArtifactExists { artifact_id: id() }),
+                Code::AlreadyExists,
+                "ARTIFACT_ALREADY_EXISTS",
+            ),
+            (
+                Error::Refused(Refusal::ArtifactWithoutBytes { artifact_id: id() }),
+                Code::FailedPrecondition,
+                "ARTIFACT_WITHOUT_BYTES",
+            ),
+            (
+                Error::Refused(Refusal::ArtifactBytesLost { artifact_id: id() }),
+                Code::DataLoss,
+                "ARTIFACT_BYTES_LOST",
+            ),
+            (
+                Error::Refused(Refusal::ArtifactLimit { field: "artifacts", size: 2, limit: 1 }),
+                Code::InvalidArgument,
+                "ARTIFACT_LIMIT",
+            ),
+            (
+                Error::Refused(Refusal::UploadNotFound { upload_id: id() }),
+                Code::NotFound,
+                "UPLOAD_NOT_FOUND",
+            ),
+            (
+                Error::Refused(Refusal::UploadExists { upload_id: id() }),
+                Code::AlreadyExists,
+                "UPLOAD_ALREADY_EXISTS",
+            ),
+            (
+                Error::Refused(Refusal::UploadOffset { upload_id: id(), offset: 2, received: 1 }),
+                Code::OutOfRange,
+                "UPLOAD_OFFSET",
+            ),
+            (
+                Error::Refused(Refusal::UploadTaken { upload_id: id() }),
+                Code::Aborted,
+                "UPLOAD_TAKEN",
+            ),
+            (Error::BrokenOff, Code::Cancelled, "BROKEN_OFF"),
+            (
+                Error::Bytes(blobs::Error::Unavailable("secret mongodb://user:pass@host".into())),
+                Code::Unavailable,
+                "STORAGE_UNAVAILABLE",
+            ),
+            (
+                Error::Bytes(blobs::Error::Failed("secret mongodb://user:pass@host".into())),
+                Code::Internal,
+                "INTERNAL",
             ),
             (Error::Refused(Refusal::NeedsPayload), Code::Internal, "INTERNAL"),
             (Error::Store(store::Error::Unavailable(None)), Code::Unavailable, "STORE_UNAVAILABLE"),

@@ -1,6 +1,7 @@
 //! What a store promises, whichever database is behind it. Backends are twins: the same files, the same
 //! conformance suite. Nothing here or above names a driver.
 
+pub mod artifacts;
 pub mod configurations;
 pub mod error;
 pub mod inspect;

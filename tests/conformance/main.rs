@@ -4,6 +4,7 @@
 //! shows; `docs/promises.md` has the same seen from the promises, and `promises` compares the two. A case may
 //! not opt out of a backend.
 
+mod artifacts;
 mod bounds;
 mod configurations;
 mod executions;
@@ -261,6 +262,32 @@ cases! {
         an_execution_records_its_configuration_version: "1.executions" "2.3",
         a_put_configuration_is_kept_as_it_is: "3.put",
         every_lookup_is_served_by_an_index: "1.indexes" "3.CheckIndexes",
+    }
+    artifacts {
+        an_uploaded_artifact_has_every_field_that_was_sent: "1.artifacts" "3.UploadArtifact",
+        bytes_of_every_length_come_back: "3.UploadArtifact" "3.DownloadArtifact",
+        declared_size_and_digest_are_enforced: "3.UploadArtifact",
+        a_broken_upload_leaves_nothing_behind: "3.UploadArtifact",
+        nothing_is_visible_before_the_last_byte: "3.UploadArtifact",
+        the_same_upload_again_is_the_stored_artifact: "3.UploadArtifact",
+        racing_uploads_of_the_same_bytes_are_stored_once: "3.UploadArtifact",
+        an_upload_goes_on_where_it_broke_off: "3.GetUpload" "3.UploadArtifact",
+        an_upload_goes_on_through_another_server: "3.GetUpload",
+        an_upload_goes_on_from_no_other_place: "3.GetUpload",
+        an_upload_id_belongs_to_its_description: "3.GetUpload",
+        an_upload_whose_answer_was_lost_is_found: "3.GetUpload",
+        a_new_connection_takes_an_upload_over: "3.GetUpload",
+        an_upload_that_does_not_go_on_expires: "3.GetUpload",
+        a_download_may_be_of_a_part: "3.DownloadArtifact",
+        bytes_that_are_damaged_or_gone_are_data_loss: "3.DownloadArtifact",
+        artifacts_are_listed_newest_first: "3.ListArtifacts" "3.errors.tokens",
+        a_deleted_artifact_is_gone_with_its_bytes: "3.DeleteArtifact",
+        names_of_artifacts_are_data: "3.UploadArtifact",
+        artifacts_are_bounded: "3.bounds.artifacts" "3.errors.bad_request",
+        an_execution_has_a_bounded_number_of_artifacts: "3.bounds.artifacts",
+        an_upload_that_races_a_delete_leaves_nothing_behind: "2.4" "3.UploadArtifact",
+        a_whole_artifact_record_is_kept_as_it_is: "3.put" "1.artifacts",
+        a_record_never_leads_to_bytes_of_others: "3.DownloadArtifact" "3.DeleteArtifact",
     }
     service {
         reflection_lists_every_service_with_its_imports: "3.reflection",

@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
     "stepwell.v1.ArtifactService",
@@ -235,6 +235,16 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         ("GetStepRequest", "execution_id step_id step_key"),
         ("ListStepsRequest", "execution_id statuses page_size page_token"),
         ("ListStepsResponse", "steps next_page_token"),
+        (
+            "Artifact",
+            "artifact_id execution_id step_id artifact_type artifact_name mime_type size_bytes \
+             storage_type storage_path metadata created_at sha256",
+        ),
+        ("GetUploadRequest", "upload_id"),
+        ("GetUploadResponse", "received_bytes"),
+        ("DownloadArtifactRequest", "artifact_id offset limit"),
+        ("ListArtifactsRequest", "execution_id step_id artifact_type page_size page_token"),
+        ("UploadArtifactResponse", "artifact"),
     ] {
         let found = fields(messages[message]);
         for name in words(names) {
@@ -284,6 +294,7 @@ pub async fn health_says_serving(b: Backend) {
         "stepwell.v1.ExecutionService",
         "stepwell.v1.StepService",
         "stepwell.v1.IngestService",
+        "stepwell.v1.ArtifactService",
         "stepwell.v1.ConfigurationService",
         "stepwell.v1.MetricService",
         "stepwell.v1.AdminService",
@@ -300,7 +311,7 @@ pub async fn the_server_says_what_it_is(b: Backend) {
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.store, b.kind.name());
     assert!(!info.store_version.is_empty());
-    for feature in ["watch", "ingest", "leases", "configurations", "metrics"] {
+    for feature in ["artifacts", "configurations", "ingest", "leases", "metrics", "watch"] {
         assert!(info.features.iter().any(|found| found == feature), "{:?}", info.features);
     }
     for (limit, value) in [
@@ -320,6 +331,9 @@ pub async fn the_server_says_what_it_is(b: Backend) {
         ("metric_names", 50),
         ("metric_page_records", 10_000),
         ("request_id_characters", 128),
+        ("artifact_bytes", 5 * 1024 * 1024 * 1024),
+        ("artifacts_per_execution", 10_000),
+        ("upload_chunk_bytes", 4 * 1024 * 1024),
     ] {
         assert_eq!(info.limits.get(limit), Some(&value), "{limit}: {:?}", info.limits);
     }

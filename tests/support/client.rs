@@ -2,6 +2,7 @@
 //! record, one (`try_…`) that returns the status too.
 
 use stepwell::proto::admin_service_client::AdminServiceClient;
+use stepwell::proto::artifact_service_client::ArtifactServiceClient;
 use stepwell::proto::configuration_service_client::ConfigurationServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
 use stepwell::proto::ingest_service_client::IngestServiceClient;
@@ -23,6 +24,8 @@ pub type Answer<T> = Result<T, Status>;
 #[derive(Debug, Clone)]
 pub struct Client {
     pub channel: Channel,
+    /// host:port of the server.
+    pub address: String,
 }
 
 fn one<T>(answer: Result<Response<T>, Status>) -> Answer<T> {
@@ -139,16 +142,21 @@ calls! {
     admin.check_indexes / try_check_indexes (CheckIndexesRequest) -> CheckIndexesResponse;
     metrics.record_metrics / try_record_metrics (RecordMetricsRequest) -> RecordMetricsResponse;
     metrics.query_metrics / try_query_metrics (QueryMetricsRequest) -> QueryMetricsResponse;
+    artifacts.get_upload / try_get_upload (GetUploadRequest) -> GetUploadResponse;
+    artifacts.get_artifact / try_get_artifact (GetArtifactRequest) -> Artifact, artifact;
+    artifacts.list_artifacts / try_list_artifacts (ListArtifactsRequest) -> ListArtifactsResponse;
+    artifacts.delete_artifact / try_delete_artifact (DeleteArtifactRequest) -> DeleteArtifactResponse;
     admin.get_server_info / try_get_server_info (GetServerInfoRequest) -> GetServerInfoResponse;
 }
 
 impl Client {
     /// A client of the server at `address` (host:port), connected when it is first used.
     pub fn of(address: impl std::fmt::Display) -> Client {
+        let address = address.to_string();
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
         // Watches of slow readers share the connection with everything else of a test.
         let endpoint = endpoint.initial_connection_window_size(16 * 1024 * 1024);
-        Client { channel: endpoint.connect_lazy() }
+        Client { channel: endpoint.connect_lazy(), address }
     }
 
     pub fn executions(&self) -> ExecutionServiceClient<Channel> {
@@ -157,6 +165,10 @@ impl Client {
 
     pub fn steps(&self) -> StepServiceClient<Channel> {
         StepServiceClient::new(self.channel.clone()).max_decoding_message_size(GREATEST_REPLY)
+    }
+
+    pub fn artifacts(&self) -> ArtifactServiceClient<Channel> {
+        ArtifactServiceClient::new(self.channel.clone())
     }
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {

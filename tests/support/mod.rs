@@ -3,6 +3,7 @@
 //! A test asks a [`Backend`] for a database of its own, starts servers on it, and talks to them over real gRPC
 //! with the generated client. Nothing here knows a rule of the contract; those are in the cases.
 
+pub mod artifacts;
 pub mod backend;
 pub mod client;
 pub mod mongod;

@@ -15,8 +15,7 @@ pub enum Collection {
     Steps,
     Configurations,
     Metrics,
-    /// A collection of the data model that cannot be imported yet.
-    NotYet(&'static str),
+    Artifacts,
 }
 
 impl Collection {
@@ -26,7 +25,7 @@ impl Collection {
             Collection::Steps => "execution_steps",
             Collection::Configurations => "app_configurations",
             Collection::Metrics => "execution_metrics",
-            Collection::NotYet(name) => name,
+            Collection::Artifacts => "execution_artifacts",
         }
     }
 
@@ -35,8 +34,8 @@ impl Collection {
         [
             Collection::Executions,
             Collection::Steps,
+            Collection::Artifacts,
             Collection::Metrics,
-            Collection::NotYet("execution_artifacts"),
             Collection::Configurations,
         ]
         .into_iter()
@@ -53,7 +52,7 @@ pub struct Found {
     pub bytes: u64,
 }
 
-/// The files, each once: executions before steps, in the order given and by name within a folder.
+/// The files, each once: executions before steps before artifacts, in the order given and by name within a folder.
 pub fn find(paths: &[PathBuf]) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
@@ -144,6 +143,12 @@ fn by_content(path: &Path) -> Result<Collection> {
             if first.get("metrics").is_some() && first.get("timestamp").is_some() {
                 return Ok(Collection::Metrics);
             }
+            if ["artifact_name", "artifact_type", "storage_path"]
+                .iter()
+                .any(|key| first.get(key).is_some())
+            {
+                return Ok(Collection::Artifacts);
+            }
             if ["step_name", "step_id", "step_key"].iter().any(|key| first.get(key).is_some()) {
                 return Ok(Collection::Steps);
             }
@@ -206,6 +211,11 @@ mod tests {
         let point = write("z.json", r#"{"execution_id":"e","timestamp":{"$date":0},"metrics":{}}"#);
         let found = find(std::slice::from_ref(&point)).expect("files");
         assert_eq!((&found[0].path, found[0].collection), (&point, Collection::Metrics));
+
+        let artifact =
+            write("z.json", "{\"step_id\":1,\"artifact_type\":null,\"storage_path\":\"p\"}");
+        let found = find(std::slice::from_ref(&artifact)).expect("a file");
+        assert_eq!(found[0].collection, Collection::Artifacts);
     }
 
     #[test]

@@ -24,8 +24,8 @@ use summary::Summary;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folders, searched for executions.jsonl, execution_steps.jsonl, execution_metrics.jsonl,
-    /// app_configurations.jsonl and the same with .gz; or single files.
+    /// Folders, searched for executions.jsonl, execution_steps.jsonl, execution_artifacts.jsonl,
+    /// execution_metrics.jsonl, app_configurations.jsonl and the same with .gz; or single files.
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
     /// The status of records whose own is null or absent; without it they are refused. A step that is assumed

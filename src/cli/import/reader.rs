@@ -26,8 +26,6 @@ pub enum Read {
     Write(Box<Outgoing>),
     /// A document that cannot.
     Refused { file: usize, line: u64, reason: String },
-    /// A document of a collection that cannot be imported yet.
-    NotYet { file: usize },
     /// A step without a number: it is left to a pass of its own.
     Later { file: usize },
     /// The rest of a file cannot be read.
@@ -202,7 +200,7 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
 
 fn document(file: usize, line: u64, text: &[u8], collection: Collection, rules: Rules) -> Read {
     let converted = match collection {
-        Collection::NotYet(_) | Collection::Metrics => return Read::NotYet { file },
+        Collection::Metrics => Err("points of metrics are sent together".to_owned()),
         Collection::Executions => extended_json::parse(text)
             .and_then(|document| record::execution(document, rules.assume))
             .map(|found| outgoing(file, line, found, Write::PutExecution)),
@@ -212,6 +210,9 @@ fn document(file: usize, line: u64, text: &[u8], collection: Collection, rules: 
         Collection::Configurations => extended_json::parse(text)
             .and_then(record::configuration)
             .map(|found| outgoing(file, line, found, Write::PutConfiguration)),
+        Collection::Artifacts => extended_json::parse(text)
+            .and_then(record::artifact)
+            .map(|found| outgoing(file, line, found, Write::PutArtifact)),
     };
     match converted {
         Err(reason) => Read::Refused { file, line, reason },
@@ -272,12 +273,6 @@ mod tests {
         let read = document(0, 7, text.as_bytes(), Collection::Executions, RULES);
         let Read::Refused { file: 0, line: 7, reason } = read else { panic!("{read:?}") };
         assert!(reason.ends_with("more than the server's limit of 4096"), "{reason}");
-    }
-
-    #[test]
-    fn documents_of_other_collections_are_only_counted() {
-        let read = document(3, 1, b"anything", Collection::NotYet("execution_artifacts"), RULES);
-        assert_eq!(read, Read::NotYet { file: 3 });
     }
 
     #[test]

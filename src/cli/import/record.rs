@@ -147,6 +147,31 @@ pub fn configuration(document: Document) -> Result<Converted<proto::Configuratio
     Ok(Converted { record, assumed: false, left_out: fields.left_out() })
 }
 
+/// A record without bytes: what its source says of them is kept.
+pub fn artifact(document: Document) -> Result<Converted<proto::Artifact>, Refused> {
+    let mut fields = Fields { document, nested: "" };
+    // The id goes along where it is one of the model, so that a copy of a database has the same ids.
+    let artifact_id = match fields.document.get("_id") {
+        Some(Bson::ObjectId(id)) => id.to_hex(),
+        _ => String::new(),
+    };
+    let record = proto::Artifact {
+        artifact_id,
+        execution_id: fields.text("execution_id")?.unwrap_or_default(),
+        step_id: fields.int32("step_id")?,
+        artifact_type: fields.text("artifact_type")?.unwrap_or_default(),
+        artifact_name: fields.text("artifact_name")?.unwrap_or_default(),
+        mime_type: fields.text("mime_type")?,
+        size_bytes: fields.int64("size_bytes")?,
+        storage_type: fields.text("storage_type")?,
+        storage_path: fields.text("storage_path")?,
+        metadata: fields.object("metadata")?,
+        created_at: fields.time("created_at")?,
+        sha256: fields.text("sha256")?,
+    };
+    Ok(Converted { record, assumed: false, left_out: fields.left_out() })
+}
+
 /// One point of metrics. It is checked here as the server would, as it goes there together with others.
 pub fn metric_point(document: Document) -> Result<Converted<proto::MetricPoint>, Refused> {
     let mut fields = Fields { document, nested: "" };

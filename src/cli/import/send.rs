@@ -235,6 +235,8 @@ impl Sender {
             Some(Answer::Configuration(stored)) if stored.created => Outcome::Stored,
             Some(Answer::Configuration(_)) => Outcome::AlreadyThere,
             Some(Answer::Metrics(counts)) => Outcome::Points(*counts),
+            Some(Answer::Artifact(stored)) if stored.created => Outcome::Stored,
+            Some(Answer::Artifact(_)) => Outcome::AlreadyThere,
             Some(Answer::Error(error)) => Outcome::Refused(refusal(error)),
             _ => Outcome::Refused("the server gave no answer that fits".to_owned()),
         };

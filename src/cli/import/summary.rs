@@ -26,7 +26,6 @@ struct Counts {
     stored: u64,
     already_there: u64,
     refused: u64,
-    not_importable: u64,
     not_sent: u64,
     /// Of the refused, points of metrics that are older than what the server keeps.
     too_old: u64,
@@ -119,14 +118,6 @@ impl Summary {
                     text::count(*documents, "document", "documents")
                 )));
             }
-            if file.counts.not_importable > 0 {
-                message(&format!(
-                    "note: {}: {} of {} cannot be imported yet",
-                    file.path.display(),
-                    text::count(file.counts.not_importable, "document", "documents"),
-                    file.collection.name()
-                ));
-            }
         }
     }
 
@@ -189,7 +180,6 @@ impl Summary {
             stored,
             already_there,
             refused,
-            not_importable,
             not_sent,
             too_old,
             assumed_status,
@@ -200,7 +190,6 @@ impl Summary {
             total.stored += stored;
             total.already_there += already_there;
             total.refused += refused;
-            total.not_importable += not_importable;
             total.not_sent += not_sent;
             total.too_old += too_old;
             total.assumed_status += assumed_status;
@@ -258,11 +247,6 @@ impl Listener for Summary {
                 self.counts(*file).documents += 1;
                 self.refuse(*file, *line, 1, reason);
             }
-            Read::NotYet { file } => {
-                let counts = self.counts(*file);
-                counts.documents += 1;
-                counts.not_importable += 1;
-            }
             Read::Later { file } => self.files[*file].unnumbered += 1,
             Read::Unreadable { file, line, reason } => {
                 self.counts(*file).unreadable = true;
@@ -303,15 +287,14 @@ impl Listener for Summary {
     }
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 7] = [
     Column::cut("FILE", 16),
     Column::whole("DOCUMENTS").right(),
     Column::whole("STORED").right(),
     Column::whole("ALREADY THERE").right(),
     Column::whole("REFUSED").right(),
-    Column::whole("NOT IMPORTABLE YET").right().spare(2),
     Column::whole("NOT SENT").right().spare(1),
-    Column::whole("ASSUMED STATUS").right().spare(3),
+    Column::whole("ASSUMED STATUS").right().spare(2),
 ];
 
 fn row(name: &str, counts: &Counts) -> Vec<Content> {
@@ -322,7 +305,6 @@ fn row(name: &str, counts: &Counts) -> Vec<Content> {
         counts.stored.to_string().into(),
         counts.already_there.to_string().into(),
         counts.refused.to_string().into(),
-        unless_zero(counts.not_importable).into(),
         unless_zero(counts.not_sent).into(),
         unless_zero(counts.assumed_status).into(),
     ]
@@ -334,7 +316,6 @@ fn numbers(counts: &Counts) -> serde_json::Value {
         "stored": counts.stored,
         "already_there": counts.already_there,
         "refused": counts.refused,
-        "not_importable": counts.not_importable,
         "not_sent": counts.not_sent,
         "too_old": counts.too_old,
         "assumed_status": counts.assumed_status,

@@ -12,7 +12,7 @@ use crate::domain::{
 use crate::store::{Error, Result};
 
 /// A document as it goes out.
-fn raw(document: &Document) -> Result<RawDocumentBuf> {
+pub(super) fn raw(document: &Document) -> Result<RawDocumentBuf> {
     RawDocumentBuf::try_from(document).map_err(Error::failed)
 }
 
@@ -21,7 +21,11 @@ pub(super) fn date(at: Millis) -> DateTime {
 }
 
 /// A field that is always there: null where there is no value.
-fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
+pub(super) fn nullable(
+    to: &mut RawDocumentBuf,
+    key: &'static CStr,
+    value: Option<impl BindRawBsonRef>,
+) {
     match value {
         Some(value) => to.append(key, value),
         None => to.append(key, RawBsonRef::Null),
@@ -29,7 +33,11 @@ fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl Bind
 }
 
 /// A field that is absent where there is no value.
-fn present(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
+pub(super) fn present(
+    to: &mut RawDocumentBuf,
+    key: &'static CStr,
+    value: Option<impl BindRawBsonRef>,
+) {
     if let Some(value) = value {
         to.append(key, value);
     }
@@ -668,7 +676,7 @@ fn read_error(message: Option<String>, info: Option<&RawDocument>) -> Option<Run
     Some(error)
 }
 
-fn read_digests(value: RawBsonRef<'_>) -> Digests {
+pub(super) fn read_digests(value: RawBsonRef<'_>) -> Digests {
     let Some(document) = value.as_document() else { return Digests::default() };
     let field = |key: &str| document.get(key).ok().flatten().and_then(text);
     Digests { create: field("create"), start: field("start"), finish: field("finish") }
@@ -693,7 +701,7 @@ fn read_attempts(value: RawBsonRef<'_>) -> Vec<Attempt> {
         .collect()
 }
 
-fn corrupt(collection: &'static str, raw: &RawDocument, field: &'static str) -> Error {
+pub(super) fn corrupt(collection: &'static str, raw: &RawDocument, field: &'static str) -> Error {
     let id = match raw.get("_id") {
         Ok(Some(RawBsonRef::ObjectId(id))) => id.to_hex(),
         Ok(Some(value)) => any(value).map_or_else(String::new, |value| value.to_string()),

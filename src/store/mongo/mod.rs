@@ -4,6 +4,7 @@
 //! it is executed once, `apply` and `delete` how writes become commands, `read` and `changes` the rest.
 
 mod apply;
+mod artifacts;
 mod cache;
 mod changes;
 mod command;
@@ -118,6 +119,9 @@ struct Ready {
     committed_executions: Collection<RawDocumentBuf>,
     committed_steps: Collection<RawDocumentBuf>,
     metrics: metrics::Metrics,
+    artifacts: Collection<RawDocumentBuf>,
+    committed_artifacts: Collection<RawDocumentBuf>,
+    uploads: Collection<RawDocumentBuf>,
     commander: Commander,
     replica_set: bool,
     version: String,
@@ -183,6 +187,13 @@ impl MongoStore {
         });
         let preparing = tokio::spawn(prepare_until_it_works(Arc::clone(&inner)));
         Ok(Arc::new(MongoStore { inner, preparing }))
+    }
+}
+
+impl MongoStore {
+    /// The database, once it has answered, for the bytes that are kept in it.
+    pub async fn database(&self) -> Result<Database> {
+        Ok(self.inner.ready().await?.database.clone())
     }
 }
 
@@ -302,8 +313,11 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
         executions: collection(schema::EXECUTIONS, Some(ReadConcern::local())),
         steps: collection(schema::STEPS, Some(ReadConcern::local())),
         committed_executions: collection(schema::EXECUTIONS, committed.clone()),
-        committed_steps: collection(schema::STEPS, committed),
+        committed_steps: collection(schema::STEPS, committed.clone()),
         metrics,
+        artifacts: collection(schema::ARTIFACTS, Some(ReadConcern::local())),
+        committed_artifacts: collection(schema::ARTIFACTS, committed),
+        uploads: collection(schema::UPLOADS, Some(ReadConcern::local())),
         commander: Commander::new(database.clone(), concern, inner.patience),
         replica_set,
         version,

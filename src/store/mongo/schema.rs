@@ -12,6 +12,9 @@ use crate::store::Result;
 pub const EXECUTIONS: &str = "executions";
 pub const STEPS: &str = "execution_steps";
 pub const CONFIGURATIONS: &str = "app_configurations";
+pub(super) const ARTIFACTS: &str = "execution_artifacts";
+/// Bytes of artifacts on their way.
+pub(super) const UPLOADS: &str = "stepwell_uploads";
 /// What Stepwell keeps for itself.
 pub(super) const META: &str = "stepwell_meta";
 
@@ -114,6 +117,17 @@ fn wanted() -> Vec<Index> {
         plain(CONFIGURATIONS, configurations_by_time()),
         plain(CONFIGURATIONS, configurations_of_app()),
         plain(CONFIGURATIONS, configurations_of_name()),
+        plain(ARTIFACTS, doc! { "execution_id": 1, "_id": -1 }),
+        plain(ARTIFACTS, doc! { "execution_id": 1, "step_id": 1 }),
+        plain(ARTIFACTS, doc! { "artifact_type": 1 }),
+        plain(ARTIFACTS, doc! { "created_at": -1 }),
+        partial(ARTIFACTS, doc! { "storage_path": 1 }, doc! { "storage_path": { "$gt": "" } }),
+        partial(ARTIFACTS, doc! { "deleted_at": 1 }, doc! { "deleted_at": { "$gt": epoch() } }),
+        Index {
+            partial: Some(doc! { "digests.create": { "$gt": "" } }),
+            ..unique(ARTIFACTS, doc! { "digests.create": 1 })
+        },
+        plain(UPLOADS, doc! { "updated_at": 1 }),
     ]
 }
 
@@ -287,7 +301,9 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
                 ),
             }
         }
-        if wanted.unique {
+        // Artifacts are looked for before they are stored, so they do without.
+        if wanted.unique && [EXECUTIONS, STEPS].contains(&wanted.collection) {
+            indexes.unique &= name.is_some();
             match wanted.collection {
                 EXECUTIONS => {
                     indexes.unique &= name.is_some();

@@ -409,7 +409,7 @@ impl Batch<'_> {
     }
 
     /// Logs a change under the next number.
-    fn log(&mut self, entry: Entry<'_>) -> Result<()> {
+    pub fn log(&mut self, entry: Entry<'_>) -> Result<()> {
         let seq = *self.newest + 1;
         changes::insert(self.connection, &Entry { seq, at: self.at, ..entry })?;
         *self.newest = seq;

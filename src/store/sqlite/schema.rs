@@ -136,12 +136,30 @@ const MIGRATIONS: &[&str] = &["
         metadata      BLOB,
         created_at    INTEGER,
         sha256        TEXT,
-        deleted_at    INTEGER
+        deleted_at    INTEGER,
+        create_digest TEXT
     ) STRICT;
-    CREATE INDEX artifacts_execution ON artifacts (execution_id, id);
+    CREATE INDEX artifacts_execution ON artifacts (execution_id, artifact_id);
+    CREATE INDEX artifacts_path ON artifacts (storage_path) WHERE storage_path IS NOT NULL;
+    CREATE UNIQUE INDEX artifacts_digest ON artifacts (create_digest) WHERE deleted_at IS NULL;
     CREATE INDEX artifacts_stored ON artifacts (stored_at);
     CREATE INDEX artifacts_deleted ON artifacts (deleted_at) WHERE deleted_at IS NOT NULL;
     ALTER TABLE changes ADD COLUMN artifact_id TEXT;
+    -- Bytes on their way, and for a while those that arrived.
+    CREATE TABLE artifact_uploads (
+        upload_id      TEXT PRIMARY KEY,
+        digest         TEXT NOT NULL,
+        artifact_id    TEXT NOT NULL,
+        storage_type   TEXT NOT NULL,
+        storage_path   TEXT NOT NULL,
+        turn           INTEGER NOT NULL,
+        received_bytes INTEGER NOT NULL,
+        hash_state     BLOB NOT NULL,
+        storage_state  BLOB NOT NULL,
+        finished       INTEGER NOT NULL,
+        updated_at     INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX artifact_uploads_updated ON artifact_uploads (updated_at);
 ", "
     -- Configurations. An app without a number is told apart by its name; see `configurations`.
     CREATE TABLE configurations (

@@ -1,0 +1,373 @@
+//! Artifacts: their records, reading their bytes, and what becomes of both in the end. `uploads` is the way in.
+//!
+//! A record is there only while its bytes are: they come first and go last. Deleting marks the record, which
+//! makes it invisible at once; then the bytes go, and then the record. Whatever is cut short in between is ended
+//! by the sweep.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, stream};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::uploads::Active;
+use super::{App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token};
+use crate::blobs::{self, Storage, Storages};
+use crate::clock::Clock;
+use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+use crate::store::artifacts::{ArtifactStore, Created, Upload};
+
+/// Marked records and idle uploads looked at in one question of the sweep.
+const SWEPT_AT_ONCE: usize = 100;
+
+/// The part of an artifact's bytes that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    From {
+        offset: u64,
+        /// `None`: all.
+        limit: Option<u64>,
+    },
+    /// The last so many.
+    Tail(u64),
+}
+
+/// The operations on artifacts.
+pub struct Artifacts {
+    pub(super) app: Arc<App>,
+    pub(super) store: Arc<dyn ArtifactStore>,
+    pub(super) storages: Storages,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) upload_expiry: Duration,
+    /// The server is going down: uploads end, what they have is kept.
+    pub(super) stop: CancellationToken,
+    pub(super) active: Active,
+    /// Wakes the background sweep.
+    pub sweep_wanted: Notify,
+}
+
+/// A download that has begun: the record, and its bytes, which end with an error if they are not those that
+/// were stored.
+pub struct Download {
+    pub artifact: Artifact,
+    pub bytes: BoxStream<'static, Result<Bytes>>,
+}
+
+impl Artifacts {
+    pub fn new(
+        app: Arc<App>,
+        store: Arc<dyn ArtifactStore>,
+        storages: Storages,
+        clock: Arc<dyn Clock>,
+        upload_expiry: Duration,
+        stop: CancellationToken,
+    ) -> Self {
+        let (active, sweep_wanted) = (Active::default(), Notify::new());
+        Artifacts { app, store, storages, clock, upload_expiry, stop, active, sweep_wanted }
+    }
+
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    pub(super) fn now(&self) -> Millis {
+        self.clock.now().millis()
+    }
+
+    pub async fn artifact(&self, artifact_id: &str) -> Result<Artifact> {
+        let found = self.store.artifact(&artifact_id.to_ascii_lowercase()).await?;
+        found.ok_or_else(|| not_found(artifact_id))
+    }
+
+    /// One page of the artifacts of an execution, newest first; `size_of` is what a record takes in a reply.
+    pub async fn list(
+        &self,
+        execution_id: &str,
+        step_id: Option<i32>,
+        artifact_type: Option<String>,
+        page: PageRequest,
+        size_of: impl Fn(&Artifact) -> usize,
+    ) -> Result<PageAnswer<Artifact>> {
+        let tokens = self.app.tokens().await?;
+        let identity = format!("{execution_id}/{step_id:?}/{artifact_type:?}");
+        let kind = token::Kind::ArtifactPage;
+        let after = match page.token.as_str() {
+            "" => None,
+            text => Some(
+                tokens
+                    .open(kind, identity.as_bytes(), text)
+                    .and_then(|bytes| String::from_utf8(bytes).ok())
+                    .ok_or(Error::BadToken("page_token"))?,
+            ),
+        };
+        if self.app.store().execution(execution_id).await?.is_none() {
+            return Err(execution_not_found(execution_id));
+        }
+        let query = |after, limit, examine| ArtifactQuery {
+            execution_id: execution_id.to_owned(),
+            step_id,
+            artifact_type: artifact_type.clone(),
+            after,
+            limit,
+            examine,
+        };
+        let key_of = |artifact: &Artifact| artifact.artifact_id.clone();
+        let found = self
+            .app
+            .fill(page.size, after, size_of, key_of, |after, limit, examine| {
+                let query = query(after, limit, examine);
+                async move { self.store.artifacts(&query).await.map_err(Error::from) }
+            })
+            .await?;
+        let next_page_token = found
+            .next
+            .map(|key| tokens.seal(kind, identity.as_bytes(), key.as_bytes()))
+            .unwrap_or_default();
+        Ok(PageAnswer { records: found.records, next_page_token })
+    }
+
+    /// Stores a record as it is, without bytes, or finds it stored.
+    pub async fn put(&self, mut record: Artifact) -> Result<Created> {
+        let digest = record.put_digest();
+        if record.artifact_id.is_empty() {
+            record.artifact_id = ids::artifact_id();
+        }
+        Ok(self.store.create_artifact(&record, &digest).await?)
+    }
+
+    /// Begins to read the bytes. The digest is checked where all of them are read.
+    pub async fn download(&self, artifact_id: &str, part: Part) -> Result<Download> {
+        let artifact = self.artifact(artifact_id).await?;
+        let artifact_id = artifact.artifact_id.clone();
+        let lost =
+            || Error::Refused(Refusal::ArtifactBytesLost { artifact_id: artifact_id.clone() });
+        let Some((storage, path)) = self.bytes_of(&artifact) else {
+            let artifact_id = artifact.artifact_id.clone();
+            return Err(Refusal::ArtifactWithoutBytes { artifact_id }.into());
+        };
+        let size = match storage.size(path).await {
+            Ok(size) => size,
+            Err(blobs::Error::Missing) => return Err(lost()),
+            Err(error) => return Err(error.into()),
+        };
+        if artifact.size_bytes.is_some_and(|stored| u64::try_from(stored) != Ok(size)) {
+            return Err(lost());
+        }
+        let range = range_of(part, size);
+        let whole = range == (0..size);
+        let digest = artifact.sha256.clone().filter(|_| whole);
+        let pieces = storage.read(path, range).map({
+            let artifact_id = artifact_id.clone();
+            move |piece| {
+                piece.map_err(|error| match error {
+                    blobs::Error::Missing => {
+                        let artifact_id = artifact_id.clone();
+                        Refusal::ArtifactBytesLost { artifact_id }.into()
+                    }
+                    other => Error::Bytes(other),
+                })
+            }
+        });
+        let bytes = match digest {
+            None => pieces.boxed(),
+            Some(digest) => checked(pieces.boxed(), digest, artifact_id),
+        };
+        Ok(Download { artifact, bytes })
+    }
+
+    /// Where the bytes of a record are, if they are where this server keeps such.
+    fn bytes_of<'a>(&self, artifact: &'a Artifact) -> Option<(&Arc<dyn Storage>, &'a str)> {
+        let path = artifact.storage_path.as_deref()?;
+        let storage = self.storages.of(artifact.storage_type.as_deref()?, path)?;
+        Some((storage, path))
+    }
+
+    /// Deletes an artifact: it is invisible when this returns, and normally gone.
+    pub async fn delete(&self, artifact_id: &str) -> Result<()> {
+        let artifact = self.artifact(artifact_id).await?;
+        if !self.store.mark_artifact(&artifact.artifact_id, self.now()).await? {
+            return Err(not_found(artifact_id));
+        }
+        self.try_remove(&artifact).await;
+        Ok(())
+    }
+
+    /// Removes bytes and record of a marked artifact. What fails is left to the next sweep.
+    pub(super) async fn try_remove(&self, artifact: &Artifact) {
+        if let Err(error) = self.remove(artifact).await {
+            tracing::warn!(
+                artifact.id = artifact.artifact_id,
+                error = &error as &dyn std::error::Error,
+                "the bytes of a deleted artifact cannot be removed yet"
+            );
+        }
+    }
+
+    async fn remove(&self, artifact: &Artifact) -> Result<()> {
+        let id = &artifact.artifact_id;
+        match self.bytes_of(artifact) {
+            Some((storage, path)) => {
+                // An imported record may name bytes that another one came with.
+                if !self.store.other_names_bytes(path, id).await? {
+                    storage.remove(path, &[]).await?;
+                }
+            }
+            None => {
+                let kept = artifact.storage_type.as_deref().zip(artifact.storage_path.as_deref());
+                if let Some(("s3", path)) = kept
+                    && path.starts_with("s3://")
+                    && artifact.sha256.is_some()
+                {
+                    return Err(Error::Bytes(blobs::Error::Unavailable(
+                        "the bucket of the artifact is not configured".into(),
+                    )));
+                }
+            }
+        }
+        self.store.remove_artifact(id).await?;
+        Ok(())
+    }
+
+    /// Ends what was cut short: deletes of artifacts and of whole executions, and uploads that do not go on.
+    pub async fn sweep(&self) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let marked = self.store.marked_artifacts(after.as_deref(), SWEPT_AT_ONCE).await?;
+            for artifact in &marked {
+                self.try_remove(artifact).await;
+            }
+            match marked.last() {
+                Some(last) => after = Some(last.artifact_id.clone()),
+                None => break,
+            }
+        }
+        let expiry = i64::try_from(self.upload_expiry.as_millis()).unwrap_or(i64::MAX);
+        let before = self.now().saturating_sub(expiry);
+        loop {
+            let idle = self.store.idle_uploads(before, SWEPT_AT_ONCE).await?;
+            let mut ended = 0;
+            for upload in &idle {
+                match self.expire(upload).await {
+                    Ok(()) => ended += 1,
+                    Err(error) => tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "an upload that does not go on cannot be removed yet"
+                    ),
+                }
+            }
+            if ended == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Removes an upload with its bytes, unless they became those of a record.
+    async fn expire(&self, upload: &Upload) -> Result<()> {
+        // From now on no connection can go on with it. It stays idle: whatever is cut short here is done again.
+        let claimed = Upload { turn: upload.turn + 1, ..upload.clone() };
+        if !self.store.replace_upload(upload.turn, &claimed).await? {
+            return Ok(());
+        }
+        if !upload.finished && !self.store.knows_artifact(&upload.artifact_id).await? {
+            self.drop_bytes(&claimed).await?;
+        }
+        self.store.remove_upload(&claimed.upload_id, claimed.turn).await?;
+        Ok(())
+    }
+
+    pub(super) async fn drop_bytes(&self, upload: &Upload) -> Result<()> {
+        match self.storages.of(&upload.storage_type, &upload.storage_path) {
+            Some(storage) => {
+                storage.remove(&upload.storage_path, &upload.storage_state).await?;
+                Ok(())
+            }
+            None => Err(Error::Bytes(blobs::Error::Unavailable(
+                "the storage of the upload is not configured".into(),
+            ))),
+        }
+    }
+}
+
+pub(super) fn not_found(artifact_id: &str) -> Error {
+    Refusal::ArtifactNotFound { artifact_id: artifact_id.to_owned() }.into()
+}
+
+/// The bytes that a part means. What lies beyond the end is nothing.
+fn range_of(part: Part, size: u64) -> Range<u64> {
+    match part {
+        Part::From { offset, limit } => {
+            let begin = offset.min(size);
+            let end = limit.map_or(size, |limit| begin.saturating_add(limit).min(size));
+            begin..end
+        }
+        Part::Tail(bytes) => size.saturating_sub(bytes)..size,
+    }
+}
+
+/// The same pieces, and an error at their end if they do not have this digest.
+fn checked(
+    pieces: BoxStream<'static, Result<Bytes>>,
+    digest: String,
+    artifact_id: String,
+) -> BoxStream<'static, Result<Bytes>> {
+    let begun = Some((pieces, Sha256::new(), digest, artifact_id));
+    stream::unfold(begun, |going| async move {
+        let (mut pieces, mut hash, digest, artifact_id) = going?;
+        match pieces.next().await {
+            Some(Ok(piece)) => {
+                let hashed = piece.clone();
+                // A millisecond of arithmetic for each piece: not on the threads that serve.
+                let hashing = tokio::task::spawn_blocking(move || {
+                    hash.update(&hashed);
+                    hash
+                });
+                match hashing.await {
+                    Ok(hash) => Some((Ok(piece), Some((pieces, hash, digest, artifact_id)))),
+                    Err(error) => {
+                        Some((Err(Error::Bytes(blobs::Error::Failed(error.into()))), None))
+                    }
+                }
+            }
+            Some(Err(error)) => Some((Err(error), None)),
+            None if hex(&hash.finalize()) == digest.to_ascii_lowercase() => None,
+            None => Some((Err(Refusal::ArtifactBytesLost { artifact_id }.into()), None)),
+        }
+    })
+    .boxed()
+}
+
+/// Lower-case hex digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_never_reaches_beyond_the_end() {
+        let from = |offset, limit| Part::From { offset, limit };
+        for (part, expected) in [
+            (from(0, None), 0..10),
+            (from(3, None), 3..10),
+            (from(3, Some(2)), 3..5),
+            (from(3, Some(0)), 3..3),
+            (from(3, Some(u64::MAX)), 3..10),
+            (from(10, None), 10..10),
+            (from(u64::MAX, Some(u64::MAX)), 10..10),
+            (Part::Tail(4), 6..10),
+            (Part::Tail(0), 10..10),
+            (Part::Tail(u64::MAX), 0..10),
+        ] {
+            assert_eq!(range_of(part, 10), expected, "{part:?}");
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! The way of an artifact's bytes into a storage. An upload is written down before its first byte is stored, so
+//! that whatever a crash leaves behind is found: either a client goes on with it, or the sweep removes it.
+//!
+//! Memory is flat: bytes go on in units of the storage, and the next part of the stream is asked for only when
+//! the last one is under way.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use parking_lot::Mutex;
+use sha2::digest::common::hazmat::{SerializableState as _, SerializedState};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::artifacts::hex;
+use super::{Artifacts, Error, Result, execution_not_found, ids};
+use crate::blobs::{self, Storage, Writer};
+use crate::domain::{Artifact, Description, Refusal};
+use crate::store;
+use crate::store::artifacts::{Created, Upload};
+
+/// After so many bytes, or so much time, an upload that can be gone on with is made safe as far as it has come.
+const SAVED_BYTES: u64 = 8 * 1024 * 1024;
+const SAVED_AFTER: Duration = Duration::from_secs(2);
+/// How often one that cannot is marked as still going on.
+const TOUCHED_AFTER: Duration = Duration::from_secs(60);
+
+/// The uploads with an id of their client that go on in this server just now. A new connection for the same id
+/// takes it over: the old one is most likely dead, and not known to be.
+#[derive(Default)]
+pub(super) struct Active {
+    going: Mutex<HashMap<String, Going>>,
+}
+
+#[derive(Clone, Default)]
+struct Going {
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// The right to go on with an upload, until it is dropped.
+struct Place<'a> {
+    active: &'a Active,
+    upload_id: String,
+    going: Going,
+}
+
+impl Active {
+    async fn enter(&self, upload_id: &str) -> Place<'_> {
+        loop {
+            let before = {
+                let mut all = self.going.lock();
+                match all.get(upload_id) {
+                    Some(before) => before.clone(),
+                    None => {
+                        let going = Going::default();
+                        all.insert(upload_id.to_owned(), going.clone());
+                        return Place { active: self, upload_id: upload_id.to_owned(), going };
+                    }
+                }
+            };
+            before.stop.cancel();
+            before.ended.cancelled().await;
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.active.going.lock().remove(&self.upload_id);
+        self.going.ended.cancel();
+    }
+}
+
+/// What an upload begins with.
+enum Begun {
+    /// It was stored before.
+    Stored(Artifact),
+    Going(Box<Run>),
+}
+
+/// One connection's part of an upload.
+struct Run {
+    upload: Upload,
+    storage: Arc<dyn Storage>,
+    writer: Box<dyn Writer>,
+    hash: Sha256,
+    /// What is less than a unit.
+    rest: BytesMut,
+    /// Bytes that the writer took.
+    written: u64,
+    saved: u64,
+    saved_at: Instant,
+    resumable: bool,
+}
+
+impl Artifacts {
+    /// How many bytes of an upload are safe.
+    pub async fn received(&self, upload_id: &str) -> Result<u64> {
+        let not_found = || Refusal::UploadNotFound { upload_id: upload_id.to_owned() };
+        let found = self.store.upload(upload_id).await?.ok_or_else(not_found)?;
+        if self.has_expired(&found)
+            || (found.finished && self.store.artifact(&found.artifact_id).await?.is_none())
+        {
+            return Err(not_found().into());
+        }
+        Ok(found.received_bytes)
+    }
+
+    fn has_expired(&self, upload: &Upload) -> bool {
+        let expiry = i64::try_from(self.upload_expiry.as_millis()).unwrap_or(i64::MAX);
+        upload.updated_at.saturating_add(expiry) <= self.now()
+    }
+
+    /// Stores an artifact out of a stream of its bytes, or finds it stored. An error in the stream, and the end
+    /// of the server, keep what has come of an upload with an id; everything else leaves nothing behind.
+    pub async fn upload(
+        &self,
+        description: Description,
+        mut chunks: BoxStream<'_, Result<Bytes>>,
+    ) -> Result<Artifact> {
+        let execution_id = &description.execution_id;
+        if self.app.store().execution(execution_id).await?.is_none() {
+            return Err(execution_not_found(execution_id));
+        }
+        if let Some(sha256) = &description.sha256 {
+            let digest = description.artifact_digest(sha256);
+            if let Some(found) = self.store.artifact_by_digest(&digest).await? {
+                return Ok(found);
+            }
+            // It is a new one. Without a digest only the bytes tell, and whether there is room is said at the end.
+            let usage = self.store.artifact_usage(execution_id).await?;
+            usage.admits(description.size_bytes.unwrap_or(0), self.app.limits())?;
+        }
+
+        let place = match &description.upload_id {
+            Some(upload_id) => Some(self.active.enter(upload_id).await),
+            None => None,
+        };
+        let taken_over = place.as_ref().map(|place| place.going.stop.clone()).unwrap_or_default();
+        let mut run = match self.begin(&description).await? {
+            Begun::Stored(artifact) => return Ok(artifact),
+            Begun::Going(run) => run,
+        };
+        let came = match self.receive(&mut run, &description, &mut chunks, &taken_over).await {
+            Ok(came) => came,
+            Err(error) => {
+                self.break_off(*run, &error, may_go_on(&error)).await;
+                return Err(error);
+            }
+        };
+        if let Some(declared) = description.size_bytes
+            && came != declared
+        {
+            let description = format!("is {declared}, but {came} bytes came");
+            let error = Error::invalid("description.size_bytes", description);
+            // The others may follow.
+            self.break_off(*run, &error, true).await;
+            return Err(error);
+        }
+        self.end(*run, &description).await
+    }
+
+    /// Writes the upload down, or finds where to go on.
+    async fn begin(&self, description: &Description) -> Result<Begun> {
+        let storage = self.storages.default();
+        let new = || Upload {
+            upload_id: description.upload_id.clone().unwrap_or_else(ids::blob_id),
+            digest: description.digest(),
+            artifact_id: ids::artifact_id(),
+            storage_type: storage.kind().to_owned(),
+            storage_path: storage.path(&ids::blob_id()),
+            turn: 1,
+            received_bytes: 0,
+            hash_state: Vec::new(),
+            storage_state: Vec::new(),
+            finished: false,
+            updated_at: self.now(),
+        };
+        let ours = new();
+        let stored = self.store.begin_upload(&ours).await?;
+        let upload_id = stored.upload_id.clone();
+        let offset = description.offset;
+        let cannot_go_on = |received| {
+            let upload_id = upload_id.clone();
+            Error::from(Refusal::UploadOffset { upload_id, offset, received })
+        };
+        let upload = if stored == ours {
+            if offset != 0 {
+                self.store.remove_upload(&ours.upload_id, ours.turn).await?;
+                return Err(Refusal::UploadNotFound { upload_id }.into());
+            }
+            stored
+        } else {
+            if stored.digest != ours.digest {
+                return Err(Refusal::UploadExists { upload_id }.into());
+            }
+            // Also when the server ended right after it had stored the record.
+            if let Some(artifact) = self.store.artifact(&stored.artifact_id).await? {
+                return Ok(Begun::Stored(artifact));
+            }
+            let received = match stored.finished || self.has_expired(&stored) {
+                true => 0,
+                false => stored.received_bytes,
+            };
+            if offset != 0 && offset != received {
+                return Err(cannot_go_on(received));
+            }
+            let taken = Upload { turn: stored.turn + 1, updated_at: self.now(), ..stored.clone() };
+            self.replace(stored.turn, &taken).await?;
+            if offset == 0 {
+                if !taken.finished && !self.store.knows_artifact(&taken.artifact_id).await? {
+                    self.drop_bytes(&taken).await?;
+                }
+                let again = Upload { turn: taken.turn + 1, ..new() };
+                self.replace(taken.turn, &again).await?;
+                again
+            } else {
+                taken
+            }
+        };
+        let (kind, path) = (&upload.storage_type, &upload.storage_path);
+        let Some(storage) = self.storages.of(kind, path).map(Arc::clone) else {
+            let why = "the storage of the upload is not configured";
+            return Err(blobs::Error::Unavailable(why.into()).into());
+        };
+        let (writer, hash) = match upload.received_bytes {
+            0 => (storage.create(path).await, Some(Sha256::new())),
+            received => {
+                let state = SerializedState::<Sha256>::try_from(upload.hash_state.as_slice());
+                let hash = state.ok().and_then(|state| Sha256::deserialize(&state).ok());
+                (storage.resume(path, received, &upload.storage_state).await, hash)
+            }
+        };
+        let (writer, hash) = match (writer, hash) {
+            (Ok(writer), Some(hash)) => (writer, hash),
+            (Err(blobs::Error::Missing), _) | (Ok(_), None) => {
+                let gone = Upload { received_bytes: 0, ..upload.clone() };
+                self.replace(upload.turn, &gone).await?;
+                return Err(cannot_go_on(0));
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        let mut run = Box::new(Run {
+            written: upload.received_bytes,
+            saved: upload.received_bytes,
+            saved_at: Instant::now(),
+            resumable: description.upload_id.is_some(),
+            rest: BytesMut::new(),
+            upload,
+            storage,
+            writer,
+            hash,
+        });
+        if run.written == 0 {
+            // A storage may have made something already that only its own words lead to.
+            let storage_state = run.writer.checkpoint().await?;
+            if !storage_state.is_empty() {
+                run.upload.storage_state = storage_state;
+                self.replace(run.upload.turn, &run.upload).await?;
+            }
+        }
+        Ok(Begun::Going(run))
+    }
+
+    async fn replace(&self, turn: i64, upload: &Upload) -> Result<()> {
+        match self.store.replace_upload(turn, upload).await? {
+            true => Ok(()),
+            false => Err(Refusal::UploadTaken { upload_id: upload.upload_id.clone() }.into()),
+        }
+    }
+
+    async fn receive(
+        &self,
+        run: &mut Run,
+        description: &Description,
+        chunks: &mut BoxStream<'_, Result<Bytes>>,
+        taken_over: &CancellationToken,
+    ) -> Result<u64> {
+        let limit = self.app.limits().artifact_bytes as u64;
+        let mut came = run.written;
+        loop {
+            let chunk = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(Error::ShuttingDown),
+                () = taken_over.cancelled() => {
+                    let upload_id = run.upload.upload_id.clone();
+                    return Err(Refusal::UploadTaken { upload_id }.into());
+                }
+                chunk = chunks.next() => chunk,
+            };
+            let Some(chunk) = chunk else { return Ok(came) };
+            let chunk = chunk?;
+            came += chunk.len() as u64;
+            if let Some(declared) = description.size_bytes
+                && came > declared
+            {
+                return Err(Error::invalid(
+                    "description.size_bytes",
+                    format!("is {declared}, but {came} bytes came and more may follow"),
+                ));
+            }
+            if came > limit {
+                return Err(Error::invalid(
+                    "chunk",
+                    format!("brings the artifact to {came} bytes, more than the limit of {limit}"),
+                ));
+            }
+            self.take(run, chunk).await?;
+        }
+    }
+
+    async fn take(&self, run: &mut Run, mut chunk: Bytes) -> Result<()> {
+        let unit_bytes = run.storage.unit_bytes();
+        while !chunk.is_empty() {
+            let unit = if run.rest.is_empty() && chunk.len() >= unit_bytes {
+                chunk.split_to(unit_bytes)
+            } else {
+                let more = chunk.len().min(unit_bytes - run.rest.len());
+                run.rest.extend_from_slice(&chunk.split_to(more));
+                if run.rest.len() < unit_bytes {
+                    return Ok(());
+                }
+                run.rest.split().freeze()
+            };
+            run.write(unit).await?;
+            let since = run.saved_at.elapsed();
+            let due = match run.resumable {
+                true => run.written - run.saved >= SAVED_BYTES || since >= SAVED_AFTER,
+                false => since >= TOUCHED_AFTER,
+            };
+            if due {
+                self.save(run).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes safe what the writer took.
+    async fn save(&self, run: &mut Run) -> Result<()> {
+        let storage_state = run.writer.checkpoint().await?;
+        let saved = Upload {
+            received_bytes: run.written,
+            hash_state: run.hash.serialize().to_vec(),
+            storage_state,
+            updated_at: self.now(),
+            ..run.upload.clone()
+        };
+        self.replace(saved.turn, &saved).await?;
+        run.upload = saved;
+        run.saved = run.written;
+        run.saved_at = Instant::now();
+        Ok(())
+    }
+
+    /// All bytes have come: makes them readable, and stores the record.
+    async fn end(&self, mut run: Run, description: &Description) -> Result<Artifact> {
+        match self.complete(&mut run, description).await {
+            Ok(sha256) => self.record(run, description, sha256).await,
+            Err(error) => {
+                self.break_off(run, &error, may_go_on(&error)).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn complete(&self, run: &mut Run, description: &Description) -> Result<String> {
+        // Whatever is safe so far can be gone on with should the rest fail.
+        self.save(run).await?;
+        if !run.rest.is_empty() {
+            let last = run.rest.split().freeze();
+            run.write(last).await?;
+        }
+        let sha256 = hex(&run.hash.clone().finalize());
+        if let Some(declared) = &description.sha256
+            && *declared != sha256
+        {
+            return Err(Error::invalid(
+                "description.sha256",
+                format!("is {declared}, but the digest of the bytes is {sha256}"),
+            ));
+        }
+        Ok(sha256)
+    }
+
+    async fn record(
+        &self,
+        run: Run,
+        description: &Description,
+        sha256: String,
+    ) -> Result<Artifact> {
+        let Run { upload, writer, written, resumable, .. } = run;
+        // From here on an error that leaves the outcome open leaves everything as it is: the client finds the
+        // record, goes on, or the sweep decides.
+        writer.finish().await?;
+        let digest = description.artifact_digest(&sha256);
+        let record = Artifact {
+            artifact_id: upload.artifact_id.clone(),
+            execution_id: description.execution_id.clone(),
+            step_id: description.step_id,
+            artifact_type: description.artifact_type.clone(),
+            artifact_name: description.artifact_name.clone(),
+            mime_type: description.mime_type.clone(),
+            size_bytes: i64::try_from(written).ok(),
+            storage_type: Some(upload.storage_type.clone()),
+            storage_path: Some(upload.storage_path.clone()),
+            metadata: description.metadata.clone(),
+            created_at: Some(self.now()),
+            sha256: Some(sha256),
+        };
+        let stored = match self.store.create_artifact(&record, &digest).await {
+            Ok(Created::New(stored) | Created::Found(stored)) => stored,
+            Err(store::Error::Refused(refusal)) => {
+                if !self.store.knows_artifact(&record.artifact_id).await? {
+                    self.drop_bytes(&upload).await?;
+                }
+                self.store.remove_upload(&upload.upload_id, upload.turn).await?;
+                self.sweep_wanted.notify_one();
+                return Err(refusal.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let forgotten = self.forget(upload, &stored, written, resumable).await;
+        if let Err(error) = forgotten {
+            // The record is stored; what is left of the upload is the sweep's.
+            tracing::debug!(error = &error as &dyn std::error::Error, "cannot end an upload yet");
+        }
+        Ok(stored)
+    }
+
+    async fn forget(
+        &self,
+        upload: Upload,
+        stored: &Artifact,
+        written: u64,
+        resumable: bool,
+    ) -> Result<()> {
+        if stored.storage_path.as_deref() != Some(&upload.storage_path) {
+            // The same bytes were stored before.
+            self.drop_bytes(&upload).await?;
+        }
+        if !resumable {
+            self.store.remove_upload(&upload.upload_id, upload.turn).await?;
+            return Ok(());
+        }
+        let finished = Upload {
+            artifact_id: stored.artifact_id.clone(),
+            received_bytes: written,
+            hash_state: Vec::new(),
+            storage_state: Vec::new(),
+            finished: true,
+            updated_at: self.now(),
+            ..upload
+        };
+        self.replace(finished.turn, &finished).await
+    }
+
+    /// Keeps what can be gone on with, and removes everything else.
+    async fn break_off(&self, mut run: Run, error: &Error, may_go_on: bool) {
+        let taken = matches!(error, Error::Refused(Refusal::UploadTaken { .. }));
+        let done = if run.resumable && may_go_on && run.saved < run.written && !run.is_ending() {
+            self.save(&mut run).await
+        } else {
+            // Nothing of ours may arrive after the removal, or in the bytes of whoever took over.
+            run.writer.checkpoint().await.map(drop).map_err(Error::from)
+        };
+        if let Err(error) = done {
+            tracing::debug!(error = &error as &dyn std::error::Error, "an upload broke off");
+        }
+        if taken || (run.resumable && may_go_on) {
+            return;
+        }
+        let Run { upload, writer, .. } = run;
+        drop(writer);
+        let removed = async {
+            self.drop_bytes(&upload).await?;
+            // Where the storage failed, some of the bytes may arrive yet: the sweep removes them once more.
+            if !matches!(error, Error::Bytes(_)) {
+                self.store.remove_upload(&upload.upload_id, upload.turn).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "what is left of an upload cannot be removed yet"
+            );
+        }
+    }
+}
+
+/// Whether an upload may succeed after this. Too many bytes, and other ones than declared, are not what was meant.
+fn may_go_on(error: &Error) -> bool {
+    matches!(error, Error::BrokenOff | Error::ShuttingDown | Error::Bytes(_) | Error::Store(_))
+}
+
+impl Run {
+    /// Hashes and stores a unit, side by side.
+    async fn write(&mut self, unit: Bytes) -> Result<()> {
+        let bytes = unit.len() as u64;
+        let hashed = unit.clone();
+        let mut hash = self.hash.clone();
+        let hashing = tokio::task::spawn_blocking(move || {
+            hash.update(&hashed);
+            hash
+        });
+        let (hash, stored) = tokio::join!(hashing, self.writer.write(unit));
+        stored?;
+        self.hash = hash.map_err(|error| blobs::Error::Failed(error.into()))?;
+        self.written += bytes;
+        Ok(())
+    }
+
+    /// Whether the last unit was written, which is no place to go on from.
+    fn is_ending(&self) -> bool {
+        self.written % self.storage.unit_bytes() as u64 != 0
+    }
+}

@@ -1,0 +1,181 @@
+//! ArtifactService.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt as _, StreamExt as _};
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
+
+use super::{artifact_requests, convert, requests, status};
+use crate::app::{Artifacts, Error, PageRequest, Result};
+use crate::domain::limits::UPLOAD_CHUNK_BYTES;
+use crate::proto;
+use crate::proto::download_artifact_response::Part as Sent;
+use crate::proto::upload_artifact_request::Part;
+
+/// Serves ArtifactService.
+pub struct ArtifactCalls {
+    pub artifacts: Arc<Artifacts>,
+    pub tasks: TaskTracker,
+}
+
+fn chunk_of(message: proto::UploadArtifactRequest) -> Result<Bytes> {
+    match message.part {
+        Some(Part::Chunk(chunk)) if chunk.len() > UPLOAD_CHUNK_BYTES => {
+            let bytes = chunk.len();
+            let description =
+                format!("has {bytes} bytes, more than the limit of {UPLOAD_CHUNK_BYTES}");
+            Err(Error::invalid("chunk", description))
+        }
+        Some(Part::Chunk(chunk)) => Ok(chunk),
+        Some(Part::Description(_)) => {
+            Err(Error::invalid("description", "comes once, as the first message"))
+        }
+        None => Err(Error::invalid("part", "is required")),
+    }
+}
+
+#[tonic::async_trait]
+impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
+    async fn upload_artifact(
+        &self,
+        request: Request<Streaming<proto::UploadArtifactRequest>>,
+    ) -> Result<Response<proto::UploadArtifactResponse>, Status> {
+        let mut inbound = request.into_inner();
+        let first = inbound.message().await?.and_then(|first| first.part);
+        let description = match first {
+            Some(Part::Description(sent)) => {
+                artifact_requests::description(self.artifacts.app().limits(), sent)
+            }
+            _ => Err(Error::invalid("description", "is required as the first message")),
+        };
+        let description = description.map_err(|error| status::of(&error))?;
+        // What the library says of a stream that breaks.
+        let broke = Arc::new(Mutex::new(None));
+        let breaks = Arc::clone(&broke);
+        let chunks = stream::unfold(inbound, move |mut inbound| {
+            let breaks = Arc::clone(&breaks);
+            async move {
+                let chunk = match inbound.message().await {
+                    Ok(message) => chunk_of(message?),
+                    Err(status) => {
+                        *breaks.lock() = Some(status);
+                        Err(Error::BrokenOff)
+                    }
+                };
+                Some((chunk, inbound))
+            }
+        });
+        // A task of its own: a call that is given up must end in order.
+        let artifacts = Arc::clone(&self.artifacts);
+        let upload = async move { artifacts.upload(description, chunks.boxed()).await };
+        let uploaded = self.tasks.spawn(upload.in_current_span()).map(|ended| match ended {
+            Ok(uploaded) => uploaded,
+            Err(error) => Err(Error::Store(crate::store::Error::failed(error))),
+        });
+        match uploaded.await {
+            Ok(stored) => {
+                let artifact = Some(convert::artifact(&stored));
+                Ok(Response::new(proto::UploadArtifactResponse { artifact }))
+            }
+            Err(error) => {
+                let broke = broke.lock().take();
+                Err(broke.unwrap_or_else(|| status::of(&error)))
+            }
+        }
+    }
+
+    async fn get_upload(
+        &self,
+        request: Request<proto::GetUploadRequest>,
+    ) -> Result<Response<proto::GetUploadResponse>, Status> {
+        let request = request.into_inner();
+        let mut check = requests::Check::new(self.artifacts.app().limits());
+        check.upload_id("upload_id", &request.upload_id);
+        check.done(()).map_err(|error| status::of(&error))?;
+        let received = self.artifacts.received(&request.upload_id).await;
+        let received = received.map_err(|error| status::of(&error))?;
+        let received_bytes = i64::try_from(received).unwrap_or(i64::MAX);
+        Ok(Response::new(proto::GetUploadResponse { received_bytes }))
+    }
+
+    type DownloadArtifactStream =
+        BoxStream<'static, Result<proto::DownloadArtifactResponse, Status>>;
+
+    async fn download_artifact(
+        &self,
+        request: Request<proto::DownloadArtifactRequest>,
+    ) -> Result<Response<Self::DownloadArtifactStream>, Status> {
+        let request = request.into_inner();
+        let part = artifact_requests::part(self.artifacts.app().limits(), &request);
+        let download = match part {
+            Ok(part) => self.artifacts.download(&request.artifact_id, part).await,
+            Err(error) => Err(error),
+        };
+        let download = download.map_err(|error| status::of(&error))?;
+        let message = |part| proto::DownloadArtifactResponse { part: Some(part) };
+        let record = message(Sent::Artifact(convert::artifact(&download.artifact)));
+        let bytes = download.bytes.map(move |piece| match piece {
+            Ok(piece) => Ok(message(Sent::Chunk(piece))),
+            Err(error) => Err(status::of(&error)),
+        });
+        Ok(Response::new(stream::once(async { Ok(record) }).chain(bytes).boxed()))
+    }
+
+    async fn get_artifact(
+        &self,
+        request: Request<proto::GetArtifactRequest>,
+    ) -> Result<Response<proto::GetArtifactResponse>, Status> {
+        let request = request.into_inner();
+        let mut check = requests::Check::new(self.artifacts.app().limits());
+        check.artifact_id(&request.artifact_id);
+        check.done(()).map_err(|error| status::of(&error))?;
+        let found = self.artifacts.artifact(&request.artifact_id).await;
+        let found = found.map_err(|error| status::of(&error))?;
+        let artifact = Some(convert::artifact(&found));
+        Ok(Response::new(proto::GetArtifactResponse { artifact }))
+    }
+
+    async fn list_artifacts(
+        &self,
+        request: Request<proto::ListArtifactsRequest>,
+    ) -> Result<Response<proto::ListArtifactsResponse>, Status> {
+        let request = request.into_inner();
+        let mut check = requests::Check::new(self.artifacts.app().limits());
+        check.execution_id(&request.execution_id);
+        let step_id = check.step_id("step_id", request.step_id);
+        check.optional_name("artifact_type", request.artifact_type.as_ref());
+        let size = check.page_size(request.page_size);
+        check.done(()).map_err(|error| status::of(&error))?;
+        let page = PageRequest { size, token: request.page_token };
+        let found = self
+            .artifacts
+            .list(&request.execution_id, step_id, request.artifact_type, page, |record| {
+                convert::artifact(record).encoded_len()
+            })
+            .await
+            .map_err(|error| status::of(&error))?;
+        Ok(Response::new(proto::ListArtifactsResponse {
+            artifacts: found.records.iter().map(convert::artifact).collect(),
+            next_page_token: found.next_page_token,
+        }))
+    }
+
+    async fn delete_artifact(
+        &self,
+        request: Request<proto::DeleteArtifactRequest>,
+    ) -> Result<Response<proto::DeleteArtifactResponse>, Status> {
+        let request = request.into_inner();
+        let mut check = requests::Check::new(self.artifacts.app().limits());
+        check.artifact_id(&request.artifact_id);
+        check.done(()).map_err(|error| status::of(&error))?;
+        let deleted = self.artifacts.delete(&request.artifact_id).await;
+        deleted.map_err(|error| status::of(&error))?;
+        Ok(Response::new(proto::DeleteArtifactResponse {}))
+    }
+}

@@ -1,0 +1,119 @@
+//! What a store keeps of artifacts: their records, and the uploads under way. Where the bytes are is only text
+//! here.
+
+use async_trait::async_trait;
+
+use super::error::Result;
+use crate::domain::limits::Limits;
+use crate::domain::query::Page;
+use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+
+/// What became of a new record.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Created {
+    New(Artifact),
+    /// The same was stored before, under an id of its own.
+    Found(Artifact),
+}
+
+/// How much of an execution its artifacts take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    pub artifacts: u64,
+    /// Of those that were uploaded; what is only recorded takes no room here.
+    pub bytes: u64,
+}
+
+impl Usage {
+    /// Refuses one artifact more, with so many bytes, if that would be more than allowed.
+    pub fn admits(self, bytes: u64, limits: &Limits) -> Result<(), Refusal> {
+        let check = |field, size: u64, limit: usize| match size > limit as u64 {
+            true => Err(Refusal::ArtifactLimit { field, size, limit: limit as u64 }),
+            false => Ok(()),
+        };
+        check("artifacts", self.artifacts + 1, limits.artifacts_per_execution)?;
+        match bytes {
+            0 => Ok(()),
+            bytes => {
+                let together = self.bytes.saturating_add(bytes);
+                check("artifact_bytes", together, limits.artifact_bytes_per_execution)
+            }
+        }
+    }
+}
+
+/// Bytes on their way: known before the first of them is stored, so that whatever a crash leaves can be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// The client's, or one of ours where it gave none.
+    pub upload_id: String,
+    /// Of the description: the id belongs to no other.
+    pub digest: String,
+    /// The id that the record will get; of a finished upload, the id of the record.
+    pub artifact_id: String,
+    pub storage_type: String,
+    pub storage_path: String,
+    /// Counts the connections that went on with it. Only the latest may write.
+    pub turn: i64,
+    /// How many bytes are safe.
+    pub received_bytes: u64,
+    /// State of the SHA-256 of those bytes.
+    pub hash_state: Vec<u8>,
+    /// What the storage has to know to go on.
+    pub storage_state: Vec<u8>,
+    /// The record is stored; this is kept for a client that lost the answer.
+    pub finished: bool,
+    pub updated_at: Millis,
+}
+
+/// Records of artifacts and uploads, durable.
+#[async_trait]
+pub trait ArtifactStore: Send + Sync + 'static {
+    /// Stores a record and logs that it was created, at once and only if its execution is there (unless it is of
+    /// none). `digest` tells it from others: one that is stored already is found instead, also by racing calls.
+    /// Refuses an id that another record has, and more artifacts or bytes than the execution may have; the latter
+    /// may be passed by what ends at the same moment through other servers.
+    async fn create_artifact(&self, record: &Artifact, digest: &str) -> Result<Created>;
+
+    /// The record of this digest.
+    async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>>;
+
+    /// The record, unless it is marked as deleted.
+    async fn artifact(&self, artifact_id: &str) -> Result<Option<Artifact>>;
+
+    /// Newest first by id, keyset, at most `limit` found among at most `examine` read.
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, String>>;
+
+    /// What the artifacts of an execution take.
+    async fn artifact_usage(&self, execution_id: &str) -> Result<Usage>;
+
+    /// Marks a record as deleted, which makes it invisible and frees its digest, and logs the deletion. False:
+    /// there is none.
+    async fn mark_artifact(&self, artifact_id: &str, at: Millis) -> Result<bool>;
+
+    /// Records that are marked, by id, after this one.
+    async fn marked_artifacts(&self, after: Option<&str>, limit: usize) -> Result<Vec<Artifact>>;
+
+    /// Removes a marked record.
+    async fn remove_artifact(&self, artifact_id: &str) -> Result<()>;
+
+    /// Whether there is a record of this id, marked or not.
+    async fn knows_artifact(&self, artifact_id: &str) -> Result<bool>;
+
+    /// Whether another record than `except` says that its bytes are there.
+    async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool>;
+
+    /// Stores a new upload. One of the same id that is there already is returned instead, unchanged.
+    async fn begin_upload(&self, upload: &Upload) -> Result<Upload>;
+
+    async fn upload(&self, upload_id: &str) -> Result<Option<Upload>>;
+
+    /// Replaces the upload if its turn still is this one. False: it is not, or there is no such upload.
+    async fn replace_upload(&self, turn: i64, upload: &Upload) -> Result<bool>;
+
+    /// Removes the upload if its turn still is this one.
+    async fn remove_upload(&self, upload_id: &str, turn: i64) -> Result<bool>;
+
+    /// Uploads that were last touched before this moment, the oldest first.
+    async fn idle_uploads(&self, before: Millis, limit: usize) -> Result<Vec<Upload>>;
+}

@@ -1,0 +1,438 @@
+//! Artifacts as documents that other programs share, and uploads as documents of our own.
+//!
+//! There is no transaction here, so a record that is stored while its execution is deleted is seen by one of the
+//! two: the delete marks the execution first and the artifacts then; this stores the artifact first and looks at
+//! the execution then.
+
+use async_trait::async_trait;
+use bson::oid::ObjectId;
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::spec::BinarySubtype;
+use bson::{Binary, Document, doc, rawdoc};
+
+use super::command::Fate;
+use super::documents::{corrupt, date, integer, millis, nullable, object, raw, read_digests};
+use super::documents::{small, text};
+use super::{Inner, MongoStore, Ready, failure, schema};
+use crate::domain::query::Page;
+use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
+use crate::store::{Error, Result};
+
+/// How often a lost race is decided again.
+const ROUNDS: usize = 8;
+/// Documents fetched at a time.
+const FETCHED_AT_ONCE: u32 = 500;
+
+fn id_of(artifact_id: &str) -> Option<ObjectId> {
+    ObjectId::parse_str(artifact_id).ok()
+}
+
+/// What is empty in a record is null in the document: the other programs' word for unknown.
+fn filled(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn last_change(record: &Artifact) -> String {
+    format!("{}//{}", record.execution_id, record.artifact_id)
+}
+
+fn insert_artifact(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawDocumentBuf> {
+    let mut to = RawDocumentBuf::new();
+    to.append(cstr!("_id"), id);
+    nullable(&mut to, cstr!("execution_id"), filled(&record.execution_id));
+    nullable(&mut to, cstr!("step_id"), record.step_id);
+    nullable(&mut to, cstr!("artifact_type"), filled(&record.artifact_type));
+    nullable(&mut to, cstr!("artifact_name"), filled(&record.artifact_name));
+    nullable(&mut to, cstr!("mime_type"), record.mime_type.as_deref());
+    nullable(&mut to, cstr!("size_bytes"), record.size_bytes);
+    nullable(&mut to, cstr!("storage_type"), record.storage_type.as_deref());
+    nullable(&mut to, cstr!("storage_path"), record.storage_path.as_deref());
+    to.append(cstr!("metadata"), raw(&record.metadata)?);
+    nullable(&mut to, cstr!("created_at"), record.created_at.map(date));
+    nullable(&mut to, cstr!("sha256"), record.sha256.as_deref());
+    to.append(cstr!("digests"), rawdoc! { "create": digest });
+    Ok(to)
+}
+
+/// A document as some program stored it, with what of it is not part of the record. Only `_id` has to be what
+/// it is elsewhere.
+struct Stored {
+    record: Artifact,
+    digest: Option<String>,
+    deleted: bool,
+}
+
+fn read(raw: &RawDocument) -> Result<Stored> {
+    const COLLECTION: &str = schema::ARTIFACTS;
+    let mut id = None;
+    let mut digest = None;
+    let mut deleted = false;
+    let mut record = Artifact {
+        artifact_id: String::new(),
+        execution_id: String::new(),
+        step_id: None,
+        artifact_type: String::new(),
+        artifact_name: String::new(),
+        mime_type: None,
+        size_bytes: None,
+        storage_type: None,
+        storage_path: None,
+        metadata: Document::new(),
+        created_at: None,
+        sha256: None,
+    };
+    for element in raw {
+        let (key, value) = element.map_err(|_| corrupt(COLLECTION, raw, "document"))?;
+        match key.as_str() {
+            "_id" => id = value.as_object_id(),
+            "execution_id" => record.execution_id = text(value).unwrap_or_default(),
+            "step_id" => record.step_id = small(value),
+            "artifact_type" => record.artifact_type = text(value).unwrap_or_default(),
+            "artifact_name" => record.artifact_name = text(value).unwrap_or_default(),
+            "mime_type" => record.mime_type = text(value),
+            "size_bytes" => record.size_bytes = integer(value),
+            "storage_type" => record.storage_type = text(value),
+            "storage_path" => record.storage_path = text(value),
+            "metadata" => record.metadata = object(value),
+            "created_at" => record.created_at = millis(value),
+            "sha256" => record.sha256 = text(value),
+            "digests" => digest = read_digests(value).create,
+            "deleted_at" => deleted = millis(value).is_some(),
+            _ => {}
+        }
+    }
+    record.artifact_id = id.ok_or_else(|| corrupt(COLLECTION, raw, "_id"))?.to_hex();
+    Ok(Stored { record, digest, deleted })
+}
+
+fn upload_document(upload: &Upload) -> Result<RawDocumentBuf> {
+    let bytes = |bytes: &[u8]| Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() };
+    raw(&doc! {
+        "_id": &upload.upload_id,
+        "digest": &upload.digest,
+        "artifact_id": &upload.artifact_id,
+        "storage_type": &upload.storage_type,
+        "storage_path": &upload.storage_path,
+        "turn": upload.turn,
+        "received_bytes": i64::try_from(upload.received_bytes).unwrap_or(i64::MAX),
+        "hash_state": bytes(&upload.hash_state),
+        "storage_state": bytes(&upload.storage_state),
+        "finished": upload.finished,
+        "updated_at": date(upload.updated_at),
+    })
+}
+
+fn read_upload(raw: &RawDocument) -> Result<Upload> {
+    let field = |key: &'static str| {
+        raw.get(key).ok().flatten().ok_or_else(|| corrupt(schema::UPLOADS, raw, key))
+    };
+    let words = |key| field(key).map(|value| text(value).unwrap_or_default());
+    let number = |key| field(key).map(|value| integer(value).unwrap_or(0));
+    let bytes = |key| {
+        field(key).map(|value| match value {
+            RawBsonRef::Binary(binary) => binary.bytes.to_vec(),
+            _ => Vec::new(),
+        })
+    };
+    Ok(Upload {
+        upload_id: words("_id")?,
+        digest: words("digest")?,
+        artifact_id: words("artifact_id")?,
+        storage_type: words("storage_type")?,
+        storage_path: words("storage_path")?,
+        turn: number("turn")?,
+        received_bytes: u64::try_from(number("received_bytes")?).unwrap_or(0),
+        hash_state: bytes("hash_state")?,
+        storage_state: bytes("storage_state")?,
+        finished: field("finished")?.as_bool().unwrap_or(false),
+        updated_at: millis(field("updated_at")?).unwrap_or(0),
+    })
+}
+
+/// Whether an execution is there, as the primary has it.
+async fn is_there(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<bool> {
+    let find = ready
+        .executions
+        .find_one(doc! { "execution_id": execution_id })
+        .projection(doc! { "_id": 1, "deleted_at": 1 });
+    let found = inner.call(find).await?;
+    Ok(found.is_some_and(|found| !matches!(found.get_datetime("deleted_at"), Ok(_))))
+}
+
+async fn usage(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<Usage> {
+    let group = doc! { "$group": {
+        "_id": null,
+        "artifacts": { "$sum": 1 },
+        "bytes": { "$sum": { "$cond": [{ "$gt": ["$sha256", null] }, "$size_bytes", 0] } },
+    } };
+    let only = doc! { "$match": { "execution_id": execution_id, "deleted_at": null } };
+    let found = inner.aggregate(&ready.artifacts, [only, group]).await?;
+    let Some(found) = found.first() else { return Ok(Usage::default()) };
+    let field = |key: &str| {
+        let value = found.get(key).ok().flatten().and_then(integer).unwrap_or(0);
+        u64::try_from(value).unwrap_or(0)
+    };
+    Ok(Usage { artifacts: field("artifacts"), bytes: field("bytes") })
+}
+
+/// What holds a digest or an id already.
+enum Holder {
+    Nobody,
+    Same(Artifact),
+    Other,
+    /// A record that is about to go held the digest; it has let go of it.
+    Freed,
+}
+
+async fn holder(inner: &Inner, ready: &Ready, id: ObjectId, digest: &str) -> Result<Holder> {
+    let same = ready.artifacts.find_one(doc! { "digests.create": digest });
+    if let Some(raw) = inner.call(same).await? {
+        let stored = read(&raw)?;
+        if !stored.deleted {
+            return Ok(Holder::Same(stored.record));
+        }
+        let gone = doc! { "_id": id_of(&stored.record.artifact_id) };
+        let free = ready.artifacts.update_one(gone, doc! { "$unset": { "digests": "" } });
+        inner.call(free).await?;
+        return Ok(Holder::Freed);
+    }
+    let taken = inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?;
+    match taken.map(|raw| read(&raw)).transpose()? {
+        None => Ok(Holder::Nobody),
+        Some(stored) if stored.digest.as_deref() == Some(digest) && !stored.deleted => {
+            Ok(Holder::Same(stored.record))
+        }
+        Some(_) => Ok(Holder::Other),
+    }
+}
+
+async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Created> {
+    let ready = inner.ready().await?;
+    let id = id_of(&record.artifact_id)
+        .ok_or_else(|| Error::failed("an artifact id that is no ObjectId"))?;
+    let unknown = || {
+        let execution_id = record.execution_id.clone();
+        Error::Refused(Refusal::ExecutionNotFound { execution_id })
+    };
+    let document = insert_artifact(id, record, digest)?;
+    for _ in 0..ROUNDS {
+        match holder(inner, &ready, id, digest).await? {
+            Holder::Nobody => {}
+            Holder::Freed => continue,
+            Holder::Same(record) => return Ok(Created::Found(record)),
+            Holder::Other => {
+                let artifact_id = record.artifact_id.clone();
+                return Err(Refusal::ArtifactExists { artifact_id }.into());
+            }
+        }
+        if !record.execution_id.is_empty() {
+            if !is_there(inner, &ready, &record.execution_id).await? {
+                return Err(unknown());
+            }
+            let usage = usage(inner, &ready, &record.execution_id).await?;
+            usage.admits(record.uploaded_bytes(), &inner.limits)?;
+        }
+        let fates =
+            ready.commander.insert(schema::ARTIFACTS, std::slice::from_ref(&document)).await;
+        match fates.first() {
+            Some(Fate::Done) => {}
+            Some(Fate::Duplicate | Fate::Doubtful { .. }) => continue,
+            Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
+            Some(Fate::Unknown) | None => return Err(failure::timeout()),
+        }
+        if !record.execution_id.is_empty() && !is_there(inner, &ready, &record.execution_id).await?
+        {
+            mark(inner, &ready, &record.artifact_id, inner.clock.now().millis()).await?;
+            return Err(unknown());
+        }
+        return Ok(Created::New(record.clone()));
+    }
+    Err(Error::Contention)
+}
+
+async fn mark(inner: &Inner, ready: &Ready, artifact_id: &str, at: Millis) -> Result<bool> {
+    let Some(id) = id_of(artifact_id) else { return Ok(false) };
+    let found = inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?;
+    let Some(stored) = found.map(|raw| read(&raw)).transpose()?.filter(|found| !found.deleted)
+    else {
+        return Ok(false);
+    };
+    let change = doc! {
+        "$set": { "deleted_at": date(at), "last_change": last_change(&stored.record) },
+        "$unset": { "digests": "" },
+    };
+    let only = doc! { "_id": id, "deleted_at": null };
+    let done = inner.call(ready.artifacts.update_one(only, change)).await?;
+    Ok(done.matched_count > 0)
+}
+
+async fn page(inner: &Inner, query: &ArtifactQuery) -> Result<Page<Artifact, String>> {
+    let ready = inner.ready().await?;
+    let mut filter = doc! { "execution_id": &query.execution_id };
+    if let Some(after) = query.after.as_deref().and_then(id_of) {
+        filter.insert("_id", doc! { "$lt": after });
+    }
+    let find = ready
+        .committed_artifacts
+        .find(filter)
+        .sort(doc! { "_id": -1 })
+        .batch_size(FETCHED_AT_ONCE.min(u32::try_from(query.limit + 1).unwrap_or(u32::MAX)))
+        .limit(i64::try_from(query.examine.saturating_add(1)).unwrap_or(i64::MAX));
+    let mut cursor = inner.call(find).await?;
+    let mut page = Page { records: Vec::new(), next: None };
+    let (mut examined, mut last) = (0, None);
+    while inner.call(cursor.advance()).await? {
+        if page.records.len() == query.limit || examined == query.examine {
+            page.next = last;
+            break;
+        }
+        examined += 1;
+        match read(cursor.current()) {
+            Ok(stored) => {
+                last = Some(stored.record.artifact_id.clone());
+                if !stored.deleted && query.admits(&stored.record) {
+                    page.records.push(stored.record);
+                }
+            }
+            Err(Error::Corrupt { collection, id, field }) => {
+                tracing::warn!(collection, id, field, "a stored record cannot be read");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(page)
+}
+
+#[async_trait]
+impl ArtifactStore for MongoStore {
+    async fn create_artifact(&self, record: &Artifact, digest: &str) -> Result<Created> {
+        create(&self.inner, record, digest).await
+    }
+
+    async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>> {
+        let ready = self.inner.ready().await?;
+        let find = ready.committed_artifacts.find_one(doc! { "digests.create": digest });
+        let found = self.inner.call(find).await?.map(|raw| read(&raw)).transpose()?;
+        Ok(found.filter(|found| !found.deleted).map(|found| found.record))
+    }
+
+    async fn artifact(&self, artifact_id: &str) -> Result<Option<Artifact>> {
+        let ready = self.inner.ready().await?;
+        let Some(id) = id_of(artifact_id) else { return Ok(None) };
+        let find = ready.committed_artifacts.find_one(doc! { "_id": id });
+        let found = self.inner.call(find).await?.map(|raw| read(&raw)).transpose()?;
+        Ok(found.filter(|found| !found.deleted).map(|found| found.record))
+    }
+
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, String>> {
+        page(&self.inner, query).await
+    }
+
+    async fn artifact_usage(&self, execution_id: &str) -> Result<Usage> {
+        let ready = self.inner.ready().await?;
+        usage(&self.inner, &ready, execution_id).await
+    }
+
+    async fn mark_artifact(&self, artifact_id: &str, at: Millis) -> Result<bool> {
+        let ready = self.inner.ready().await?;
+        mark(&self.inner, &ready, artifact_id, at).await
+    }
+
+    async fn marked_artifacts(&self, after: Option<&str>, limit: usize) -> Result<Vec<Artifact>> {
+        let ready = self.inner.ready().await?;
+        let mut filter = doc! { "deleted_at": { "$gt": schema::epoch() } };
+        if let Some(after) = after.and_then(id_of) {
+            filter.insert("_id", doc! { "$gt": after });
+        }
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let find = ready.artifacts.find(filter).sort(doc! { "_id": 1 }).limit(limit);
+        let found = self
+            .inner
+            .call(async {
+                let mut found = Vec::new();
+                let mut cursor = find.await?;
+                while cursor.advance().await? {
+                    found.extend(read(cursor.current()).map(|stored| stored.record));
+                }
+                Ok(found)
+            })
+            .await?;
+        Ok(found)
+    }
+
+    async fn remove_artifact(&self, artifact_id: &str) -> Result<()> {
+        let ready = self.inner.ready().await?;
+        let Some(id) = id_of(artifact_id) else { return Ok(()) };
+        let only = doc! { "_id": id, "deleted_at": { "$gt": schema::epoch() } };
+        self.inner.call(ready.artifacts.delete_one(only)).await?;
+        Ok(())
+    }
+
+    async fn knows_artifact(&self, artifact_id: &str) -> Result<bool> {
+        let ready = self.inner.ready().await?;
+        let Some(id) = id_of(artifact_id) else { return Ok(false) };
+        Ok(self.inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?.is_some())
+    }
+
+    async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool> {
+        let ready = self.inner.ready().await?;
+        let other = doc! { "storage_path": storage_path, "_id": { "$ne": id_of(except) } };
+        Ok(self.inner.call(ready.artifacts.find_one(other)).await?.is_some())
+    }
+
+    async fn begin_upload(&self, upload: &Upload) -> Result<Upload> {
+        let ready = self.inner.ready().await?;
+        for _ in 0..ROUNDS {
+            if let Some(found) = self.upload(&upload.upload_id).await? {
+                return Ok(found);
+            }
+            match self.inner.call(ready.uploads.insert_one(upload_document(upload)?)).await {
+                Ok(_) => return Ok(upload.clone()),
+                Err(Error::Failed(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Contention)
+    }
+
+    async fn upload(&self, upload_id: &str) -> Result<Option<Upload>> {
+        let ready = self.inner.ready().await?;
+        let found = self.inner.call(ready.uploads.find_one(doc! { "_id": upload_id })).await?;
+        found.map(|raw| read_upload(&raw)).transpose()
+    }
+
+    async fn replace_upload(&self, turn: i64, upload: &Upload) -> Result<bool> {
+        let ready = self.inner.ready().await?;
+        let only = doc! { "_id": &upload.upload_id, "turn": turn };
+        let replace = ready.uploads.replace_one(only, upload_document(upload)?);
+        Ok(self.inner.call(replace).await?.matched_count > 0)
+    }
+
+    async fn remove_upload(&self, upload_id: &str, turn: i64) -> Result<bool> {
+        let ready = self.inner.ready().await?;
+        let remove = ready.uploads.delete_one(doc! { "_id": upload_id, "turn": turn });
+        Ok(self.inner.call(remove).await?.deleted_count > 0)
+    }
+
+    async fn idle_uploads(&self, before: Millis, limit: usize) -> Result<Vec<Upload>> {
+        let ready = self.inner.ready().await?;
+        let find = ready
+            .uploads
+            .find(doc! { "updated_at": { "$lt": date(before) } })
+            .sort(doc! { "updated_at": 1 })
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        let found = self
+            .inner
+            .call(async {
+                let mut found = Vec::new();
+                let mut cursor = find.await?;
+                while cursor.advance().await? {
+                    found.push(cursor.current().to_owned());
+                }
+                Ok(found)
+            })
+            .await?;
+        found.iter().map(|raw| read_upload(raw)).collect()
+    }
+}

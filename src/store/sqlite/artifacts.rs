@@ -1,0 +1,333 @@
+//! Artifacts and uploads as rows. The record is checked and stored in one transaction of the writer, so nothing
+//! comes between its execution being there and the record being stored.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::batch::Batch;
+use super::changes::Entry;
+use super::{SqliteStore, read};
+use crate::domain::query::Page;
+use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
+use crate::store::{ChangeKind, Error, RecordKey, Result};
+
+const COLUMNS: &str = "artifact_id, execution_id, step_id, artifact_type, artifact_name, mime_type, \
+    size_bytes, storage_type, storage_path, metadata, created_at, sha256";
+
+const UPLOAD_COLUMNS: &str = "upload_id, digest, artifact_id, storage_type, storage_path, turn, \
+    received_bytes, hash_state, storage_state, finished, updated_at";
+
+fn artifact_of(row: &Row<'_>) -> rusqlite::Result<Artifact> {
+    let metadata: Option<Vec<u8>> = row.get(9)?;
+    let metadata = metadata.map(|bytes| bson::Document::from_reader(bytes.as_slice())).transpose();
+    Ok(Artifact {
+        artifact_id: row.get(0)?,
+        execution_id: row.get(1)?,
+        step_id: row.get(2)?,
+        artifact_type: row.get(3)?,
+        artifact_name: row.get(4)?,
+        mime_type: row.get(5)?,
+        size_bytes: row.get(6)?,
+        storage_type: row.get(7)?,
+        storage_path: row.get(8)?,
+        metadata: metadata
+            .map_err(|error| {
+                let blob = rusqlite::types::Type::Blob;
+                rusqlite::Error::FromSqlConversionFailure(9, blob, Box::new(error))
+            })?
+            .unwrap_or_default(),
+        created_at: row.get(10)?,
+        sha256: row.get(11)?,
+    })
+}
+
+fn upload_of(row: &Row<'_>) -> rusqlite::Result<Upload> {
+    Ok(Upload {
+        upload_id: row.get(0)?,
+        digest: row.get(1)?,
+        artifact_id: row.get(2)?,
+        storage_type: row.get(3)?,
+        storage_path: row.get(4)?,
+        turn: row.get(5)?,
+        received_bytes: u64::try_from(row.get::<_, i64>(6)?).unwrap_or(0),
+        hash_state: row.get(7)?,
+        storage_state: row.get(8)?,
+        finished: row.get(9)?,
+        updated_at: row.get(10)?,
+    })
+}
+
+fn find(connection: &Connection, condition: &str, value: &str) -> Result<Option<Artifact>> {
+    let sql = format!("SELECT {COLUMNS} FROM artifacts WHERE {condition}");
+    let mut statement = connection.prepare_cached(&sql)?;
+    Ok(statement.query_row([value], artifact_of).optional()?)
+}
+
+fn by_digest(connection: &Connection, digest: &str) -> Result<Option<Artifact>> {
+    find(connection, "create_digest = ?1 AND deleted_at IS NULL", digest)
+}
+
+fn upload(connection: &Connection, upload_id: &str) -> Result<Option<Upload>> {
+    let sql = format!("SELECT {UPLOAD_COLUMNS} FROM artifact_uploads WHERE upload_id = ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    Ok(statement.query_row([upload_id], upload_of).optional()?)
+}
+
+fn usage(connection: &Connection, execution_id: &str) -> Result<Usage> {
+    let mut statement = connection.prepare_cached(
+        "SELECT count(*), coalesce(sum(size_bytes) FILTER (WHERE sha256 IS NOT NULL), 0) FROM artifacts \
+         WHERE execution_id = ?1 AND deleted_at IS NULL",
+    )?;
+    Ok(statement.query_row([execution_id], |row| {
+        let (artifacts, bytes): (i64, i64) = (row.get(0)?, row.get(1)?);
+        Ok(Usage { artifacts: artifacts.max(0) as u64, bytes: bytes.max(0) as u64 })
+    })?)
+}
+
+fn create(batch: &mut Batch<'_>, record: &Artifact, digest: &str) -> Result<Created> {
+    if let Some(found) = by_digest(batch.connection, digest)? {
+        return Ok(Created::Found(found));
+    }
+    let taken = batch
+        .connection
+        .prepare_cached("SELECT 1 FROM artifacts WHERE artifact_id = ?1")?
+        .exists([&record.artifact_id])?;
+    if taken {
+        let artifact_id = record.artifact_id.clone();
+        return Err(Refusal::ArtifactExists { artifact_id }.into());
+    }
+    if !record.execution_id.is_empty() {
+        if read::parent(batch.connection, &record.execution_id)?.is_none() {
+            let execution_id = record.execution_id.clone();
+            return Err(Refusal::ExecutionNotFound { execution_id }.into());
+        }
+        let usage = usage(batch.connection, &record.execution_id)?;
+        usage.admits(record.uploaded_bytes(), batch.limits)?;
+    }
+    let metadata = match record.metadata.is_empty() {
+        true => None,
+        false => Some(record.metadata.to_vec().map_err(Error::failed)?),
+    };
+    let sql = format!(
+        "INSERT INTO artifacts ({COLUMNS}, stored_at, create_digest) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+    );
+    batch.connection.prepare_cached(&sql)?.execute(params![
+        record.artifact_id,
+        record.execution_id,
+        record.step_id,
+        record.artifact_type,
+        record.artifact_name,
+        record.mime_type,
+        record.size_bytes,
+        record.storage_type,
+        record.storage_path,
+        metadata,
+        record.created_at,
+        record.sha256,
+        batch.at,
+        digest,
+    ])?;
+    let key = RecordKey::artifact(&record.execution_id, &record.artifact_id);
+    batch.log(Entry { kind: ChangeKind::Created, ..Entry::of_delete(&key, 0) })?;
+    Ok(Created::New(record.clone()))
+}
+
+fn mark(batch: &mut Batch<'_>, artifact_id: &str, at: Millis) -> Result<bool> {
+    let execution_id: Option<String> = batch
+        .connection
+        .prepare_cached(
+            "UPDATE artifacts SET deleted_at = ?2, create_digest = NULL \
+             WHERE artifact_id = ?1 AND deleted_at IS NULL RETURNING execution_id",
+        )?
+        .query_row(params![artifact_id, at], |row| row.get(0))
+        .optional()?;
+    let Some(execution_id) = execution_id else { return Ok(false) };
+    let key = RecordKey::artifact(execution_id, artifact_id);
+    batch.log(Entry::of_delete(&key, batch.at.saturating_mul(1000).max(1)))?;
+    Ok(true)
+}
+
+fn page(connection: &Connection, query: &ArtifactQuery) -> Result<Page<Artifact, String>> {
+    let sql = format!(
+        "SELECT {COLUMNS}, deleted_at FROM artifacts WHERE execution_id = ?1 AND artifact_id < ?2 \
+         ORDER BY artifact_id DESC LIMIT ?3"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    // "g" is greater than every hex digit.
+    let after = query.after.as_deref().unwrap_or("g");
+    let limit = i64::try_from(query.examine.saturating_add(1)).unwrap_or(i64::MAX);
+    let mut rows = statement.query(params![query.execution_id, after, limit])?;
+    let mut page = Page { records: Vec::new(), next: None };
+    let (mut examined, mut last) = (0, None);
+    while let Some(row) = rows.next()? {
+        if page.records.len() == query.limit || examined == query.examine {
+            page.next = last;
+            break;
+        }
+        examined += 1;
+        let record = artifact_of(row)?;
+        last = Some(record.artifact_id.clone());
+        let deleted_at: Option<Millis> = row.get(12)?;
+        if deleted_at.is_none() && query.admits(&record) {
+            page.records.push(record);
+        }
+    }
+    Ok(page)
+}
+
+fn put_upload(connection: &Connection, verb: &str, upload: &Upload) -> Result<()> {
+    let sql = format!(
+        "{verb} INTO artifact_uploads ({UPLOAD_COLUMNS}) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+    );
+    connection.prepare_cached(&sql)?.execute(params![
+        upload.upload_id,
+        upload.digest,
+        upload.artifact_id,
+        upload.storage_type,
+        upload.storage_path,
+        upload.turn,
+        i64::try_from(upload.received_bytes).unwrap_or(i64::MAX),
+        upload.hash_state,
+        upload.storage_state,
+        upload.finished,
+        upload.updated_at,
+    ])?;
+    Ok(())
+}
+
+#[async_trait]
+impl ArtifactStore for SqliteStore {
+    async fn create_artifact(&self, record: &Artifact, digest: &str) -> Result<Created> {
+        let (record, digest) = (record.clone(), digest.to_owned());
+        self.write(move |batch| create(batch, &record, &digest)).await
+    }
+
+    async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>> {
+        let digest = digest.to_owned();
+        self.readers.run(move |connection| by_digest(connection, &digest)).await
+    }
+
+    async fn artifact(&self, artifact_id: &str) -> Result<Option<Artifact>> {
+        let id = artifact_id.to_owned();
+        self.readers
+            .run(move |connection| find(connection, "artifact_id = ?1 AND deleted_at IS NULL", &id))
+            .await
+    }
+
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, String>> {
+        let query = query.clone();
+        self.readers.run(move |connection| page(connection, &query)).await
+    }
+
+    async fn artifact_usage(&self, execution_id: &str) -> Result<Usage> {
+        let id = execution_id.to_owned();
+        self.readers.run(move |connection| usage(connection, &id)).await
+    }
+
+    async fn mark_artifact(&self, artifact_id: &str, at: Millis) -> Result<bool> {
+        let id = artifact_id.to_owned();
+        self.write(move |batch| mark(batch, &id, at)).await
+    }
+
+    async fn marked_artifacts(&self, after: Option<&str>, limit: usize) -> Result<Vec<Artifact>> {
+        let after = after.unwrap_or_default().to_owned();
+        self.readers
+            .run(move |connection| {
+                let sql = format!(
+                    "SELECT {COLUMNS} FROM artifacts \
+                     WHERE deleted_at IS NOT NULL AND artifact_id > ?1 ORDER BY artifact_id LIMIT ?2"
+                );
+                let mut statement = connection.prepare_cached(&sql)?;
+                let found = statement.query_map(params![after, limit as i64], artifact_of)?;
+                Ok(found.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    async fn remove_artifact(&self, artifact_id: &str) -> Result<()> {
+        let id = artifact_id.to_owned();
+        self.write(move |batch| {
+            batch
+                .connection
+                .prepare_cached(
+                    "DELETE FROM artifacts WHERE artifact_id = ?1 AND deleted_at IS NOT NULL",
+                )?
+                .execute([id])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn knows_artifact(&self, artifact_id: &str) -> Result<bool> {
+        let id = artifact_id.to_owned();
+        self.readers
+            .run(move |connection| Ok(find(connection, "artifact_id = ?1", &id)?.is_some()))
+            .await
+    }
+
+    async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool> {
+        let (path, except) = (storage_path.to_owned(), except.to_owned());
+        self.readers
+            .run(move |connection| {
+                let sql = "SELECT 1 FROM artifacts WHERE storage_path = ?1 AND artifact_id <> ?2";
+                Ok(connection.prepare_cached(sql)?.exists([path, except])?)
+            })
+            .await
+    }
+
+    async fn begin_upload(&self, new: &Upload) -> Result<Upload> {
+        let new = new.clone();
+        self.write(move |batch| {
+            if let Some(found) = upload(batch.connection, &new.upload_id)? {
+                return Ok(found);
+            }
+            put_upload(batch.connection, "INSERT", &new)?;
+            Ok(new)
+        })
+        .await
+    }
+
+    async fn upload(&self, upload_id: &str) -> Result<Option<Upload>> {
+        let id = upload_id.to_owned();
+        self.readers.run(move |connection| upload(connection, &id)).await
+    }
+
+    async fn replace_upload(&self, turn: i64, new: &Upload) -> Result<bool> {
+        let new = new.clone();
+        self.write(move |batch| {
+            let stored = upload(batch.connection, &new.upload_id)?;
+            if stored.is_none_or(|stored| stored.turn != turn) {
+                return Ok(false);
+            }
+            put_upload(batch.connection, "INSERT OR REPLACE", &new)?;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn remove_upload(&self, upload_id: &str, turn: i64) -> Result<bool> {
+        let id = upload_id.to_owned();
+        self.write(move |batch| {
+            let sql = "DELETE FROM artifact_uploads WHERE upload_id = ?1 AND turn = ?2";
+            Ok(batch.connection.prepare_cached(sql)?.execute(params![id, turn])? > 0)
+        })
+        .await
+    }
+
+    async fn idle_uploads(&self, before: Millis, limit: usize) -> Result<Vec<Upload>> {
+        self.readers
+            .run(move |connection| {
+                let sql = format!(
+                    "SELECT {UPLOAD_COLUMNS} FROM artifact_uploads \
+                     WHERE updated_at < ?1 ORDER BY updated_at LIMIT ?2"
+                );
+                let mut statement = connection.prepare_cached(&sql)?;
+                let found = statement.query_map(params![before, limit as i64], upload_of)?;
+                Ok(found.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+}

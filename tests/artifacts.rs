@@ -1,0 +1,487 @@
+//! Artifacts beyond the conformance suite: the commands, the real records, and servers that are killed in the
+//! midst of uploads. Whatever happens, a record has all its bytes, and no bytes are left without a record.
+
+#[path = "support/mod.rs"]
+#[expect(dead_code, reason = "every test binary uses a part of the harness")]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+use stepwell::proto::*;
+use tokio::sync::Mutex;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use support::artifacts::{blob_of, describe, noise, sha256};
+use support::backend::{Backend, Kind};
+use support::client::*;
+use support::process::{Guarded, free_port};
+use support::*;
+
+const STEPWELL: &str = env!("CARGO_BIN_EXE_stepwell");
+const MIB: usize = 1024 * 1024;
+const KILLS: usize = 20;
+const UPLOADERS: usize = 6;
+
+/// Runs a test on each store.
+fn on_both<F: Future<Output = ()>>(test: impl Fn(Backend) -> F) {
+    for kind in Kind::ALL {
+        println!("on {}", kind.name());
+        run(async {
+            let backend = Backend::fresh(kind);
+            test(backend.clone()).await;
+            backend.remove().await;
+        });
+    }
+}
+
+// --- the commands ---
+
+/// What a command printed and said, and its exit code.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: Vec<u8>,
+    err: String,
+}
+
+impl Ran {
+    fn code(self, code: i32) -> Ran {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(!self.err.contains("panicked"), "{self:?}");
+        self
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.out.clone()).expect("UTF-8")
+    }
+
+    fn json_lines(&self) -> Vec<Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+fn program(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(STEPWELL);
+    command.args(arguments).current_dir(folder);
+    command.env_clear().env("STEPWELL_SERVER", address.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+async fn wait(mut command: Command) -> Ran {
+    let child = command.spawn().expect("the program starts");
+    let wait = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let output = in_time("the end of a command", wait).await.expect("joined").expect("it ends");
+    Ran {
+        code: output.status.code().expect("not ended by a signal"),
+        out: output.stdout,
+        err: String::from_utf8(output.stderr).expect("UTF-8"),
+    }
+}
+
+#[test]
+fn files_go_up_and_come_down_with_the_command_line() {
+    on_both(|backend| async move {
+        let server = backend.serve().await;
+        server.create("e").await;
+        let folder = tempfile::tempdir().expect("a temp dir");
+        let dir = folder.path();
+        let bytes = noise(5 * MIB + 7, 1);
+        fs::write(dir.join("shot.png"), &bytes).expect("a file");
+        fs::write(dir.join("run.log"), b"line\n").expect("a file");
+        let cli = async |arguments: &[&str]| {
+            let mut all = vec!["artifacts"];
+            all.extend_from_slice(arguments);
+            wait(program(server.address(), dir, &all)).await
+        };
+        let put = ["put", "e", "shot.png", "run.log", "--step", "3", "--output", "json"];
+        let stored = cli(&put).await.code(0).json_lines();
+        assert_eq!(stored.len(), 2);
+        let field = |record: &Value, name: &str| record[name].as_str().unwrap_or("").to_owned();
+        assert_eq!(field(&stored[0], "artifact_name"), "shot.png");
+        assert_eq!(field(&stored[0], "artifact_type"), "screenshot");
+        assert_eq!(field(&stored[0], "mime_type"), "image/png");
+        assert_eq!(field(&stored[0], "sha256"), sha256(&bytes));
+        assert_eq!(field(&stored[1], "artifact_type"), "log");
+        assert_eq!(stored[0]["step_id"], 3);
+        // The same again is the same.
+        assert_eq!(cli(&put).await.code(0).json_lines(), stored);
+        let shot = field(&stored[0], "artifact_id");
+        let listed = cli(&["list", "e", "-o", "json"]).await.code(0).json_lines();
+        assert_eq!(listed, [stored[1].clone(), stored[0].clone()]);
+        assert!(cli(&["list", "e", "--type", "log"]).await.code(0).text().contains("run.log"));
+
+        cli(&["get", &shot, "copy.png"]).await.code(0);
+        assert!(fs::read(dir.join("copy.png")).expect("a file") == bytes);
+        assert!(!dir.join("copy.png.part").exists());
+        assert!(cli(&["get", &shot, "-"]).await.code(0).out == bytes);
+        let part = ["get", &shot, "-", "--offset", "1000", "--limit", "20"];
+        assert_eq!(cli(&part).await.code(0).out, bytes[1000..1020]);
+        let tail = cli(&["get", &shot, "-", "--tail", "9"]).await.code(0);
+        assert_eq!(tail.out, bytes[bytes.len() - 9..]);
+        // Its own name is taken, and never leads out of the folder.
+        cli(&["get", &shot]).await.code(2);
+        cli(&["get", &shot, "--force"]).await.code(0);
+        let name = "../../outside.log";
+        let named = cli(&["put", "e", "run.log", "--name", name, "-o", "json"]).await.code(0);
+        let named = field(&named.json_lines()[0], "artifact_id");
+        cli(&["get", &named]).await.code(0);
+        assert_eq!(fs::read(dir.join("outside.log")).expect("inside"), b"line\n");
+
+        cli(&["put", "e", "absent.log"]).await.code(2);
+        cli(&["put", "nobody", "run.log"]).await.code(1);
+        let gone = cli(&["rm", &shot, "0123456789abcdef01234567", "-o", "json"]).await.code(1);
+        let deleted: Vec<bool> =
+            gone.json_lines().iter().map(|line| line["deleted"] == true).collect();
+        assert_eq!(deleted, [true, false]);
+        cli(&["get", &shot, "x"]).await.code(1);
+        assert!(!dir.join("x").exists() && !dir.join("x.part").exists());
+    });
+}
+
+#[test]
+fn an_upload_goes_on_after_the_restart_of_its_server() {
+    on_both(|backend| async move {
+        let server = backend.serve().await;
+        let address = server.address();
+        server.create("e").await;
+        let folder = tempfile::tempdir().expect("a temp dir");
+        let bytes = noise(160 * MIB, 1);
+        fs::write(folder.path().join("great.bin"), &bytes).expect("a file");
+        let arguments = ["artifacts", "put", "e", "great.bin", "-o", "json"];
+        let mut child =
+            program(address, folder.path(), &arguments).spawn().expect("the program starts");
+        eventually("some bytes are stored", async || {
+            (backend.stored_bytes().await > 4 * MIB).then_some(())
+        })
+        .await;
+        server.shutdown().await;
+        assert!(backend.stored_bytes().await < bytes.len(), "it was not at its end");
+        let server = backend.serve_with(|config| config.listen = address).await;
+        let ended = tokio::task::spawn_blocking(move || child.wait());
+        assert!(in_time("its end", ended).await.expect("joined").expect("it ends").success());
+        let stored = server.artifacts_of("e").await;
+        assert_eq!(stored.len(), 1);
+        assert_eq!(stored[0].sha256, Some(sha256(&bytes)));
+        assert!(ok(server.try_download(&stored[0].artifact_id).await) == bytes);
+        backend.blobs_become(&[&stored[0]]).await;
+    });
+}
+
+// --- real records ---
+
+/// Where real run records are, if they are here.
+fn data_sets() -> Option<PathBuf> {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
+    let folder =
+        std::env::var_os("STEPWELL_DATA_SETS").map_or(PathBuf::from(beside), PathBuf::from);
+    folder.is_dir().then_some(folder)
+}
+
+fn documents(path: &Path) -> Vec<Value> {
+    let mut text = String::new();
+    let file = fs::File::open(path).expect("a file");
+    if path.extension().is_some_and(|ending| ending == "gz") {
+        use std::io::Read as _;
+        flate2::read::MultiGzDecoder::new(file).read_to_string(&mut text).expect("gzip");
+    } else {
+        text = std::io::read_to_string(file).expect("text");
+    }
+    text.lines().map(|line| serde_json::from_str(line).expect("a document")).collect()
+}
+
+#[test]
+fn real_artifacts_come_back_as_they_are() {
+    let Some(root) = data_sets() else {
+        println!("skipped: there are no data sets here");
+        return;
+    };
+    let manifest = fs::read_to_string(root.join("manifest.json")).expect("a manifest");
+    let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
+    let fields = [
+        "step_id",
+        "artifact_type",
+        "artifact_name",
+        "mime_type",
+        "size_bytes",
+        "storage_type",
+        "storage_path",
+        "metadata",
+    ];
+    on_both(|backend| {
+        let (root, manifest) = (root.clone(), manifest.clone());
+        async move {
+            let server = backend.serve().await;
+            let root_text = root.to_str().expect("UTF-8");
+            let arguments = ["import", root_text, "--assume-status", "completed", "-o", "json"];
+            let first = wait(program(server.address(), &root, &arguments)).await;
+            let again = wait(program(server.address(), &root, &arguments)).await;
+            let counts = |ran: &Ran, file: &Path| {
+                let summary: Value = serde_json::from_slice(&ran.out).expect("JSON");
+                let path = file.to_str().expect("UTF-8").to_owned();
+                let files = summary["files"].as_array().expect("files").clone();
+                files.into_iter().find(|found| found["file"] == path.as_str()).expect("it is there")
+            };
+            let mut all = 0;
+            for (set, files) in manifest.as_object().expect("sets") {
+                for (name, facts) in files.as_object().expect("files") {
+                    if !name.starts_with("execution_artifacts.") {
+                        continue;
+                    }
+                    let file = root.join(set).join(name);
+                    let expected = &facts["documents"];
+                    assert_eq!(&counts(&first, &file)["stored"], expected, "{set}");
+                    assert_eq!(&counts(&again, &file)["already_there"], expected, "{set}");
+                    let mut of: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+                    for document in documents(&file) {
+                        all += 1;
+                        let id = document["execution_id"].as_str().unwrap_or("").to_owned();
+                        of.entry(id).or_default().push(document);
+                    }
+                    for (execution_id, expected) in of {
+                        if execution_id.is_empty() {
+                            continue;
+                        }
+                        let listed =
+                            ["artifacts", "list", &execution_id, "--limit", "0", "-o", "json"];
+                        let listed = wait(program(server.address(), &root, &listed)).await.code(0);
+                        let key = |document: &Value| {
+                            let fields = fields.map(|field| match &document[field] {
+                                Value::Object(object) if object.is_empty() => Value::Null,
+                                Value::String(text) if text.is_empty() => Value::Null,
+                                other => plain_numbers(other),
+                            });
+                            serde_json::to_string(&fields).expect("JSON")
+                        };
+                        let mut found: Vec<_> = listed.json_lines().iter().map(key).collect();
+                        let mut expected: Vec<_> = expected.iter().map(key).collect();
+                        found.sort();
+                        expected.sort();
+                        assert!(found == expected, "{set}: {execution_id}");
+                    }
+                }
+            }
+            assert_eq!(backend.artifact_records().await, all);
+            println!("{}: {all} artifacts", backend.kind.name());
+        }
+    });
+}
+
+fn plain_numbers(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().map(|(key, field)| (key.clone(), plain_numbers(field))).collect()
+        }
+        Value::Array(values) => values.iter().map(plain_numbers).collect(),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if float.fract() == 0.0 && float.abs() < 9e15 => (float as i64).into(),
+            _ => value.clone(),
+        },
+        other => other.clone(),
+    }
+}
+
+// --- servers that are killed ---
+
+/// The built server on a database and a storage, at a port that stays the same over its restarts.
+struct Binary {
+    port: u16,
+    log: PathBuf,
+    arguments: Vec<String>,
+    process: Option<Guarded>,
+}
+
+impl Binary {
+    fn new(backend: &Backend, folder: &Path, more: &[String]) -> Binary {
+        let port = free_port();
+        let mut arguments = vec!["serve".to_owned(), format!("--listen=127.0.0.1:{port}")];
+        match backend.kind {
+            Kind::Sqlite => {
+                arguments.push(format!("--data-dir={}", backend.data_dir().display()));
+            }
+            Kind::Mongodb => {
+                arguments.push(format!("--mongodb-uri={}", backend.uri()));
+                arguments.push(format!("--mongodb-database={}", backend.database_name()));
+            }
+        }
+        arguments.extend_from_slice(more);
+        Binary { port, log: folder.join("server.log"), arguments, process: None }
+    }
+
+    fn client(&self) -> Client {
+        Client::of(format!("127.0.0.1:{}", self.port))
+    }
+
+    async fn start(&mut self, more: &[&str]) {
+        let mut arguments = self.arguments.clone();
+        arguments.extend(more.iter().map(|one| (*one).to_owned()));
+        self.process = Some(Guarded::start(Path::new(STEPWELL), &arguments, &self.log, None));
+        let client = self.client();
+        eventually("the server is ready", async || {
+            let mut health = HealthClient::new(client.channel.clone());
+            let answer = health.check(HealthCheckRequest::default()).await.ok()?;
+            (answer.into_inner().status() == ServingStatus::Serving).then_some(())
+        })
+        .await;
+    }
+
+    fn kill(&mut self) {
+        self.process.as_mut().expect("it is running").kill();
+    }
+}
+
+/// What uploaders were told is stored.
+#[derive(Default)]
+struct Acknowledged {
+    all: Mutex<Vec<(Artifact, Bytes)>>,
+    count: AtomicUsize,
+    resumed: AtomicUsize,
+    over: AtomicBool,
+}
+
+/// Uploads one artifact after the other until told to stop, each again and again until it is acknowledged.
+async fn upload(client: Client, number: usize, acknowledged: Arc<Acknowledged>) {
+    for round in 0.. {
+        if acknowledged.over.load(Ordering::SeqCst) {
+            return;
+        }
+        let name = format!("{number}-{round}");
+        let length = [0, 1, MIB, 3 * MIB + 17, 8 * MIB + 1, 20 * MIB][round % 6];
+        let bytes = noise(length, (number * 1000 + round) as u64);
+        let resumable = number % 2 == 0;
+        let mut description = describe("e", &name);
+        description.upload_id = resumable.then(|| name.clone());
+        let artifact = loop {
+            if let Some(upload_id) = &description.upload_id {
+                match client.try_received(upload_id).await {
+                    Ok(received) => description.offset = received,
+                    Err(status) if status.code() == tonic::Code::NotFound => description.offset = 0,
+                    Err(_) => continue_later().await,
+                }
+            }
+            let offset = usize::try_from(description.offset).expect("not negative");
+            if offset > 0 && offset < length {
+                acknowledged.resumed.fetch_add(1, Ordering::SeqCst);
+            }
+            match client.try_upload(description.clone(), &bytes.slice(offset..)).await {
+                Ok(artifact) => break artifact,
+                Err(status) => {
+                    let passing = [tonic::Code::InvalidArgument, tonic::Code::DataLoss];
+                    assert!(!passing.contains(&status.code()), "{status:?}");
+                    continue_later().await;
+                }
+            }
+        };
+        assert_eq!(artifact.sha256, Some(sha256(&bytes)));
+        acknowledged.all.lock().await.push((artifact, bytes));
+        acknowledged.count.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A client that sends again does so at a pace.
+async fn continue_later() {
+    tokio::time::interval_at(
+        tokio::time::Instant::now() + Duration::from_millis(50),
+        Duration::from_millis(50),
+    )
+    .tick()
+    .await;
+}
+
+/// Kills the server again and again in the midst of uploads; then compares records with bytes.
+async fn kill_during_uploads(
+    backend: Backend,
+    more: &[String],
+    blobs: impl AsyncFn() -> BTreeSet<String>,
+) {
+    let folder = tempfile::tempdir().expect("a temp dir");
+    let mut server = Binary::new(&backend, folder.path(), more);
+    server.start(&[]).await;
+    let client = server.client();
+    client.create("e").await;
+    let acknowledged = Arc::new(Acknowledged::default());
+    let uploaders: Vec<_> = (0..UPLOADERS)
+        .map(|number| tokio::spawn(upload(client.clone(), number, Arc::clone(&acknowledged))))
+        .collect();
+    for _ in 0..KILLS {
+        let before = acknowledged.count.load(Ordering::SeqCst);
+        eventually("uploads end, and others are under way", async || {
+            (acknowledged.count.load(Ordering::SeqCst) >= before + UPLOADERS).then_some(())
+        })
+        .await;
+        server.kill();
+        server.start(&[]).await;
+        // Whatever is visible is complete, at any moment.
+        for artifact in client.artifacts_of("e").await.iter().take(3) {
+            let bytes = ok(client.try_download(&artifact.artifact_id).await);
+            assert_eq!(artifact.sha256, Some(sha256(&bytes)));
+        }
+    }
+    acknowledged.over.store(true, Ordering::SeqCst);
+    for uploader in uploaders {
+        in_time("the end of an uploader", uploader).await.expect("no uploader fails");
+    }
+    // A kill right before a sweep is where something would be left.
+    server.kill();
+    let left = blobs().await.len();
+    server.start(&["--artifacts-upload-expiry-seconds=1"]).await;
+    let records = client.artifacts_of("e").await;
+    let kept: BTreeSet<String> = records.iter().map(blob_of).collect();
+    assert_eq!(kept.len(), records.len(), "every record has bytes of its own");
+    eventually("no bytes are left without a record", async || {
+        (blobs().await == kept).then_some(())
+    })
+    .await;
+    let acknowledged = Arc::into_inner(acknowledged).expect("the uploaders are gone");
+    let resumed = acknowledged.resumed.into_inner();
+    let all = acknowledged.all.into_inner();
+    let stored: BTreeMap<&str, &Artifact> =
+        records.iter().map(|record| (record.artifact_id.as_str(), record)).collect();
+    for (artifact, bytes) in &all {
+        assert_eq!(stored.get(artifact.artifact_id.as_str()), Some(&artifact));
+        assert!(ok(client.try_download(&artifact.artifact_id).await) == *bytes);
+    }
+    assert_eq!(all.len(), records.len(), "what was not acknowledged is not there either");
+    assert!(resumed > 0, "no upload was gone on with: the kills hit nothing");
+    println!(
+        "{KILLS} kills: {} artifacts, {resumed} uploads gone on with, {} bytes without a record swept",
+        all.len(),
+        left - kept.len()
+    );
+    backend.remove().await;
+}
+
+#[test]
+fn a_killed_server_leaves_no_half_artifact_in_files() {
+    run(async {
+        let backend = Backend::fresh(Kind::Sqlite);
+        let blobs = {
+            let backend = backend.clone();
+            async move || backend.blobs().await
+        };
+        kill_during_uploads(backend, &[], blobs).await;
+    });
+}
+
+#[test]
+fn a_killed_server_leaves_no_half_artifact_in_gridfs() {
+    run(async {
+        let backend = Backend::fresh(Kind::Mongodb);
+        let blobs = {
+            let backend = backend.clone();
+            async move || backend.blobs().await
+        };
+        kill_during_uploads(backend, &[], blobs).await;
+    });
+}
