@@ -167,7 +167,10 @@ fn free(disk: Disk) -> Finding {
         true => Finding::to_do(
             "disk",
             says,
-            format!("less than {} is left: make room, or keep records for a shorter time", size(FREE_BYTES)),
+            format!(
+                "less than {} is left: make room, or keep records for a shorter time",
+                size(FREE_BYTES)
+            ),
         ),
         false => Finding::new("disk", State::Well, says),
     }
@@ -253,7 +256,10 @@ mod tests {
         let short = History { covers_ms: 80_000_000, full: true };
         for (facts, subject) in [
             (Facts { version: "5.0.9".to_owned(), ..healthy() }, "version"),
-            (Facts { deployment: Deployment::Standalone, history: None, ..healthy() }, "deployment"),
+            (
+                Facts { deployment: Deployment::Standalone, history: None, ..healthy() },
+                "deployment",
+            ),
             (Facts { durability: weak, ..healthy() }, "write concern"),
             (Facts { clock_ahead_ms: Some(-1_001), ..healthy() }, "clock"),
             (Facts { clock_ahead_ms: Some(1_001), ..healthy() }, "clock"),

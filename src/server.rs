@@ -16,9 +16,9 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::app::configurations::Configurations;
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
-use crate::app::configurations::Configurations;
 use crate::app::{App, Engine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError, Mongodb, Secret, StoreChoice};

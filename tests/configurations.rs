@@ -91,7 +91,9 @@ fn a_configuration_is_stored_as_the_contract_says() {
         let full = Configuration {
             sub_app_name: Some("part".into()),
             created_by: Some("me".into()),
-            configuration: meta(json!({ "steps": [{ "id": 1, "$x": 1.5 }], "n": 5_000_000_000_i64 })),
+            configuration: meta(
+                json!({ "steps": [{ "id": 1, "$x": 1.5 }], "n": 5_000_000_000_i64 }),
+            ),
             ..numbered("2")
         };
         s.publish_configuration(publish(full, true)).await;
@@ -155,7 +157,10 @@ fn versions_are_unique_whoever_writes_and_lookups_take_their_index() {
             plan.get_document("queryPlanner").unwrap().get("winningPlan").unwrap().to_string()
         };
         for (filter, index) in [
-            (doc! { "app_id": 1, "sub_app_id": 2, "version": "1" }, "app_id_1_sub_app_id_1_version_1"),
+            (
+                doc! { "app_id": 1, "sub_app_id": 2, "version": "1" },
+                "app_id_1_sub_app_id_1_version_1",
+            ),
             (
                 doc! { "app_id": null, "app_name": "app", "sub_app_name": null, "version": "1" },
                 "app_name_1_sub_app_name_1_version_1",
@@ -177,15 +182,12 @@ fn documents_of_other_programs_are_read_as_far_as_they_go() {
             doc! { "app_id": 1, "sub_app_id": 2, "version": 7, "active": "yes", "created_at": "soon" },
             doc! { "app_id": 1, "sub_app_id": 2, "version": "text", "configuration": "none" },
             doc! { "app_id": 1, "sub_app_id": 2, "app_name": 3, "created_at": DateTime::from_millis(9),
-                "configuration": { "at": DateTime::from_millis(0), "id": ObjectId::from_bytes([1; 12]) },
-                "version": "newest", "active": true },
+            "configuration": { "at": DateTime::from_millis(0), "id": ObjectId::from_bytes([1; 12]) },
+            "version": "newest", "active": true },
         ];
         all.insert_many(odd).await.unwrap();
-        let mut request = ListConfigurationsRequest {
-            app_id: Some(1),
-            page_size: 1,
-            ..Default::default()
-        };
+        let mut request =
+            ListConfigurationsRequest { app_id: Some(1), page_size: 1, ..Default::default() };
         let mut versions = Vec::new();
         loop {
             let page = s.list_configurations(request.clone()).await;
@@ -264,9 +266,12 @@ fn without_transactions_a_switch_is_safe_and_a_crash_is_made_good() {
         let meta = b.mongodb().await.collection::<Document>("stepwell_meta");
         let noted = meta.find_one(doc! { "version": "v1" }).await.unwrap().expect("the intent");
         let this = doc! { "_id": noted["_id"].clone() };
-        let intent = doc! { "$set": { "version": "v2", "done": false }, "$inc": { "number": 1_i64 } };
+        let intent =
+            doc! { "$set": { "version": "v2", "done": false }, "$inc": { "number": 1_i64 } };
         meta.update_one(this.clone(), intent).await.unwrap();
-        all.update_one(doc! { "version": "v2" }, doc! { "$set": { "active": true } }).await.unwrap();
+        all.update_one(doc! { "version": "v2" }, doc! { "$set": { "active": true } })
+            .await
+            .unwrap();
         assert_eq!(all.count_documents(doc! { "active": true }).await.unwrap(), 2);
         assert_eq!(one.get_configuration(get(None)).await.version, "v2", "the intent decides");
         // A server tidies up when it starts.

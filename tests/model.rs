@@ -147,7 +147,11 @@ async fn send(server: &Client, id: &str, write: &Write) -> Result<Record, Status
                 step_name: "work".into(),
                 ..Default::default()
             };
-            let request = PlanStepsRequest { execution_id: id.into(), steps: vec![planned], ..Default::default() };
+            let request = PlanStepsRequest {
+                execution_id: id.into(),
+                steps: vec![planned],
+                ..Default::default()
+            };
             let answer = server.try_plan_steps(request).await;
             answer.map(|answer| Record::of_step(&answer.steps[0]))
         }

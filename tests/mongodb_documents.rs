@@ -670,7 +670,9 @@ fn every_write_sets_last_change() {
         };
         let steps =
             vec![PlannedStep { step_id: Some(5), step_name: "work".into(), ..Default::default() }];
-        let planned = s.plan_steps(PlanStepsRequest { execution_id: "e".into(), steps, ..Default::default() }).await;
+        let planned = s
+            .plan_steps(PlanStepsRequest { execution_id: "e".into(), steps, ..Default::default() })
+            .await;
         of_step(planned.steps[0].revision).await;
         of_step(s.start("e", 5).await.revision).await;
         let request = UpdateStepRequest { progress: Some(0.5), ..update_step("e", 5) };

@@ -9,9 +9,9 @@ use crate::doctor::{self, State};
 
 /// Looks and tells. `Refused` stands for something to do.
 pub async fn run(config: &Config, output: &Output) -> Result<Exit> {
-    let findings = doctor::examine(config)
-        .await
-        .map_err(|error| Failure::CouldNotStart(format!("cannot look at the database: {error:#}")))?;
+    let findings = doctor::examine(config).await.map_err(|error| {
+        Failure::CouldNotStart(format!("cannot look at the database: {error:#}"))
+    })?;
     let to_do = findings.iter().filter(|finding| finding.state == State::ToDo).count();
     if output.is_json() {
         let findings: Vec<_> = findings
@@ -29,7 +29,12 @@ pub async fn run(config: &Config, output: &Output) -> Result<Exit> {
         return Ok(Exit::refused_if(to_do > 0));
     }
     for finding in &findings {
-        output.line(&format!("{:5}  {}: {}", finding.state.word(), finding.subject, finding.says))?;
+        output.line(&format!(
+            "{:5}  {}: {}",
+            finding.state.word(),
+            finding.subject,
+            finding.says
+        ))?;
         if !finding.advice.is_empty() {
             output.line(&format!("       -> {}", finding.advice))?;
         }

@@ -136,10 +136,7 @@ pub struct GraphStep {
 
 /// The plan that a configuration makes. `Err`: why it makes none, as the end of a sentence about it. Stored ones
 /// may come from another program, so nothing is taken for granted.
-pub fn steps(
-    configuration: &Document,
-    name_characters: usize,
-) -> Result<Vec<GraphStep>, String> {
+pub fn steps(configuration: &Document, name_characters: usize) -> Result<Vec<GraphStep>, String> {
     let nodes = nodes(configuration)
         .filter(|nodes| !nodes.is_empty())
         .ok_or("it has no steps, a list of objects with ids")?;
@@ -152,8 +149,7 @@ pub fn steps(
     if let Some(Flaw { field, description }) = flaws(configuration).into_iter().next() {
         return Err(format!("{field} {description}"));
     }
-    let numbers: HashMap<&str, i32> =
-        nodes.iter().map(|node| node.id.as_str()).zip(1..).collect();
+    let numbers: HashMap<&str, i32> = nodes.iter().map(|node| node.id.as_str()).zip(1..).collect();
     let fits = |text: &str| !text.is_empty() && text.chars().count() <= name_characters;
     nodes
         .iter()
@@ -238,7 +234,8 @@ mod tests {
     fn a_long_chain_is_a_plan() {
         let chain: Vec<Bson> = (0..PLANNED_STEPS as i32)
             .map(|n| {
-                let before: Vec<String> = (n > 0).then(|| format!("s{}", n - 1)).into_iter().collect();
+                let before: Vec<String> =
+                    (n > 0).then(|| format!("s{}", n - 1)).into_iter().collect();
                 doc! { "id": format!("s{n}"), "depends_on": before }.into()
             })
             .collect();
@@ -259,19 +256,18 @@ mod tests {
             256,
         )
         .unwrap();
-        let step = |step_id, key: &str, name: &str, version: Option<&str>, depends_on: &[i32]| {
-            GraphStep {
+        let step =
+            |step_id, key: &str, name: &str, version: Option<&str>, depends_on: &[i32]| GraphStep {
                 step_id,
                 step_key: key.to_owned(),
                 step_name: name.to_owned(),
                 step_version: version.map(str::to_owned),
                 depends_on: depends_on.to_vec(),
-            }
-        };
-        assert_eq!(plan, [
-            step(1, "b", "second", Some("1.0"), &[2]),
-            step(2, "a", "a", None, &[]),
-        ]);
+            };
+        assert_eq!(
+            plan,
+            [step(1, "b", "second", Some("1.0"), &[2]), step(2, "a", "a", None, &[]),]
+        );
         let long = "x".repeat(257);
         assert!(steps(&doc! { "steps": [{ "id": "" }] }, 256).is_err());
         assert!(steps(&doc! { "steps": [{ "id": &long }] }, 256).is_err());

@@ -75,7 +75,8 @@ impl proto::admin_service_server::AdminService for Admin {
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
-        let mut features = vec!["ingest".to_owned(), "leases".to_owned(), "configurations".to_owned()];
+        let mut features =
+            vec!["ingest".to_owned(), "leases".to_owned(), "configurations".to_owned()];
         if store.watchable {
             features.push("watch".to_owned());
         }

@@ -89,7 +89,10 @@ pub fn put(limits: &Limits, sent: proto::Configuration) -> Result<Configuration>
     check.done(record)
 }
 
-fn published(limits: &Limits, request: proto::PublishConfigurationRequest) -> Result<Configuration> {
+fn published(
+    limits: &Limits,
+    request: proto::PublishConfigurationRequest,
+) -> Result<Configuration> {
     let mut check = Check::new(limits);
     let Some(sent) = request.configuration else {
         return Err(Error::invalid("configuration", "is required"));

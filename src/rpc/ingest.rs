@@ -196,7 +196,8 @@ impl Run {
             Some(Write::PutExecution(record)) => requests::put_execution(limits, record),
             Some(Write::PutStep(record)) => requests::put_step(limits, record),
             Some(Write::PutConfiguration(record)) => {
-                return configurations::put(limits, record).map(|record| self.configuration(record));
+                return configurations::put(limits, record)
+                    .map(|record| self.configuration(record));
             }
             Some(Write::RecordMetrics(_) | Write::PutArtifact(_)) => {
                 return Err(Error::invalid("write", "is not supported"));

@@ -95,7 +95,9 @@ pub async fn names_and_ids_have_at_most_256_characters(b: Backend) {
         names(s.try_finish_step(request).await, field, Some(257), 256);
     }
     let steps = vec![PlannedStep { step_id: Some(5), step_name: long(), ..Default::default() }];
-    let answer = s.try_plan_steps(PlanStepsRequest { execution_id: "e".into(), steps, ..Default::default() }).await;
+    let answer = s
+        .try_plan_steps(PlanStepsRequest { execution_id: "e".into(), steps, ..Default::default() })
+        .await;
     names(answer, "steps[0].step_name", Some(257), 256);
     let request = RequestCancelRequest { execution_id: "e".into(), reason: text(4097) };
     names(s.try_request_cancel(request).await, "reason", Some(4097), 4096);
@@ -116,7 +118,9 @@ pub async fn required_names_are_required(b: Backend) {
     let request = StartStepRequest { depends_on: vec![-1], ..start("e", 1) };
     assert_eq!(bad_fields(s.try_start_step(request).await)[0].0, "depends_on");
     let steps = vec![PlannedStep { step_name: "work".into(), ..Default::default() }];
-    let answer = s.try_plan_steps(PlanStepsRequest { execution_id: "e".into(), steps, ..Default::default() }).await;
+    let answer = s
+        .try_plan_steps(PlanStepsRequest { execution_id: "e".into(), steps, ..Default::default() })
+        .await;
     assert_eq!(bad_fields(answer)[0].0, "steps[0].step_id");
     assert_eq!(bad_fields(s.try_execution("").await)[0].0, "execution_id");
     let bad_time = Some(prost_types::Timestamp { seconds: 1, nanos: -1 });
@@ -231,7 +235,8 @@ pub async fn depends_on_has_at_most_10_000_ids(b: Backend) {
         depends_on: ids(10_001),
         ..Default::default()
     };
-    let request = PlanStepsRequest { execution_id: "e".into(), steps: vec![step], ..Default::default() };
+    let request =
+        PlanStepsRequest { execution_id: "e".into(), steps: vec![step], ..Default::default() };
     names(s.try_plan_steps(request).await, "steps[0].depends_on", Some(10_001), 10_000);
 }
 

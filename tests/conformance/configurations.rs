@@ -96,11 +96,7 @@ pub async fn a_published_version_is_kept_whole(b: Backend) {
     assert_eq!(stored, expected);
     assert_eq!(s.get_configuration(get(Some("1.0"))).await, stored);
 
-    let bare = Configuration {
-        app_name: "bare".into(),
-        version: "v".into(),
-        ..Default::default()
-    };
+    let bare = Configuration { app_name: "bare".into(), version: "v".into(), ..Default::default() };
     let stored = s.publish_configuration(publish(bare, true)).await;
     assert!(stored.active);
     assert_eq!(plain_meta(&stored.configuration), json!({}));
@@ -324,7 +320,8 @@ pub async fn a_history_is_listed_newest_first_in_pages(b: Backend) {
         assert_eq!(found, expected, "in pages of {page_size}");
     }
     // A token belongs to its list, and a page stays in place while records come.
-    let first = s.list_configurations(ListConfigurationsRequest { page_size: 3, ..history() }).await;
+    let first =
+        s.list_configurations(ListConfigurationsRequest { page_size: 3, ..history() }).await;
     let token = first.next_page_token;
     for other in [
         ListConfigurationsRequest { sub_app_id: Some(3), ..history() },
@@ -443,12 +440,15 @@ pub async fn a_difference_is_a_json_patch(b: Backend) {
     let mut told: Vec<_> =
         changes.iter().map(|change| (change.op.as_str(), change.path.as_str())).collect();
     told.sort_unstable();
-    assert_eq!(told, [
-        ("add", "/description"),
-        ("remove", "/settings/a~1b~0"),
-        ("remove", "/steps/1"),
-        ("replace", "/settings/max_retries"),
-    ]);
+    assert_eq!(
+        told,
+        [
+            ("add", "/description"),
+            ("remove", "/settings/a~1b~0"),
+            ("remove", "/steps/1"),
+            ("replace", "/settings/max_retries"),
+        ]
+    );
     // More than a reply holds: the whole, as one record is.
     let many = |n: i32| {
         let fields = (0..60_000).map(|key| (format!("a rather long key {key}"), json!(n)));
@@ -491,10 +491,8 @@ pub async fn step_graphs_hold_together(b: Backend) {
         let answer = s.try_publish_configuration(publish(configuration.clone(), true)).await;
         let fields = bad_fields(answer);
         let fields: Vec<&str> = fields.iter().map(|(field, _)| field.as_str()).collect();
-        let expected: Vec<String> = expected
-            .iter()
-            .map(|field| format!("configuration.configuration.{field}"))
-            .collect();
+        let expected: Vec<String> =
+            expected.iter().map(|field| format!("configuration.configuration.{field}")).collect();
         assert_eq!(fields, expected);
         let answers = s.ingest_all(vec![W::PutConfiguration(configuration)]).await;
         let R::Error(status) = &answers[0] else { panic!("{answers:?}") };
@@ -542,13 +540,16 @@ pub async fn bad_requests_about_configurations_name_every_field(b: Backend) {
         .await,
     );
     let named: Vec<&str> = fields.iter().map(|(field, _)| field.as_str()).collect();
-    assert_eq!(named, [
-        "configuration.app_name",
-        "configuration.configuration",
-        "configuration.created_by",
-        "configuration.sub_app_name",
-        "configuration.version",
-    ]);
+    assert_eq!(
+        named,
+        [
+            "configuration.app_name",
+            "configuration.configuration",
+            "configuration.created_by",
+            "configuration.sub_app_name",
+            "configuration.version",
+        ]
+    );
     for (field, description) in &fields {
         let about_size = field != "configuration.app_name";
         assert!(!about_size || description.contains("limit of"), "{field} {description}");
@@ -559,15 +560,19 @@ pub async fn bad_requests_about_configurations_name_every_field(b: Backend) {
     assert!(fields[0].1.contains("limit of 6291456"), "{fields:?}");
     let nan = Configuration {
         configuration: Some(prost_types::Struct {
-            fields: [("n".to_owned(), prost_types::Value {
-                kind: Some(JsonKind::NumberValue(f64::NAN)),
-            })]
+            fields: [(
+                "n".to_owned(),
+                prost_types::Value { kind: Some(JsonKind::NumberValue(f64::NAN)) },
+            )]
             .into(),
         }),
         ..numbered("1", json!({}))
     };
     assert_eq!(bad_fields(s.try_publish_configuration(publish(nan, false)).await).len(), 1);
-    assert_eq!(bad_fields(s.try_publish_configuration(Default::default()).await)[0].0, "configuration");
+    assert_eq!(
+        bad_fields(s.try_publish_configuration(Default::default()).await)[0].0,
+        "configuration"
+    );
 
     let fields = bad_fields(s.try_get_configuration(Default::default()).await);
     assert_eq!(fields[0].0, "app_id");
@@ -582,11 +587,8 @@ pub async fn bad_requests_about_configurations_name_every_field(b: Backend) {
     let fields = bad_fields(s.try_activate_configuration(Default::default()).await);
     let named: Vec<&str> = fields.iter().map(|(field, _)| field.as_str()).collect();
     assert_eq!(named, ["app_id", "version"]);
-    let lost = ListConfigurationsRequest {
-        sub_app_id: Some(1),
-        page_size: 1001,
-        ..Default::default()
-    };
+    let lost =
+        ListConfigurationsRequest { sub_app_id: Some(1), page_size: 1001, ..Default::default() };
     let fields = bad_fields(s.try_list_configurations(lost).await);
     let named: Vec<&str> = fields.iter().map(|(field, _)| field.as_str()).collect();
     assert_eq!(named, ["page_size", "sub_app_id"]);
@@ -626,11 +628,14 @@ pub async fn a_configuration_makes_a_plan(b: Backend) {
             )
         })
         .collect();
-    assert_eq!(shown, [
-        (Some(1), Some("load"), "load the data", Some("1.2"), [].as_slice()),
-        (Some(2), Some("20"), "20", None, [1].as_slice()),
-        (Some(3), Some("end"), "report", None, [1, 2].as_slice()),
-    ]);
+    assert_eq!(
+        shown,
+        [
+            (Some(1), Some("load"), "load the data", Some("1.2"), [].as_slice()),
+            (Some(2), Some("20"), "20", None, [1].as_slice()),
+            (Some(3), Some("end"), "report", None, [1, 2].as_slice()),
+        ]
+    );
     assert!(planned.iter().all(|step| step.status() == StepStatus::Pending));
     assert_eq!(s.plan_steps(plan("e", "1")).await.steps, planned, "again is no change");
     s.start_step(StartStepRequest {
@@ -697,10 +702,8 @@ pub async fn a_configuration_makes_a_plan(b: Backend) {
 
 pub async fn an_execution_records_its_configuration_version(b: Backend) {
     let s = b.serve().await;
-    let request = CreateExecutionRequest {
-        configuration_version: Some("1.0".into()),
-        ..create("e")
-    };
+    let request =
+        CreateExecutionRequest { configuration_version: Some("1.0".into()), ..create("e") };
     let created = s.create_execution(request.clone()).await;
     assert_eq!(created.configuration_version.as_deref(), Some("1.0"));
     assert_eq!(s.create_execution(request.clone()).await, created);
@@ -736,11 +739,8 @@ pub async fn a_put_configuration_is_kept_as_it_is(b: Backend) {
     assert_eq!(put(first.clone()).await, stored("1", true, true));
     assert_eq!(s.get_configuration(get(None)).await, first);
     assert_eq!(put(first.clone()).await, stored("1", true, false));
-    let second = Configuration {
-        created_at: None,
-        created_by: None,
-        ..numbered("2", json!({ "a": 2 }))
-    };
+    let second =
+        Configuration { created_at: None, created_by: None, ..numbered("2", json!({ "a": 2 })) };
     assert_eq!(put(second.clone()).await, stored("2", false, true));
     assert_eq!(s.get_configuration(get(Some("2"))).await, second, "nothing is invented");
     // The same content of another day changes nothing.
@@ -786,7 +786,8 @@ pub async fn every_lookup_is_served_by_an_index(b: Backend) {
         ("app_configurations", "app_name, sub_app_name, version", true),
         ("app_configurations", "active", false),
     ] {
-        let check = checks.iter().find(|check| check.collection == collection && check.keys == keys);
+        let check =
+            checks.iter().find(|check| check.collection == collection && check.keys == keys);
         assert_eq!(check.map(|check| check.unique), Some(unique), "{collection} {keys}");
     }
     // One that goes away is missed.

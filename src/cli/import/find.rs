@@ -192,7 +192,10 @@ mod tests {
         let configuration =
             write("z.json", r#"{"app_name":"a","version":"1","configuration":{"step_name":1}}"#);
         let found = find(std::slice::from_ref(&configuration)).expect("a file");
-        assert_eq!((&found[0].path, found[0].collection), (&configuration, Collection::Configurations));
+        assert_eq!(
+            (&found[0].path, found[0].collection),
+            (&configuration, Collection::Configurations)
+        );
     }
 
     #[test]

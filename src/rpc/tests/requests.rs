@@ -132,7 +132,8 @@ fn plans_name_the_step_that_is_wrong() {
         ..Default::default()
     };
     let plan = |steps| {
-        let request = proto::PlanStepsRequest { execution_id: "e".to_owned(), steps, ..Default::default() };
+        let request =
+            proto::PlanStepsRequest { execution_id: "e".to_owned(), steps, ..Default::default() };
         fields(requests::plan_steps(&Limits::default(), request))
     };
     assert_eq!(plan(vec![]), ["steps"]);

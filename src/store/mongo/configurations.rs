@@ -304,15 +304,14 @@ impl Inner {
                 let flag = newest
                     .update_one(doc! { "_id": &target.id }, doc! { "$set": { "active": true } });
                 self.call(flag).await?;
-                let unflag = newest.update_many(
-                    others(scope, &target.id),
-                    doc! { "$set": { "active": false } },
-                );
+                let unflag = newest
+                    .update_many(others(scope, &target.id), doc! { "$set": { "active": false } });
                 self.call(unflag).await?;
             }
             let number = intent.get("number").cloned().unwrap_or(Bson::Null);
             let this = doc! { "_id": switch_id(scope), "number": number };
-            let closed = self.call(noted.update_one(this, doc! { "$set": { "done": true } })).await?;
+            let closed =
+                self.call(noted.update_one(this, doc! { "$set": { "done": true } })).await?;
             if closed.matched_count > 0 {
                 return Ok(());
             }

@@ -32,8 +32,7 @@ impl Look {
         let parsed = ConnectionString::parse(&options.uri)
             .map_err(|_| Error::failed("the MongoDB URI is malformed"))?;
         let default_ms = options.server_selection_timeout_ms.max(1);
-        let patience =
-            parsed.server_selection_timeout.unwrap_or(Duration::from_millis(default_ms));
+        let patience = parsed.server_selection_timeout.unwrap_or(Duration::from_millis(default_ms));
         // One question at a time needs one connection.
         let options = MongoOptions { min_pool_size: 0, ..options.clone() };
         let client = super::connect(&options, patience).await?;
@@ -83,9 +82,11 @@ impl Look {
                     false => "hidden, sparse, partial, or with a collation",
                 }
             ),
-            None => "start a server, which makes it; if one runs, its log says since its start what \
+            None => {
+                "start a server, which makes it; if one runs, its log says since its start what \
                      is in the way"
-                .to_owned(),
+                    .to_owned()
+            }
         };
         Ok(IndexCheck { lookup: *lookup, served_by: None, advice })
     }
@@ -94,7 +95,7 @@ impl Look {
         let local = self.client.database("local");
         let end = |way: i32| {
             doc! { "find": "oplog.rs", "sort": { "$natural": way }, "limit": 1,
-                "projection": { "ts": 1 }, "singleBatch": true }
+            "projection": { "ts": 1 }, "singleBatch": true }
         };
         let mut seconds = [0_i64; 2];
         for (seconds, way) in seconds.iter_mut().zip([1, -1]) {

@@ -43,11 +43,13 @@ fn created_at_and_row(place: &Place) -> Option<(i64, i64)> {
 
 fn found(row: &Row<'_>) -> Result<Found> {
     let id: i64 = row.get(0)?;
-    let document = row.get_ref(9)?.as_blob().ok().and_then(|bytes| {
-        Document::from_reader(bytes).ok()
-    });
-    let corrupt =
-        || Error::Corrupt { collection: "configurations", id: id.to_string(), field: "configuration" };
+    let document =
+        row.get_ref(9)?.as_blob().ok().and_then(|bytes| Document::from_reader(bytes).ok());
+    let corrupt = || Error::Corrupt {
+        collection: "configurations",
+        id: id.to_string(),
+        field: "configuration",
+    };
     let record = Configuration {
         app_id: row.get(1)?,
         app_name: row.get(2)?,
@@ -146,7 +148,8 @@ type Answer<T> = std::result::Result<T, Refusal>;
 
 fn put(connection: &Connection, at: Millis, record: Configuration) -> Result<Answer<Stored>> {
     let scope = record.scope();
-    if let Some(Found { row, record: mut stored }) = of_version(connection, &scope, &record.version)?
+    if let Some(Found { row, record: mut stored }) =
+        of_version(connection, &scope, &record.version)?
     {
         if !stored.same_content(&record) {
             return Ok(Err(Refusal::ConfigurationExists {
@@ -188,8 +191,7 @@ fn page(connection: &Connection, query: &ConfigurationQuery) -> Result<Page<List
     let mut conditions = Conditions::new().in_list_of(&query.app);
     if let Some(after) = &query.after {
         let (created_at, row) = created_at_and_row(after).ok_or(Error::BadCursor)?;
-        conditions =
-            conditions.and("(created_at, id) < (?, ?)", [created_at.into(), row.into()]);
+        conditions = conditions.and("(created_at, id) < (?, ?)", [created_at.into(), row.into()]);
     }
     let sql = format!(
         "SELECT {COLUMNS} FROM configurations WHERE {} ORDER BY created_at DESC, id DESC",
@@ -232,20 +234,21 @@ impl ConfigurationStore for SqliteStore {
         let (scope, version) = (scope.clone(), version.to_owned());
         let answer = self
             .write(move |batch| {
-            let Some(Found { row, mut record }) = of_version(batch.connection, &scope, &version)?
-            else {
-                return Ok(Err(Refusal::ConfigurationNotFound {
-                    scope: scope.to_string(),
-                    version: Some(version),
-                }));
-            };
-            if !record.active {
-                activate(batch.connection, &scope, row)?;
-                record.active = true;
-            }
-            Ok(Ok(record))
-        })
-        .await?;
+                let Some(Found { row, mut record }) =
+                    of_version(batch.connection, &scope, &version)?
+                else {
+                    return Ok(Err(Refusal::ConfigurationNotFound {
+                        scope: scope.to_string(),
+                        version: Some(version),
+                    }));
+                };
+                if !record.active {
+                    activate(batch.connection, &scope, row)?;
+                    record.active = true;
+                }
+                Ok(Ok(record))
+            })
+            .await?;
         answer.map_err(Error::Refused)
     }
 
@@ -259,10 +262,9 @@ impl ConfigurationStore for SqliteStore {
             .run(move |connection| {
                 let found = match &version {
                     Some(version) => of_version(connection, &scope, version)?,
-                    None => one(
-                        connection,
-                        &Conditions::new().in_scope(&scope).and("active = 1", []),
-                    )?,
+                    None => {
+                        one(connection, &Conditions::new().in_scope(&scope).and("active = 1", []))?
+                    }
                 };
                 Ok(found.map(|found| found.record))
             })

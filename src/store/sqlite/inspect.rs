@@ -50,7 +50,11 @@ const QUERIES: &[(&str, &[&str], &str)] = &[
         &["execution_id", "step_id"],
         "artifacts WHERE execution_id = ? AND step_id = ?",
     ),
-    ("execution_metrics", &["execution_id", "timestamp"], "metrics WHERE execution_id = ? AND at = ?"),
+    (
+        "execution_metrics",
+        &["execution_id", "timestamp"],
+        "metrics WHERE execution_id = ? AND at = ?",
+    ),
     ("execution_metrics", &["timestamp"], "metrics WHERE at < ?"),
 ];
 
@@ -95,13 +99,12 @@ fn serving(connection: &Connection, sql: &str) -> Option<String> {
 }
 
 fn facts(connection: &Connection, dir: &Path, now: Millis) -> Result<Facts> {
-    let (oldest, pruned): (Option<Millis>, i64) = connection
-        .query_row(
-            "SELECT (SELECT at FROM changes ORDER BY seq LIMIT 1), \
+    let (oldest, pruned): (Option<Millis>, i64) = connection.query_row(
+        "SELECT (SELECT at FROM changes ORDER BY seq LIMIT 1), \
                  (SELECT value FROM meta WHERE name = 'pruned_through')",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
     Ok(Facts {
         version: rusqlite::version().to_owned(),
         deployment: Deployment::Embedded {
@@ -158,9 +161,8 @@ impl Look {
     /// Fails where a server would refuse to start.
     pub fn at(dir: &Path, clock: Arc<dyn Clock>) -> Result<Look, OpenError> {
         let path = dir.join(DATABASE_FILE);
-        let exists = path
-            .try_exists()
-            .map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        let exists =
+            path.try_exists().map_err(|source| OpenError::Io { path: path.clone(), source })?;
         if exists {
             schema::check(&schema::open_reader(&path, BUSY)?, &path)?;
         }
