@@ -28,7 +28,7 @@ use crate::shutdown::{Ending, Shutdown};
 use crate::store::configurations::ConfigurationStore;
 use crate::store::inspect::Inspect;
 use crate::store::mongo::{self, MongoOptions, MongoStore};
-use crate::store::observed::Observed;
+use crate::store::observed::{Observed, ObservedConfigurations};
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{self, Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
@@ -170,7 +170,7 @@ impl Server {
         let app = Arc::new(App::new(Arc::clone(&store), engine.clone(), config.limits.clone()));
         let configurations = Arc::new(Configurations::new(
             Arc::clone(&app),
-            stores.configurations,
+            Arc::new(ObservedConfigurations::new(stores.configurations)),
             Arc::clone(&clock),
         ));
 
