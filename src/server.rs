@@ -35,7 +35,7 @@ use crate::store::configurations::ConfigurationStore;
 use crate::store::inspect::Inspect;
 use crate::store::metrics::{Arrived, MetricStore};
 use crate::store::mongo::{self, MongoOptions, MongoStore};
-use crate::store::observed::Observed;
+use crate::store::observed::{Observed, ObservedConfigurations};
 use crate::store::observed_metrics::ObservedMetrics;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{self, Record, Store};
@@ -182,7 +182,7 @@ impl Server {
         let app = Arc::new(App::new(Arc::clone(&store), engine.clone(), config.limits.clone()));
         let configurations = Arc::new(Configurations::new(
             Arc::clone(&app),
-            stores.configurations,
+            Arc::new(ObservedConfigurations::new(stores.configurations)),
             Arc::clone(&clock),
         ));
 

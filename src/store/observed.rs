@@ -7,9 +7,11 @@ use async_trait::async_trait;
 use metrics::{Counter, Histogram, counter, histogram};
 use tracing::Instrument as _;
 
+use super::configurations::{ConfigurationStore, Listed, Stored};
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
+use crate::domain::configuration::{ConfigurationQuery, Place, Scope};
 use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Execution, Millis, Step, StepRef};
+use crate::domain::{Configuration, Execution, Millis, Step, StepRef};
 use crate::telemetry::metrics::{STORE_ERRORS, STORE_OPERATION_SECONDS, WriteMetrics};
 
 /// One operation with its handles.
@@ -174,5 +176,49 @@ impl Store for Observed {
 
     async fn close(&self) {
         self.inner.close().await;
+    }
+}
+
+/// The same for configurations.
+pub struct ObservedConfigurations {
+    inner: Arc<dyn ConfigurationStore>,
+    put: Operation,
+    activate: Operation,
+    get: Operation,
+    list: Operation,
+}
+
+impl ObservedConfigurations {
+    pub fn new(inner: Arc<dyn ConfigurationStore>) -> Self {
+        ObservedConfigurations {
+            inner,
+            put: Operation::new("put_configuration"),
+            activate: Operation::new("activate_configuration"),
+            get: Operation::new("configuration"),
+            list: Operation::new("configurations"),
+        }
+    }
+}
+
+#[async_trait]
+impl ConfigurationStore for ObservedConfigurations {
+    async fn put_configuration(&self, record: Configuration) -> Result<Stored> {
+        self.put.run(self.inner.put_configuration(record)).await
+    }
+
+    async fn activate_configuration(&self, scope: &Scope, version: &str) -> Result<Configuration> {
+        self.activate.run(self.inner.activate_configuration(scope, version)).await
+    }
+
+    async fn configuration(
+        &self,
+        scope: &Scope,
+        version: Option<&str>,
+    ) -> Result<Option<Configuration>> {
+        self.get.run(self.inner.configuration(scope, version)).await
+    }
+
+    async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
+        self.list.run(self.inner.configurations(query)).await
     }
 }

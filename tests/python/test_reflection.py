@@ -13,8 +13,11 @@ import harness
 SERVICES = {
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
+    "stepwell.v1.ArtifactService",
+    "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
+    "stepwell.v1.MetricService",
     "stepwell.v1.StepService",
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 use bson::{Bson, Document, doc};
+use mongodb::action::Find;
 use mongodb::error::{
     Error as DriverError, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
 };
@@ -24,7 +25,7 @@ use mongodb::options::{
     CollectionOptions, Hint, ReadConcern, ReadPreference, ReturnDocument, SelectionCriteria,
     WriteConcern,
 };
-use mongodb::{ClientSession, Collection};
+use mongodb::{ClientSession, Collection, Cursor, SessionCursor};
 
 use super::documents::{millis, object, small, text};
 use super::{APP_NAME, Inner, MongoStore, Ready, documents, failure, schema};
@@ -156,13 +157,44 @@ impl Ready {
         self.configurations(Some(ReadConcern::local()))
     }
 
-    /// For answers: what a failover cannot take back.
+    /// For answers about one document: what a failover cannot take back.
     fn committed_configurations(&self) -> Collection<RawDocumentBuf> {
         self.configurations(self.replica_set.then(ReadConcern::majority))
     }
 
+    /// For answers about several: the same as of one moment. A plain query may see a switch in halves.
+    async fn at_one_moment(
+        &self,
+        find: impl FnOnce(&Collection<RawDocumentBuf>) -> Find<'_, RawDocumentBuf>,
+    ) -> Result<Rows, DriverError> {
+        let all = self.configurations(None);
+        if !self.replica_set {
+            return Ok(Rows::Plain(find(&all).await?));
+        }
+        let mut session = self.client.start_session().snapshot(true).await?;
+        let cursor = find(&all).session(&mut session).await?;
+        Ok(Rows::Snapshot(cursor, Box::new(session)))
+    }
+
     fn switches(&self) -> Collection<Document> {
         self.database.collection(schema::META)
+    }
+}
+
+/// What a query finds, document by document.
+enum Rows {
+    Plain(Cursor<RawDocumentBuf>),
+    Snapshot(SessionCursor<RawDocumentBuf>, Box<ClientSession>),
+}
+
+impl Rows {
+    async fn next(&mut self) -> Result<Option<&RawDocument>, DriverError> {
+        Ok(match self {
+            Rows::Plain(cursor) => cursor.advance().await?.then(|| cursor.current()),
+            Rows::Snapshot(cursor, session) => {
+                cursor.advance(session).await?.then(|| cursor.current())
+            }
+        })
     }
 }
 
@@ -336,8 +368,16 @@ impl Inner {
     async fn active(&self, ready: &Ready, scope: &Scope) -> Result<Option<Configuration>> {
         let mut filter = in_scope(scope);
         filter.insert("active", true);
-        let all = self.all(&ready.committed_configurations(), filter, None).await?;
-        let mut all: Vec<Configuration> = all.iter().map(|raw| found(raw).record).collect();
+        let mut all = self
+            .call(async {
+                let mut rows = ready.at_one_moment(|all| all.find(filter)).await?;
+                let mut active = Vec::new();
+                while let Some(raw) = rows.next().await? {
+                    active.push(found(raw).record);
+                }
+                Ok(active)
+            })
+            .await?;
         if all.len() > 1 {
             let intent = doc! { "_id": switch_id(scope) };
             let intent = self.call(ready.switches().find_one(intent)).await?.unwrap_or_default();
@@ -525,14 +565,15 @@ async fn page(inner: &Inner, query: &ConfigurationQuery) -> Result<Page<Listed, 
     end.extend(doc! { "created_at": Bson::MinKey, "_id": Bson::MinKey });
     // The first may be the one that the page before ended with, and one more tells whether that was all.
     let limit = i64::try_from(query.examine + 2).unwrap_or(i64::MAX);
-    let committed = ready.committed_configurations();
-    let find = committed.find(doc! {}).hint(Hint::Keys(index)).min(begin).max(end).limit(limit);
-    let mut cursor = inner.call(find).await?;
+    let find = ready.at_one_moment(|all| {
+        all.find(doc! {}).hint(Hint::Keys(index)).min(begin).max(end).limit(limit)
+    });
+    let mut rows = inner.call(find).await?;
     let mut page = Page { records: Vec::new(), next: None };
     let (mut examined, mut bytes) = (0, 0);
     let mut last = None;
-    while inner.call(cursor.advance()).await? {
-        let found = found(cursor.current());
+    while let Some(raw) = inner.call(rows.next()).await? {
+        let found = found(raw);
         let place = place(&found)?;
         if query.after.as_ref() == Some(&place) {
             continue;
