@@ -246,14 +246,13 @@ impl Server {
             app: Arc::clone(&app),
         })
         .max_decoding_message_size(request_bytes);
-        let metrics = proto::metric_service_server::MetricServiceServer::new(
-            rpc::metrics::MetricRpc {
+        let metrics =
+            proto::metric_service_server::MetricServiceServer::new(rpc::metrics::MetricRpc {
                 app: Arc::clone(&app),
                 metrics: Arc::clone(&recorded),
                 stop: stop.clone(),
-            },
-        )
-        .max_decoding_message_size(request_bytes);
+            })
+            .max_decoding_message_size(request_bytes);
         let ingest = proto::ingest_service_server::IngestServiceServer::new(rpc::ingest::Ingest {
             app: Arc::clone(&app),
             metrics: recorded,

@@ -687,9 +687,9 @@ async fn compare_points(server: &support::server::Server, documents: Vec<Value>)
             let text = document["timestamp"]["$date"].as_str().expect("a date");
             assert_eq!(point.timestamp, text.parse().ok(), "{document}");
             let metrics = document["metrics"].as_object().expect("an object");
-            let metrics = metrics.iter().map(|(name, value)| {
-                (name.clone(), value.as_f64().expect("a number"))
-            });
+            let metrics = metrics
+                .iter()
+                .map(|(name, value)| (name.clone(), value.as_f64().expect("a number")));
             assert_eq!(point.metrics, metrics.collect(), "{document}");
         }
     }

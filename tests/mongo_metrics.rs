@@ -111,10 +111,9 @@ fn points_have_the_types_of_the_data_model() {
         let found = documents(&b).await;
         assert_eq!(found.len(), 2);
         let date = |ms| Bson::DateTime(DateTime::from_millis(ms));
-        for (document, at, metrics) in [
-            (&found[0], now - 1, doc! { "a": 0.5 }),
-            (&found[1], now, doc! { "b.$c": 2.0 }),
-        ] {
+        for (document, at, metrics) in
+            [(&found[0], now - 1, doc! { "a": 0.5 }), (&found[1], now, doc! { "b.$c": 2.0 })]
+        {
             assert!(matches!(document["_id"], Bson::ObjectId(_)));
             assert_eq!(document["timestamp"], date(at));
             assert_eq!(document["execution_id"], Bson::from("e"));
@@ -208,8 +207,14 @@ fn points_of_other_programs_are_read_as_far_as_they_go() {
         };
         let decimal: Decimal128 = "2.5".parse().expect("a number");
         let theirs = [
-            foreign(1, doc! { "metrics": { "n": 1, "text": "x", "list": [1, 2], "in": { "n": 1 } } }),
-            foreign(2, doc! { "metrics": { "n": 5_000_000_000_i64 }, "step_id": 3.0, "more": true }),
+            foreign(
+                1,
+                doc! { "metrics": { "n": 1, "text": "x", "list": [1, 2], "in": { "n": 1 } } },
+            ),
+            foreign(
+                2,
+                doc! { "metrics": { "n": 5_000_000_000_i64 }, "step_id": 3.0, "more": true },
+            ),
             foreign(3, doc! { "metrics": { "n": decimal }, "step_id": "x" }),
             foreign(4, doc! { "metrics": { "n": f64::NAN, "m": f64::INFINITY } }),
             foreign(5, doc! { "metrics": { "n": Bson::Null } }),

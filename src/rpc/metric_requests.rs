@@ -38,7 +38,10 @@ pub fn record(limits: &Limits, request: proto::RecordMetricsRequest) -> Result<R
     for (place, sent) in request.points.into_iter().enumerate() {
         points.push(point(&mut check, place, &request.execution_id, sent));
         if check.count() >= NAMED {
-            check.bad("points", format!("were looked at up to number {place}, and have more faults"));
+            check.bad(
+                "points",
+                format!("were looked at up to number {place}, and have more faults"),
+            );
             break;
         }
     }
@@ -113,10 +116,7 @@ fn point(
 }
 
 /// The query and the length of its intervals, in milliseconds.
-pub fn query(
-    limits: &Limits,
-    request: proto::QueryMetricsRequest,
-) -> Result<(Query, Option<i64>)> {
+pub fn query(limits: &Limits, request: proto::QueryMetricsRequest) -> Result<(Query, Option<i64>)> {
     let mut check = Check::new(limits);
     check.execution_id(&request.execution_id);
     if request.names.len() > METRIC_NAMES {

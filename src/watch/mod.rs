@@ -18,8 +18,8 @@ mod stream;
 mod tests;
 
 pub use event::Event;
-pub use metrics::Arrivals;
 pub use hub::{Hub, Numbers, Scope, Settings};
+pub use metrics::Arrivals;
 pub use queue::Bounds;
 pub use snapshot::Snapshot;
 pub use stream::{Delivery, Failure, Options, Watch};

@@ -272,15 +272,13 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
 pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
-    for service in
-        [
-            "",
-            "stepwell.v1.ExecutionService",
-            "stepwell.v1.StepService",
-            "stepwell.v1.IngestService",
-            "stepwell.v1.MetricService",
-        ]
-    {
+    for service in [
+        "",
+        "stepwell.v1.ExecutionService",
+        "stepwell.v1.StepService",
+        "stepwell.v1.IngestService",
+        "stepwell.v1.MetricService",
+    ] {
         let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");

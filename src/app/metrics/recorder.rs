@@ -134,9 +134,9 @@ impl Recorder {
         self.lane(&request.execution_id)
             .try_send(Queued { request, bytes, answer, _room: room })
             .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => self.full(),
-                mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
-            })?;
+            mpsc::error::TrySendError::Full(_) => self.full(),
+            mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
+        })?;
         Pending(pending).answer().await
     }
 
@@ -180,10 +180,12 @@ async fn lane(
             bytes += queued.bytes;
             // What has to find the one before it stored is never in one batch with it.
             let request = &queued.request;
-            let id = |request: &Recording| request.request.as_ref().map(|request| request.id.clone());
+            let id =
+                |request: &Recording| request.request.as_ref().map(|request| request.id.clone());
             let repeats = |other: &Queued| {
                 other.request.execution_id == request.execution_id
-                    && (request.put || (request.request.is_some() && id(&other.request) == id(request)))
+                    && (request.put
+                        || (request.request.is_some() && id(&other.request) == id(request)))
             };
             if points > bounds.batch_points
                 || bytes > bounds.batch_bytes

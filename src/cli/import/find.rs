@@ -146,7 +146,9 @@ fn by_content(path: &Path) -> Result<Collection> {
             if first.get("execution_id").is_some() && first.get("app_name").is_some() {
                 return Ok(Collection::Executions);
             }
-            Err(unclear("its first document is neither an execution nor a step nor a point of metrics"))
+            Err(unclear(
+                "its first document is neither an execution nor a step nor a point of metrics",
+            ))
         }
         Some(Line::TooLong { .. }) => Err(unclear("its first line is too long")),
     }

@@ -131,7 +131,8 @@ mod tests {
         assert_eq!(add(&mut waiting, 5001, "b", 7), []);
         assert_eq!(add(&mut waiting, 5002, "b", 8), [(3, REQUEST_POINTS as u64 + 1)]);
         let rest = waiting.rest();
-        let rest: Vec<_> = rest.iter().map(|outgoing| (outgoing.line, outgoing.documents)).collect();
+        let rest: Vec<_> =
+            rest.iter().map(|outgoing| (outgoing.line, outgoing.documents)).collect();
         assert_eq!(rest, [(5000, 1), (5002, 1)]);
         assert_eq!(waiting.rest(), []);
     }

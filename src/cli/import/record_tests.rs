@@ -262,10 +262,16 @@ fn a_point_of_metrics_is_taken_as_it_is_or_refused_with_its_reason() {
     assert_eq!(good.record.metrics, metrics.map(|(name, value)| (name.to_owned(), value)).into());
     for (fields, reason) in [
         (r#""execution_id":"e","metrics":{"a":1}"#, "has no timestamp"),
-        (r#""execution_id":"e","timestamp":5,"metrics":{"a":1}"#, "timestamp is the number 5, not a date"),
+        (
+            r#""execution_id":"e","timestamp":5,"metrics":{"a":1}"#,
+            "timestamp is the number 5, not a date",
+        ),
         (r#""execution_id":"e","timestamp":{"$date":0}"#, "has no metrics"),
         (r#""execution_id":"e","timestamp":{"$date":0},"metrics":{}"#, "has no metrics"),
-        (r#""execution_id":"e","timestamp":{"$date":0},"metrics":[1]"#, "metrics is a list, not an object"),
+        (
+            r#""execution_id":"e","timestamp":{"$date":0},"metrics":[1]"#,
+            "metrics is a list, not an object",
+        ),
         (
             r#""execution_id":"e","timestamp":{"$date":0},"metrics":{"a":"1"}"#,
             "metrics.a is the text \"1\", not a finite number",

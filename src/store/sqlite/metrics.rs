@@ -13,7 +13,8 @@ use crate::domain::metric::{Summary, admit, interval_start};
 use crate::domain::query::Page;
 use crate::domain::{MetricCounts, MetricInterval, MetricPoint, Millis, Refusal};
 use crate::store::metrics::{
-    Arrived, EachArrived, IntervalQuery, MetricStore, PointId, PointKey, Recorded, Recording, RequestId, Span,
+    Arrived, EachArrived, IntervalQuery, MetricStore, PointId, PointKey, Recorded, Recording,
+    RequestId, Span,
 };
 use crate::store::{Error, Result};
 

@@ -225,17 +225,10 @@ impl SqliteStore {
             committed: watch::Sender::new(newest),
             pruned_through: AtomicU64::new(pruned_through),
         });
-        let metrics_kept_ms = options
-            .metrics_kept
-            .map(|kept| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
-        let writer = Writer::new(
-            connection,
-            options,
-            limits,
-            Arc::clone(&clock),
-            Arc::clone(&ends),
-            lock,
-        );
+        let metrics_kept_ms =
+            options.metrics_kept.map(|kept| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let writer =
+            Writer::new(connection, options, limits, Arc::clone(&clock), Arc::clone(&ends), lock);
         let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
         std::thread::Builder::new()
             .name("sqlite-writer".to_owned())

@@ -130,9 +130,7 @@ fn read_point(document: &RawDocument) -> Option<MetricPoint> {
     let step_id = field("step_id").and_then(number).filter(|id| id.fract() == 0.0);
     let mut point = MetricPoint {
         at: at.timestamp_millis(),
-        step_id: step_id
-            .filter(|id| (0.0..=f64::from(i32::MAX)).contains(id))
-            .map(|id| id as i32),
+        step_id: step_id.filter(|id| (0.0..=f64::from(i32::MAX)).contains(id)).map(|id| id as i32),
         ..MetricPoint::default()
     };
     if let Some(RawBsonRef::Document(metrics)) = field("metrics") {

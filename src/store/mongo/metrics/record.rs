@@ -186,9 +186,8 @@ async fn begin(
     attempt.counts = admit(&mut points, attempt.came, inner.metrics_kept_ms());
     let first = attempt.first;
     let numbered = points.into_iter().enumerate();
-    attempt.arriving = numbered
-        .map(|(n, point)| Arrived { id: point_id(nth(first, n)), point })
-        .collect();
+    attempt.arriving =
+        numbered.map(|(n, point)| Arrived { id: point_id(nth(first, n)), point }).collect();
     if attempt.again || attempt.request.put {
         attempt.leave_out_known(inner, ready).await?;
     }

@@ -110,7 +110,9 @@ async fn adopt(database: &Database, found: &Document, kept: Option<i64>) -> Resu
 async fn age_by_index(database: &Database, kept: Option<i64>) -> Result<()> {
     let by_time = doc! { "timestamp": 1 };
     let index = schema::existing(database, METRICS).await?.into_iter().find(|index| {
-        index.get_document("key").is_ok_and(|keys| keys.len() == 1 && keys.contains_key("timestamp"))
+        index
+            .get_document("key")
+            .is_ok_and(|keys| keys.len() == 1 && keys.contains_key("timestamp"))
     });
     let seconds = kept.map(|kept| kept.min(LONGEST_SECONDS));
     let Some(index) = index else {
