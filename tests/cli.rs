@@ -420,6 +420,8 @@ fn refused_records_are_named_and_the_rest_goes_in() {
             ("executions.jsonl", 8, "not JSON"),
             ("execution_steps.jsonl", 4, "NOT_FOUND"),
             ("execution_steps.jsonl", 5, "negative"),
+            ("execution_metrics.jsonl", 1, "has no timestamp"),
+            ("execution_metrics.jsonl", 2, "has no timestamp"),
         ] {
             let said = &refused[&(file.to_owned(), line)];
             assert!(said.contains(reason), "{file}:{line}: {said}");
@@ -448,7 +450,7 @@ fn refused_records_are_named_and_the_rest_goes_in() {
         let assumed = cli(&server, &assuming).await.code(1).json();
         assert_eq!(
             (&assumed["total"]["stored"], &assumed["total"]["refused"]),
-            (&json!(1), &json!(6))
+            (&json!(1), &json!(8))
         );
         assert_eq!(server.execution("b").await.status(), ExecutionStatus::Cancelled);
     });

@@ -5,6 +5,7 @@
 mod connect;
 mod machine;
 mod measure;
+mod metrics;
 mod report;
 mod track;
 mod watch;
@@ -50,6 +51,7 @@ pub enum Format {
 enum Workload {
     Track(track::Args),
     Watch(watch::Args),
+    Metrics(metrics::Args),
 }
 
 /// Runs a workload and prints what it measured. The code is 1 if anything went wrong on the way.
@@ -60,6 +62,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let report = match args.workload {
         Workload::Track(track) => track::run(&server, &track).await?,
         Workload::Watch(watch) => watch::run(&server, &watch).await?,
+        Workload::Metrics(metrics) => metrics::run(&server, &metrics).await?,
     };
     report.print(&header, args.output)?;
     Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })

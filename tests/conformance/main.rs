@@ -10,6 +10,7 @@ mod configurations;
 mod executions;
 mod heartbeats;
 mod ingest;
+mod live_metrics;
 mod metrics;
 mod pages;
 mod promises;
@@ -214,6 +215,8 @@ cases! {
         metrics_flow_through_ingest_in_order: "3.Ingest" "3.RecordMetrics",
         points_are_put_as_they_are_and_once: "3.put",
         metrics_are_shared_by_all_servers: "3.RecordMetrics" "3.QueryMetrics",
+    }
+    live_metrics {
         a_watcher_gets_points_as_they_are_recorded: "4.metrics",
         the_last_points_come_before_the_end_of_a_watch: "4.metrics" "4.3",
         a_slow_watcher_of_metrics_misses_no_point: "4.metrics" "4.6",

@@ -15,7 +15,9 @@ use super::Round;
 use super::script::{self, Change, Script};
 use crate::app::ids;
 use crate::clock::{Clock as _, SystemClock};
-use crate::domain::{Digests, Execution, ExecutionStatus, Now, Payload, Step, StepStatus};
+use crate::domain::{
+    Digests, Execution, ExecutionStatus, MetricPoint, Now, Payload, Step, StepStatus,
+};
 use crate::store::mongo;
 
 /// Connections, as in the comparison that the server is held to.
@@ -53,7 +55,11 @@ impl Direct {
             .with_context(|| format!("the database {} could not be dropped", self.database.name()))
     }
 
-    pub fn spawn(&self, tasks: &mut JoinSet<()>, clients: usize, round: &Arc<Round>) {
+    pub fn point_writer(&self) -> PointWriter {
+        PointWriter(self.database.collection(mongo::METRICS))
+    }
+
+    pub(super) fn spawn(&self, tasks: &mut JoinSet<()>, clients: usize, round: &Arc<Round>) {
         for client in 0..clients {
             let runner = Runner {
                 executions: self.database.collection(mongo::EXECUTIONS),
@@ -61,6 +67,19 @@ impl Direct {
             };
             tasks.spawn(runner.run(client, Arc::clone(round)));
         }
+    }
+}
+
+/// Points of metrics, many in one insert.
+pub struct PointWriter(Collection<RawDocumentBuf>);
+
+impl PointWriter {
+    pub async fn insert(&self, execution_id: &str, points: &[MetricPoint]) -> Result<(), String> {
+        let documents: Result<Vec<_>, _> =
+            points.iter().map(|point| mongo::new_point(execution_id, point)).collect();
+        let documents = documents.map_err(|error| error.to_string())?;
+        let inserted = self.0.insert_many(documents).ordered(false).await;
+        inserted.map(drop).map_err(|error| error.to_string())
     }
 }
 

@@ -6,6 +6,8 @@ mod ingest;
 mod script;
 mod unary;
 
+pub use direct::Direct;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

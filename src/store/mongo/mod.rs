@@ -40,7 +40,7 @@ use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
 use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Execution, Millis, Step, StepRef};
+use crate::domain::{Execution, MetricPoint, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
 pub use metrics::METRICS;
@@ -93,9 +93,12 @@ impl std::fmt::Debug for MongoOptions {
     }
 }
 
-/// Makes the indexes of a database that are missing, as a server does when it starts.
+/// Makes the indexes of a database that are missing, and its time series, as a server does when it starts.
 pub async fn make_indexes(database: &Database) -> Result<()> {
-    schema::prepare(database).await.map(drop)
+    schema::prepare(database).await?;
+    let kept = MongoOptions::default().metrics_kept;
+    let options = CollectionOptions::default;
+    metrics::prepare(database, kept, options(), options()).await.map(drop)
 }
 
 /// The document of a new execution, as this store inserts it.
@@ -106,6 +109,11 @@ pub fn new_execution(record: &Execution) -> Result<RawDocumentBuf> {
 /// The document of a new step, as this store inserts it.
 pub fn new_step(record: &Step) -> Result<RawDocumentBuf> {
     documents::insert_step(record)
+}
+
+/// The document of a new point of metrics, as this store inserts it.
+pub fn new_point(execution_id: &str, point: &MetricPoint) -> Result<RawDocumentBuf> {
+    metrics::write_point(bson::oid::ObjectId::new(), execution_id, point)
 }
 
 /// The database once it has answered and is set up.

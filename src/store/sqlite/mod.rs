@@ -230,9 +230,8 @@ impl SqliteStore {
         });
         let metrics_kept_ms =
             options.metrics_kept.map(|kept| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
-        let writer_clock = Arc::clone(&clock);
         let writer =
-            Writer::new(connection, options, limits, writer_clock, Arc::clone(&ends), lock);
+            Writer::new(connection, options, limits, Arc::clone(&clock), Arc::clone(&ends), lock);
         let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
         std::thread::Builder::new()
             .name("sqlite-writer".to_owned())

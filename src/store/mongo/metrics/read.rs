@@ -23,6 +23,9 @@ use crate::store::{Error, Result};
 const INTERVALS_TIME: Duration = Duration::from_secs(60);
 /// How much longer the next stretch of time is when one held less than half of a page.
 const STRETCH: i64 = 8;
+/// Stretches of so many intervals are worked on in parts.
+const SPLIT_INTERVALS: i64 = 100;
+const SPLIT_PARTS: i64 = 4;
 /// Executions asked about in one query.
 const ASKED_AT_ONCE: usize = 500;
 
@@ -152,7 +155,11 @@ pub(super) async fn intervals(inner: &Inner, query: &IntervalQuery) -> Result<Ve
         let end = interval_start(first, interval).saturating_add(interval.saturating_mul(stretch));
         let until = query.span.until.map_or(end, |until| until.min(end));
         let before = told.len();
-        told.extend(stretch_of(inner, points, query, (first, until), query.limit - before).await?);
+        let room = query.limit - before;
+        let parts = parts(first, until, interval);
+        let parts = parts.map(|part| stretch_of(inner, points, query, part, room));
+        let parts = futures::future::try_join_all(parts).await?;
+        told.extend(parts.into_iter().flatten().take(room));
         if told.len() - before < query.limit / 2 {
             stretch = stretch.saturating_mul(STRETCH);
         }
@@ -162,6 +169,18 @@ pub(super) async fn intervals(inner: &Inner, query: &IntervalQuery) -> Result<Ve
         }
     }
     Ok(told)
+}
+
+/// A long stretch in parts, which the database works on side by side; each ends where an interval does.
+fn parts(from: Millis, until: Millis, interval_ms: i64) -> impl Iterator<Item = (Millis, Millis)> {
+    let begin = interval_start(from, interval_ms);
+    let intervals = until.saturating_sub(begin) / interval_ms;
+    let count = if intervals >= SPLIT_INTERVALS { SPLIT_PARTS } else { 1 };
+    let edge = move |part: i64| begin + intervals / count * part * interval_ms;
+    (0..count).map(move |part| {
+        let start = if part == 0 { from } else { edge(part) };
+        (start, if part == count - 1 { until } else { edge(part + 1) })
+    })
 }
 
 async fn stretch_of(
@@ -175,48 +194,54 @@ async fn stretch_of(
     let length = query.interval_ms;
     // The remainder has the sign of the time.
     let rest = doc! { "$mod": [{ "$add": [{ "$mod": [at.clone(), length] }, length] }, length] };
-    let metric = |name: &String| {
-        let field = doc! { "$literal": name };
-        let value = doc! { "$getField": { "field": field.clone(), "input": "$metrics" } };
-        Bson::Document(doc! { "k": field, "v": value })
-    };
-    let metrics: Bson = match query.names.as_slice() {
-        [] => doc! { "$objectToArray": { "$cond": [
-            { "$eq": [{ "$type": "$metrics" }, "object"] },
-            "$metrics",
-            { "$literal": {} },
-        ] } }
-        .into(),
-        [name] => metric(name),
-        names => names.iter().map(metric).collect::<Vec<_>>().into(),
-    };
-    let mut pipeline = vec![
-        doc! { "$match": {
-            "execution_id": &query.span.execution_id,
-            "timestamp": within(Some(from), Some(until)),
-        } },
-        doc! { "$project": {
-            "_id": 1,
-            "t": "$timestamp",
-            "s": { "$subtract": [at, rest] },
-            "m": metrics,
-        } },
-    ];
-    if query.names.len() != 1 {
-        pipeline.push(doc! { "$unwind": "$m" });
-    }
+    let start = doc! { "$subtract": [at, rest] };
+    let mut pipeline = vec![doc! { "$match": {
+        "execution_id": &query.span.execution_id,
+        "timestamp": within(Some(from), Some(until)),
+    } }];
     // Finite numbers only: comparing sorts out other types, the bounds NaN and the infinite.
     let finite = doc! { "$gte": f64::MIN, "$lte": f64::MAX, "$not": { "$type": "array" } };
-    pipeline.push(doc! { "$match": { "m.v": finite } });
-    pipeline.push(doc! { "$group": {
-        "_id": { "s": "$s", "n": "$m.k" },
-        "min": { "$min": "$m.v" },
-        "max": { "$max": "$m.v" },
-        "mean": { "$avg": "$m.v" },
-        // Objects compare by their first field that differs: by time, then by arrival.
-        "last": { "$max": { "t": "$t", "i": "$_id", "v": "$m.v" } },
-        "count": { "$sum": 1 },
-    } });
+    let group = |start: Bson, name: Bson, time: &str, value: &str| {
+        doc! { "$group": {
+            "_id": { "s": start, "n": name },
+            "min": { "$min": value },
+            "max": { "$max": value },
+            "mean": { "$avg": value },
+            // Objects compare by their first field that differs: by time, then by arrival.
+            "last": { "$max": { "t": time, "i": "$_id", "v": value } },
+            "count": { "$sum": 1 },
+        } }
+    };
+    match query.names.as_slice() {
+        // Straight from the field, which is twice as fast as what follows.
+        [name] if !name.starts_with('$') && !name.contains('.') => {
+            let field = format!("metrics.{name}");
+            let name = doc! { "$literal": name }.into();
+            pipeline.push(doc! { "$match": { &field: finite } });
+            pipeline.push(group(start.into(), name, "$timestamp", &format!("${field}")));
+        }
+        names => {
+            let metric = |name: &String| {
+                let field = doc! { "$literal": name };
+                let value = doc! { "$getField": { "field": field.clone(), "input": "$metrics" } };
+                Bson::Document(doc! { "k": field, "v": value })
+            };
+            let all = doc! { "$objectToArray": { "$cond": [
+                { "$eq": [{ "$type": "$metrics" }, "object"] },
+                "$metrics",
+                { "$literal": {} },
+            ] } };
+            let metrics: Bson = match names {
+                [] => all.into(),
+                names => names.iter().map(metric).collect::<Vec<_>>().into(),
+            };
+            let fields = doc! { "_id": 1, "t": "$timestamp", "s": start, "m": metrics };
+            pipeline.push(doc! { "$project": fields });
+            pipeline.push(doc! { "$unwind": "$m" });
+            pipeline.push(doc! { "$match": { "m.v": finite } });
+            pipeline.push(group("$s".into(), "$m.k".into(), "$t", "$m.v"));
+        }
+    }
     if let Some((start, name)) = &query.after {
         let name = doc! { "_id.s": *start, "_id.n": { "$gt": name } };
         pipeline.push(doc! { "$match": { "$or": [{ "_id.s": { "$gt": *start } }, name] } });
@@ -299,4 +324,29 @@ pub(super) async fn arrived_from(
     let points = &ready.metrics.committed_points;
     let found = find(inner, points, filter, doc! { "_id": 1 }, limit).await?;
     Ok(found.iter().filter_map(|raw| arrived(raw)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_stretch_are_the_stretch() {
+        for (from, until, interval_ms) in [
+            (7, 1000, 10),
+            (7, 1003, 10),
+            (-995, 5, 10),
+            (0, 990, 10),
+            (5, 6, 1),
+            (123_456, 10_000_000, 7),
+        ] {
+            let parts: Vec<_> = parts(from, until, interval_ms).collect();
+            assert_eq!((parts[0].0, parts[parts.len() - 1].1), (from, until));
+            for pair in parts.windows(2) {
+                assert_eq!(pair[0].1, pair[1].0);
+                assert_eq!(pair[0].1.rem_euclid(interval_ms), 0, "ends where an interval does");
+            }
+            assert!(parts.iter().all(|(from, until)| from < until), "{parts:?}");
+        }
+    }
 }
