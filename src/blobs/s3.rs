@@ -200,7 +200,14 @@ impl Storage for S3 {
             Err(error) => Err(error),
         };
         if let Ok(state) = serde_json::from_slice::<State>(state) {
-            gone(self.store.abort_multipart(&key, &state.upload).await)?;
+            // Where the object is there its parts are not: services differ in what they say to an abort then.
+            match self.store.head(&key).await.map_err(failure) {
+                Ok(_) => {}
+                Err(Error::Missing) => {
+                    return gone(self.store.abort_multipart(&key, &state.upload).await);
+                }
+                Err(error) => return Err(error),
+            }
         }
         gone(self.store.delete(&key).await)
     }
