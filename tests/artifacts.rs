@@ -369,6 +369,7 @@ async fn upload(client: Client, number: usize, acknowledged: Arc<Acknowledged>) 
         let resumable = number % 2 == 0;
         let mut description = describe("e", &name);
         description.upload_id = resumable.then(|| name.clone());
+        let mut tries = 0;
         let artifact = loop {
             if let Some(upload_id) = &description.upload_id {
                 match client.try_received(upload_id).await {
@@ -386,6 +387,8 @@ async fn upload(client: Client, number: usize, acknowledged: Arc<Acknowledged>) 
                 Err(status) => {
                     let passing = [tonic::Code::InvalidArgument, tonic::Code::DataLoss];
                     assert!(!passing.contains(&status.code()), "{status:?}");
+                    tries += 1;
+                    assert!(tries < 400, "{name} does not get in: {status:?}");
                     continue_later().await;
                 }
             }
