@@ -311,7 +311,14 @@ impl Artifacts {
                     format!("brings the artifact to {came} bytes, more than the limit of {limit}"),
                 ));
             }
-            self.take(run, chunk).await?;
+            self.take(run, chunk).await.map_err(|error| match error {
+                // Somebody took away what was there.
+                Error::Bytes(blobs::Error::Missing) => {
+                    let upload_id = run.upload.upload_id.clone();
+                    Refusal::UploadNotFound { upload_id }.into()
+                }
+                other => other,
+            })?;
         }
     }
 

@@ -154,7 +154,12 @@ impl Storage for S3 {
         if state.parts.len() as u64 * PART_BYTES as u64 != bytes {
             return Err(Error::Missing);
         }
-        Ok(self.writer(key, state, bytes))
+        // Completed, by a server that got no further: its parts are gone.
+        match self.store.head(&key).await.map_err(failure) {
+            Ok(_) => Err(Error::Missing),
+            Err(Error::Missing) => Ok(self.writer(key, state, bytes)),
+            Err(error) => Err(error),
+        }
     }
 
     async fn size(&self, path: &str) -> Result<u64> {
@@ -200,7 +205,24 @@ impl Storage for S3 {
             Err(error) => Err(error),
         };
         if let Ok(state) = serde_json::from_slice::<State>(state) {
-            gone(self.store.abort_multipart(&key, &state.upload).await)?;
+            // Where the object is there its parts are not: services differ in what they say to an abort then.
+            match self.store.head(&key).await.map_err(failure) {
+                Ok(_) => {}
+                Err(Error::Missing) => {
+                    let aborted = self.store.abort_multipart(&key, &state.upload).await;
+                    // What some services say of an upload that they do not know any more. Where it is true,
+                    // trying for ever would not help either.
+                    if let Err(object_store::Error::PermissionDenied { .. }) = aborted {
+                        tracing::warn!(
+                            "the S3 service refuses to abort a multipart upload; a lifecycle rule \
+                             has to remove what is left of it"
+                        );
+                        return Ok(());
+                    }
+                    return gone(aborted);
+                }
+                Err(error) => return Err(error),
+            }
         }
         gone(self.store.delete(&key).await)
     }
@@ -254,10 +276,7 @@ impl Writer for PartWriter {
             let part = store.put_part(&key, &upload, index, PutPayload::from(unit)).await;
             match part {
                 Ok(part) => Ok((index, part.content_id)),
-                // The service has forgotten the upload: nothing of it can be gone on with.
-                Err(object_store::Error::NotFound { .. }) => {
-                    Err(Error::Failed("the multipart upload is gone".into()))
-                }
+                // `Missing`: the service has forgotten the upload, and nothing of it can be gone on with.
                 Err(error) => Err(failure(error)),
             }
         });
