@@ -4,6 +4,7 @@
 //! it is executed once, `apply` and `delete` how writes become commands, `read` and `changes` the rest.
 
 mod apply;
+mod artifact_documents;
 mod cache;
 mod changes;
 mod command;

@@ -9,6 +9,7 @@ use crate::store::Result;
 
 pub const EXECUTIONS: &str = "executions";
 pub const STEPS: &str = "execution_steps";
+pub const ARTIFACTS: &str = "execution_artifacts";
 /// What Stepwell keeps for itself.
 pub(super) const META: &str = "stepwell_meta";
 

@@ -2,6 +2,7 @@
 //! on threads of its own, never on the runtime's. Knows nothing of protocols.
 
 mod apply;
+mod artifact_rows;
 mod batch;
 mod changes;
 mod known;
