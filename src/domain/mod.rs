@@ -10,6 +10,7 @@ pub mod execution;
 pub mod limits;
 pub mod query;
 pub mod refusal;
+pub mod retention;
 pub mod step;
 pub mod value;
 

@@ -109,6 +109,7 @@ impl ServerStreamingService<proto::WatchExecutionRequest> for One {
             let identity = format!("execution/{}", request.execution_id);
             let options = Options {
                 steps: request.include_steps,
+                artifacts: request.include_artifacts,
                 payloads: request.include_payloads,
                 follow: request.follow,
                 snapshot: Snapshot::All,
@@ -149,6 +150,7 @@ impl ServerStreamingService<proto::WatchExecutionsRequest> for Many {
             let options = Options {
                 scope: Scope::Filter(filter),
                 steps: request.include_steps,
+                artifacts: false,
                 payloads: request.include_payloads,
                 follow: true,
                 snapshot,

@@ -18,14 +18,17 @@ fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl Bind
     }
 }
 
+/// Between the two parts of `last_change`.
+pub(super) const SEPARATOR: &str = "//";
+
 /// The value of `last_change` after any change of an artifact: it has no revision, for it only comes and goes.
 pub(super) fn last_change(execution_id: &str, artifact_id: &str) -> String {
-    format!("{execution_id}//{artifact_id}")
+    format!("{execution_id}{SEPARATOR}{artifact_id}")
 }
 
 /// Execution and artifact out of `last_change`; an execution id may itself have slashes.
 pub(super) fn parse_last_change(text: &str) -> Option<(&str, &str)> {
-    text.rsplit_once("//").filter(|(_, artifact_id)| ObjectId::parse_str(artifact_id).is_ok())
+    text.rsplit_once(SEPARATOR).filter(|(_, artifact_id)| ObjectId::parse_str(artifact_id).is_ok())
 }
 
 /// A new artifact. Its id has to be that of an ObjectId.

@@ -13,6 +13,8 @@ mod documents;
 mod failure;
 mod leases;
 mod read;
+mod remove;
+mod retention;
 mod schema;
 
 use std::future::IntoFuture;
@@ -35,11 +37,13 @@ use tokio::sync::watch;
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Execution, Millis, Step, StepRef};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
+use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
-pub use schema::{EXECUTIONS, STEPS};
+pub use schema::{ARTIFACTS, EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time: more only make batches smaller.
 const LANES: usize = 4;
@@ -108,6 +112,8 @@ struct Ready {
     /// For answers: what a failover cannot take back.
     committed_executions: Collection<RawDocumentBuf>,
     committed_steps: Collection<RawDocumentBuf>,
+    artifacts: Collection<RawDocumentBuf>,
+    committed_artifacts: Collection<RawDocumentBuf>,
     commander: Commander,
     replica_set: bool,
     version: String,
@@ -277,8 +283,10 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
     Ok(Ready {
         executions: collection(schema::EXECUTIONS, Some(ReadConcern::local())),
         steps: collection(schema::STEPS, Some(ReadConcern::local())),
+        artifacts: collection(schema::ARTIFACTS, Some(ReadConcern::local())),
         committed_executions: collection(schema::EXECUTIONS, committed.clone()),
-        committed_steps: collection(schema::STEPS, committed),
+        committed_steps: collection(schema::STEPS, committed.clone()),
+        committed_artifacts: collection(schema::ARTIFACTS, committed),
         commander: Commander::new(database.clone(), concern, inner.patience),
         replica_set,
         version,
@@ -359,6 +367,15 @@ impl Inner {
         }
     }
 
+    /// The same for who judges the driver's error: `Err` is only that no answer came in time.
+    async fn try_call<T, F>(&self, call: F) -> Result<mongodb::error::Result<T>>
+    where
+        F: IntoFuture<Output = mongodb::error::Result<T>>,
+    {
+        let answer = tokio::time::timeout(self.patience * 2, call.into_future()).await;
+        answer.map_err(|_| failure::timeout())
+    }
+
     /// All documents that a query finds. `Err` also when they do not come in time.
     async fn all(
         &self,
@@ -431,6 +448,14 @@ impl Store for MongoStore {
         read::steps(&self.inner, query).await
     }
 
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+        read::artifacts(&self.inner, query).await
+    }
+
+    async fn remove(&self, execution_id: &str) -> Result<()> {
+        remove::remove(&self.inner, execution_id).await
+    }
+
     async fn leases(&self, now: Millis) -> Result<Leases> {
         leases::leases(&self.inner, now).await
     }
@@ -463,7 +488,7 @@ impl Store for MongoStore {
     }
 
     async fn sweep(&self) -> Result<()> {
-        delete::sweep(&self.inner).await
+        remove::sweep(&self.inner).await
     }
 
     async fn close(&self) {

@@ -78,6 +78,8 @@ fn wanted() -> Vec<Index> {
         plain(STEPS, doc! { "status": 1 }),
         plain(STEPS, doc! { "step_name": 1 }),
         plain(STEPS, doc! { "started_at": -1 }),
+        // For the artifacts of an execution in the order in which they were stored.
+        plain(ARTIFACTS, doc! { "execution_id": 1, "_id": 1 }),
     ]
 }
 
@@ -166,8 +168,13 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
     let mut indexes = Indexes { unique: true, ..Indexes::default() };
     let executions = existing(database, EXECUTIONS).await?;
     let steps = existing(database, STEPS).await?;
+    let artifacts = existing(database, ARTIFACTS).await?;
     for wanted in wanted() {
-        let there = if wanted.collection == EXECUTIONS { &executions } else { &steps };
+        let there = match wanted.collection {
+            EXECUTIONS => &executions,
+            ARTIFACTS => &artifacts,
+            _ => &steps,
+        };
         let serving = there.iter().find(|existing| serves(existing, &wanted));
         let mut name = serving.and_then(|index| index.get_str("name").ok()).map(str::to_owned);
         if serving.is_none() {
@@ -198,7 +205,7 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
             match wanted.collection {
                 EXECUTIONS => indexes.execution_key = name,
                 // The first of the two is the one over all steps.
-                _ if wanted.partial.is_none() => indexes.step_key = name,
+                STEPS if wanted.partial.is_none() => indexes.step_key = name,
                 _ => {}
             }
         } else if let Some(name) = name

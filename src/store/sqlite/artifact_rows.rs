@@ -5,6 +5,7 @@ use bson::{Document, RawDocument};
 use rusqlite::types::{FromSql, ValueRef};
 use rusqlite::{Connection, Row, params};
 
+use crate::domain::query::{ArtifactKey, ArtifactQuery, Page};
 use crate::domain::{Artifact, Millis};
 use crate::store::{Error, Result};
 
@@ -103,24 +104,27 @@ pub fn by_id(connection: &Connection, artifact_id: &str) -> Result<Option<Artifa
     rows.next()?.map(artifact_of).transpose()
 }
 
-/// Artifacts of an execution in the order in which they were stored, each with its row; only those behind the row
-/// `after`.
-pub fn of_execution(
-    connection: &Connection,
-    execution_id: &str,
-    after: i64,
-    limit: usize,
-) -> Result<Vec<(i64, Artifact)>> {
+/// One page of the artifacts of an execution, in the order in which they were stored.
+pub fn page(connection: &Connection, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+    let after = match &query.after {
+        None => i64::MIN,
+        Some(key) => i64::from_be_bytes(key.0.as_slice().try_into().map_err(|_| Error::BadCursor)?),
+    };
     let sql = format!(
         "SELECT {COLUMNS}, id FROM artifacts INDEXED BY artifacts_execution \
-         WHERE execution_id = ?1 AND id > ?2 AND deleted_at IS NULL ORDER BY id LIMIT ?3"
+         WHERE execution_id = ?1 AND id > ?2 AND deleted_at IS NULL ORDER BY id"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut rows = statement.query(params![execution_id, after, limit])?;
-    let mut found = Vec::new();
+    let mut rows = statement.query(params![query.execution_id, after])?;
+    let mut page = Page { records: Vec::new(), next: None };
+    let mut last = after;
     while let Some(row) = rows.next()? {
-        found.push((row.get(12)?, artifact_of(row)?));
+        if page.records.len() >= query.limit.max(1) {
+            page.next = Some(ArtifactKey(last.to_be_bytes().to_vec()));
+            break;
+        }
+        last = row.get("id")?;
+        page.records.push(artifact_of(row)?);
     }
-    Ok(found)
+    Ok(page)
 }

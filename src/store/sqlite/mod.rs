@@ -7,6 +7,8 @@ mod batch;
 mod changes;
 mod known;
 mod read;
+mod remove;
+mod retention;
 mod rows;
 mod schema;
 
@@ -24,8 +26,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Execution, Millis, Step, StepRef};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
+use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
 use apply::{Job, Writer};
 
@@ -182,6 +186,7 @@ pub struct SqliteStore {
     readers: Arc<Readers>,
     ends: Arc<LogEnds>,
     secret: [u8; 32],
+    retention: retention::Lease,
 }
 
 impl SqliteStore {
@@ -226,7 +231,8 @@ impl SqliteStore {
             .name("sqlite-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(io(&path))?;
-        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret }))
+        let retention = retention::Lease::default();
+        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, retention }))
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -278,10 +284,7 @@ impl Store for SqliteStore {
     async fn execution(&self, execution_id: &str) -> Result<Option<Execution>> {
         let execution_id = execution_id.to_owned();
         self.readers
-            .run(move |connection| {
-                let found = read::execution(connection, &execution_id)?;
-                Ok(found.map(|(_, execution)| execution))
-            })
+            .run(move |connection| read::execution(connection, &execution_id))
             .await
     }
 
@@ -298,6 +301,15 @@ impl Store for SqliteStore {
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {
         let query = query.clone();
         self.readers.run(move |connection| read::steps(connection, &query)).await
+    }
+
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+        let query = query.clone();
+        self.readers.run(move |connection| artifact_rows::page(connection, &query)).await
+    }
+
+    async fn remove(&self, execution_id: &str) -> Result<()> {
+        self.remove_all(vec![execution_id.to_owned()]).await
     }
 
     async fn leases(&self, now: Millis) -> Result<Leases> {
@@ -335,7 +347,8 @@ impl Store for SqliteStore {
     async fn sweep(&self) -> Result<()> {
         // Piece by piece, so that writes get their turn in between.
         while self.job(|reply| Job::Prune { reply }).await?? {}
-        Ok(())
+        let marked = self.readers.run(remove::marked).await?;
+        self.remove_all(marked).await
     }
 
     async fn close(&self) {

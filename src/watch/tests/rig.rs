@@ -15,10 +15,12 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, ManualClock};
 use crate::domain::execution::CreateExecution;
 use crate::domain::limits::Limits;
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
 use crate::domain::step::StepFields;
 use crate::domain::{
-    Execution, ExecutionOp, ExecutionStatus, Millis, Step, StepOp, StepRef, StepStatus,
+    Artifact, Execution, ExecutionOp, ExecutionStatus, Millis, Step, StepOp, StepRef, StepStatus,
 };
 use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use crate::store::{
@@ -173,6 +175,14 @@ impl Store for TestStore {
 
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {
         self.inner.steps(query).await
+    }
+
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+        self.inner.artifacts(query).await
+    }
+
+    async fn remove(&self, execution_id: &str) -> Result<()> {
+        self.inner.remove(execution_id).await
     }
 
     async fn leases(&self, now: Millis) -> Result<Leases> {
@@ -345,6 +355,7 @@ impl Rig {
 
     pub async fn delete(&self, id: &str) {
         self.write(id, Op::Execution(ExecutionOp::Delete { force: true })).await;
+        self.store.remove(id).await.unwrap();
     }
 
     pub async fn newest(&self) -> u64 {
@@ -392,6 +403,7 @@ pub fn one(id: &str) -> Options {
     Options {
         scope: Scope::Execution(id.to_owned()),
         steps: true,
+        artifacts: false,
         payloads: false,
         follow: false,
         snapshot: Snapshot::All,
