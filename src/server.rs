@@ -18,15 +18,17 @@ use tonic_health::server::HealthReporter;
 
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
-use crate::app::{App, Engine};
+use crate::app::{App, Engine, Retention};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, StoreChoice};
+use crate::config::{self, Config, ConfigError, StoreChoice};
+use crate::domain::{ExecutionStatus, Millis, retention};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
 use crate::store::mongo::{MongoOptions, MongoStore};
 use crate::store::observed::Observed;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
+use crate::store::retention::RetentionStore;
 use crate::store::{Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
 use crate::watch::{self, Hub};
@@ -38,7 +40,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// server stood still, and would take its watches along.
 const PENDING_RESETS: usize = 1024;
 /// How often the store tidies up.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// A running server.
 pub struct Server {
@@ -61,7 +63,7 @@ impl Server {
     pub async fn start_with(config: Config, shutdown: Shutdown) -> anyhow::Result<Server> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         // Before the ports: what cannot be configured like this ends the process before anybody connects.
-        let store = open_store(&config, &clock).await?;
+        let mut stores = open_store(&config, &clock).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -73,8 +75,8 @@ impl Server {
                     .with_context(|| format!("cannot listen on {listen} for HTTP"))?,
             ),
         };
-        let store: Arc<dyn Store> = Arc::new(Observed::new(store));
-        Self::serve(config, shutdown, clock, store, listener, http).await
+        stores.store = Arc::new(Observed::new(stores.store));
+        Self::serve(config, shutdown, clock, stores, listener, http).await
     }
 
     /// The address of the gRPC port.
@@ -116,7 +118,7 @@ impl Server {
         config: Config,
         shutdown: Shutdown,
         clock: Arc<dyn Clock>,
-        store: Arc<dyn Store>,
+        Stores { store, retention }: Stores,
         listener: TcpListener,
         http: Option<TcpListener>,
     ) -> anyhow::Result<Server> {
@@ -177,6 +179,9 @@ impl Server {
         };
         tasks.spawn(keeper.run(stop.clone()));
         tasks.spawn(sweep(Arc::clone(&store), stop.clone()));
+        let policy = policy(&config.retention);
+        let retention = Arc::new(Retention::new(retention, policy, Arc::clone(&clock)));
+        tasks.spawn(Arc::clone(&retention).keep(config.retention.interval, stop.clone()));
 
         let (reporter, health) = tonic_health::server::health_reporter();
         let (ready_sender, ready) = signal::channel(false);
@@ -221,7 +226,12 @@ impl Server {
             in_flight: config.writes.ingest_in_flight,
         })
         .max_decoding_message_size(request_bytes);
-        let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin { app });
+        let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin {
+            app,
+            retention,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        });
 
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = tonic::transport::Server::builder()
@@ -256,12 +266,58 @@ impl Server {
     }
 }
 
-async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn Store>> {
+/// One store by its roles.
+struct Stores {
+    store: Arc<dyn Store>,
+    retention: Arc<dyn RetentionStore>,
+}
+
+impl Stores {
+    fn of<S: Store + RetentionStore>(store: Arc<S>) -> Stores {
+        Stores { retention: Arc::<S>::clone(&store), store }
+    }
+}
+
+/// What is kept how long, as the rules of retention take it.
+fn policy(settings: &config::Retention) -> retention::Policy {
+    let age = |kept: Duration| {
+        let millis = Millis::try_from(kept.as_millis()).unwrap_or(Millis::MAX);
+        (millis > 0).then_some(millis)
+    };
+    let rule = |rule: &config::RetentionRule| retention::Rule {
+        app_ids: rule.app_ids.clone(),
+        app_names: rule.app_names.clone(),
+        statuses: rule
+            .statuses
+            .iter()
+            .map(|outcome| match outcome {
+                config::Outcome::Completed => ExecutionStatus::Completed,
+                config::Outcome::Failed => ExecutionStatus::Failed,
+                config::Outcome::Cancelled => ExecutionStatus::Cancelled,
+            })
+            .collect(),
+        ages: retention::Ages {
+            executions: age(rule.executions.unwrap_or(settings.executions)),
+            steps: age(rule.steps.unwrap_or(settings.steps)),
+            artifacts: age(rule.artifacts.unwrap_or(settings.artifacts)),
+        },
+    };
+    retention::Policy {
+        ages: retention::Ages {
+            executions: age(settings.executions),
+            steps: age(settings.steps),
+            artifacts: age(settings.artifacts),
+        },
+        rules: settings.rules.iter().map(rule).collect(),
+    }
+}
+
+async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
     let limits = config.limits.clone();
     Ok(match config.store() {
         StoreChoice::Sqlite { data_dir } => {
             let options = SqliteOptions::default();
-            SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?
+            Stores::of(SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?)
         }
         StoreChoice::Mongodb { uri, settings } => {
             let defaults = MongoOptions::default();
@@ -281,13 +337,13 @@ async fn open_store(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<A
                 retry_writes: settings.retry_writes,
                 write_concern: settings.write_concern.clone(),
             };
-            MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
+            Stores::of(MongoStore::connect(options, limits, Arc::clone(clock)).map_err(|_| {
                 ConfigError::new(
                     "mongodb.uri",
                     format!("{uri:?}"),
                     "is no connection string that the driver understands",
                 )
-            })?
+            })?)
         }
     })
 }

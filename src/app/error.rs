@@ -30,6 +30,9 @@ pub enum Error {
     /// The server is going down.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// Retention is being run already, here or on another server.
+    #[error("retention is being run already")]
+    RetentionRunning,
     /// The store failed.
     #[error(transparent)]
     Store(store::Error),

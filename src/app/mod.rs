@@ -4,6 +4,7 @@ pub mod engine;
 pub mod error;
 pub mod ids;
 pub mod leases;
+pub mod retention;
 pub mod token;
 
 use std::sync::Arc;
@@ -12,13 +13,14 @@ use tokio::sync::OnceCell;
 
 use crate::domain::limits::Limits;
 use crate::domain::query::{
-    ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
+    ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
 };
-use crate::domain::{Execution, Refusal, Step, StepRef, StepStatus};
+use crate::domain::{Artifact, Execution, ExecutionOp, Refusal, Step, StepRef, StepStatus};
 use crate::store::{Answer, Op, Store, StoreInfo};
 
 pub use engine::Engine;
 pub use error::{Error, Result, Violation};
+pub use retention::Retention;
 pub use token::Tokens;
 
 /// Records asked of the store in one query; longer pages take several, so that a page of large records never
@@ -51,12 +53,13 @@ pub struct PageAnswer<T> {
     pub next_page_token: String,
 }
 
-/// An execution with its steps, as far as they fit.
+/// An execution with its steps and artifacts, as far as they fit.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ExecutionWithSteps {
+pub struct WholeExecution {
     pub execution: Execution,
     pub steps: Vec<Step>,
     pub steps_truncated: bool,
+    pub artifacts: Vec<Artifact>,
 }
 
 impl App {
@@ -100,16 +103,30 @@ impl App {
         self.store.execution(execution_id).await?.ok_or_else(|| execution_not_found(execution_id))
     }
 
-    /// The execution and its steps by id, as many as fit a reply by the sizes of the two.
-    pub async fn execution_with_steps(
+    /// Deletes an execution with everything it has. The mark is a write like any other, in order with those before
+    /// it; what it takes to remove the rest holds up no other write. If this is cut short, the sweep ends it.
+    pub async fn delete_execution(&self, execution_id: String, force: bool) -> Result<()> {
+        let op = Op::Execution(ExecutionOp::Delete { force });
+        self.engine.write(execution_id.clone(), op).await?;
+        Ok(self.store.remove(&execution_id).await?)
+    }
+
+    /// The execution, its steps by id and its artifacts, as many as fit a reply by their sizes; steps come first.
+    pub async fn whole_execution(
         &self,
         execution_id: &str,
         size_of_execution: impl Fn(&Execution) -> usize,
         size_of_step: impl Fn(&Step) -> usize,
-    ) -> Result<ExecutionWithSteps> {
+        size_of_artifact: impl Fn(&Artifact) -> usize,
+    ) -> Result<WholeExecution> {
         let execution = self.execution(execution_id).await?;
-        let mut steps = Vec::new();
         let mut bytes = size_of_execution(&execution) + FRAMING_BYTES;
+        let mut whole = WholeExecution {
+            execution,
+            steps: Vec::new(),
+            steps_truncated: false,
+            artifacts: Vec::new(),
+        };
         let mut after = None;
         loop {
             let page = self
@@ -125,13 +142,31 @@ impl App {
             for step in page.records {
                 bytes += size_of_step(&step);
                 if bytes > self.limits.page_bytes {
-                    return Ok(ExecutionWithSteps { execution, steps, steps_truncated: true });
+                    whole.steps_truncated = true;
+                    return Ok(whole);
                 }
-                steps.push(step);
+                whole.steps.push(step);
             }
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(ExecutionWithSteps { execution, steps, steps_truncated: false }),
+                None => break,
+            }
+        }
+        let mut after = None;
+        loop {
+            let execution_id = execution_id.to_owned();
+            let query = ArtifactQuery { execution_id, after, limit: QUERY_RECORDS };
+            let page = self.store.artifacts(&query).await?;
+            for artifact in page.records {
+                bytes += size_of_artifact(&artifact);
+                if bytes > self.limits.page_bytes {
+                    return Ok(whole);
+                }
+                whole.artifacts.push(artifact);
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(whole),
             }
         }
     }

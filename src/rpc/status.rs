@@ -112,6 +112,11 @@ fn answer(error: &Error) -> Answer {
             "the server is shutting down; go on with another one",
         )
         .retry(),
+        Error::RetentionRunning => Answer::new(
+            Code::Aborted,
+            "RETENTION_RUNNING",
+            "retention is being run already, by this server or another one; try again when it is done",
+        ),
         Error::Store(error) => store_failed(error),
     }
 }
@@ -255,6 +260,7 @@ mod tests {
             (Error::BadToken("page_token"), Code::InvalidArgument, "INVALID_TOKEN"),
             (Error::QueueFull, Code::ResourceExhausted, "QUEUE_FULL"),
             (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN"),
+            (Error::RetentionRunning, Code::Aborted, "RETENTION_RUNNING"),
             (
                 Error::Refused(Refusal::ExecutionNotFound { execution_id: id() }),
                 Code::NotFound,

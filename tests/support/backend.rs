@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mongodb::bson::{Document, doc};
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{DateTime, Document, doc};
 use stepwell::config::{Config, Secret};
 use tempfile::TempDir;
 
@@ -222,6 +223,75 @@ impl Backend {
             }
         }
         self.serve_with(keepalive).await
+    }
+
+    pub async fn artifacts(&self) -> mongodb::Collection<Document> {
+        self.mongodb().await.collection("execution_artifacts")
+    }
+
+    /// Another program stores an artifact; its id. The bytes are nowhere.
+    pub async fn store_artifact(&self, execution_id: &str, name: &str, bytes: i64) -> String {
+        let id = ObjectId::new();
+        match self.kind {
+            Kind::Sqlite => {
+                let now = DateTime::now().timestamp_millis();
+                self.write_logged(
+                    &[(execution_id, &id.to_hex(), 0)],
+                    "INSERT INTO artifacts (artifact_id, execution_id, stored_at, artifact_type, \
+                     artifact_name, size_bytes, storage_type, storage_path, created_at) \
+                     VALUES (?1, ?2, ?3, 'log', ?4, ?5, 'local', 'file:x', ?3)",
+                    rusqlite::params![id.to_hex(), execution_id, now, name, bytes],
+                );
+            }
+            Kind::Mongodb => {
+                let document = doc! {
+                    "_id": id, "execution_id": execution_id, "step_id": null, "artifact_type": "log",
+                    "artifact_name": name, "mime_type": null, "size_bytes": bytes,
+                    "storage_type": "gridfs", "storage_path": format!("gridfs://artifacts/{id}"),
+                    "metadata": {}, "created_at": DateTime::now(), "sha256": null,
+                };
+                self.artifacts().await.insert_one(document).await.expect("inserted");
+            }
+        }
+        id.to_hex()
+    }
+
+    /// The server's sweep marks an artifact as deleted.
+    pub async fn mark_artifact(&self, execution_id: &str, artifact_id: &str) {
+        match self.kind {
+            Kind::Sqlite => self.write_logged(
+                &[(execution_id, artifact_id, 2)],
+                "UPDATE artifacts SET deleted_at = 1 WHERE artifact_id = ?1",
+                rusqlite::params![artifact_id],
+            ),
+            Kind::Mongodb => {
+                let id = ObjectId::parse_str(artifact_id).expect("an artifact's id");
+                let last_change = format!("{execution_id}//{artifact_id}");
+                let mark = doc! { "deleted_at": DateTime::now(), "last_change": last_change };
+                let artifacts = self.artifacts().await;
+                let marked = artifacts.update_one(doc! { "_id": id }, doc! { "$set": mark }).await;
+                assert_eq!(marked.expect("updated").modified_count, 1);
+            }
+        }
+    }
+
+    /// Writes to the file of SQLite with entries in the log: execution, artifact and kind of change.
+    fn write_logged(
+        &self,
+        changes: &[(&str, &str, i64)],
+        sql: &str,
+        parameters: impl rusqlite::Params,
+    ) {
+        let mut connection = self.sqlite();
+        let behavior = rusqlite::TransactionBehavior::Immediate;
+        let transaction = connection.transaction_with_behavior(behavior).expect("a transaction");
+        assert_eq!(transaction.execute(sql, parameters).expect("written"), 1);
+        for change in changes {
+            let entry = "INSERT INTO changes (seq, at, execution_id, kind, flags, revision, artifact_id) \
+                         SELECT max(seq) + 1, max(at), ?1, ?3, 0, 0, ?2 FROM changes";
+            transaction.execute(entry, *change).expect("logged");
+        }
+        transaction.commit().expect("committed");
     }
 
     /// Takes the database away.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use stepwell::proto;
-use stepwell::proto::{ChangeType, Execution, Step};
+use stepwell::proto::{Artifact, ChangeType, Execution, Step};
 use tonic::{Code, Status, Streaming};
 
 use super::in_time;
@@ -19,6 +19,7 @@ pub struct Event {
 pub enum What {
     Execution(ChangeType, Execution),
     Step(ChangeType, Step),
+    Artifact(ChangeType, Artifact),
     SnapshotComplete,
     Keepalive,
 }
@@ -34,6 +35,13 @@ impl Event {
     pub fn step(&self) -> Option<(ChangeType, &Step)> {
         match &self.what {
             What::Step(change, step) => Some((*change, step)),
+            _ => None,
+        }
+    }
+
+    pub fn artifact(&self) -> Option<(ChangeType, &Artifact)> {
+        match &self.what {
+            What::Artifact(change, artifact) => Some((*change, artifact)),
             _ => None,
         }
     }
@@ -98,6 +106,7 @@ impl Watch {
                 let what = match response.event.expect("an event says what happened") {
                     E::Execution(e) => execution(e),
                     E::Step(s) => step(s),
+                    E::Artifact(a) => artifact(a),
                     E::SnapshotComplete(_) => What::SnapshotComplete,
                     E::Keepalive(_) => What::Keepalive,
                     other => panic!("an event that is not in this version: {other:?}"),
@@ -109,6 +118,7 @@ impl Watch {
                 let what = match response.event.expect("an event says what happened") {
                     E::Execution(e) => execution(e),
                     E::Step(s) => step(s),
+                    E::Artifact(a) => artifact(a),
                     E::SnapshotComplete(_) => What::SnapshotComplete,
                     E::Keepalive(_) => What::Keepalive,
                     other => panic!("an event that is not in this version: {other:?}"),
@@ -133,8 +143,8 @@ impl Watch {
         };
         let Some((key, revision)) = event.record() else { return };
         if deleted {
-            // The id may be used again by a new record.
-            self.revisions.retain(|known, _| known.0 != key.0);
+            // The id may be used again by a new record; with an execution its steps are gone.
+            self.revisions.retain(|known, _| *known != key && (key.1.is_some() || known.0 != key.0));
             return;
         }
         if let Some(before) = self.revisions.insert(key.clone(), revision) {
@@ -240,6 +250,11 @@ impl Watch {
 fn execution(change: proto::ExecutionChange) -> What {
     let kind = change.change_type();
     What::Execution(kind, change.execution.expect("a change carries its execution"))
+}
+
+fn artifact(change: proto::ArtifactChange) -> What {
+    let kind = change.change_type();
+    What::Artifact(kind, change.artifact.expect("a change carries its artifact"))
 }
 
 fn step(change: proto::StepChange) -> What {

@@ -102,6 +102,11 @@ pub fn new_step(record: &Step) -> Result<RawDocumentBuf> {
     documents::insert_step(record)
 }
 
+/// The document of a new artifact, as this store inserts it.
+pub fn new_artifact(record: &Artifact) -> Result<RawDocumentBuf> {
+    artifact_documents::insert(record)
+}
+
 /// The database once it has answered and is set up.
 struct Ready {
     client: Client,
