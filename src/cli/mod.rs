@@ -9,6 +9,7 @@ mod health;
 mod import;
 mod json;
 mod output;
+mod retention;
 pub mod serve;
 mod server_info;
 mod table;
@@ -59,6 +60,14 @@ enum Command {
         #[command(flatten)]
         args: import::Args,
     },
+    /// Delete what is older than the server keeps.
+    #[command(after_help = CODES_HELP)]
+    Retention {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: retention::Command,
+    },
     /// Say whether the server is SERVING; exit code 0 if it is.
     #[command(after_help = CODES_HELP)]
     Health {
@@ -98,6 +107,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Import { client, args } => block_on(async {
             let connection = client.server.connect()?;
             import::run(&args, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Retention { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            retention::run(command, &connection, &client.output.open()).await
         }),
         Command::Health { client } => block_on(async {
             let connection = client.server.connect()?;

@@ -358,6 +358,32 @@ impl Rig {
         self.store.remove(id).await.unwrap();
     }
 
+    /// Stores an artifact; its key.
+    pub async fn artifact(&self, id: &str) -> RecordKey {
+        let number = self.moment.fetch_add(1, Ordering::SeqCst);
+        let artifact_id = format!("{number:024x}");
+        let artifact = Artifact {
+            artifact_id: artifact_id.clone(),
+            execution_id: id.to_owned(),
+            step_id: None,
+            artifact_type: "log".to_owned(),
+            artifact_name: "out.txt".to_owned(),
+            mime_type: None,
+            size_bytes: Some(1),
+            storage_type: None,
+            storage_path: None,
+            metadata: bson::Document::new(),
+            created_at: None,
+            sha256: None,
+        };
+        self.store.inner.store_artifact(artifact).await;
+        RecordKey::artifact(id, artifact_id)
+    }
+
+    pub async fn delete_artifact(&self, key: RecordKey) {
+        self.store.inner.mark_artifact(key).await;
+    }
+
     pub async fn newest(&self) -> u64 {
         self.store.log().unwrap().position().await.unwrap()
     }
@@ -427,9 +453,10 @@ pub async fn next(watch: &mut Watch) -> Delivery {
 
 /// What a message says, in short: `+e@1` for a record of the snapshot, `e/1@2 Updated` for a change.
 pub fn told(delivery: &Delivery) -> String {
-    let name = |key: &RecordKey| match key.step_id {
-        Some(step_id) => format!("{}/{step_id}", key.execution_id),
-        None => key.execution_id.clone(),
+    let name = |key: &RecordKey| match (key.step_id, &key.artifact_id) {
+        (Some(step_id), _) => format!("{}/{step_id}", key.execution_id),
+        (None, Some(id)) => format!("{}#{}", key.execution_id, id.trim_start_matches('0')),
+        (None, None) => key.execution_id.clone(),
     };
     match delivery {
         Delivery::Current(record, _) => format!("+{}", name(&record.key())),
