@@ -40,7 +40,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// server stood still, and would take its watches along.
 const PENDING_RESETS: usize = 1024;
 /// How often the store tidies up.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A running server.
 pub struct Server {

@@ -111,8 +111,26 @@ impl App {
         Ok(self.store.remove(&execution_id).await?)
     }
 
+    /// Asked after the parts of an execution were read: of one that is being deleted, nobody gets a part.
+    async fn still_there(&self, execution_id: &str) -> Result<()> {
+        self.execution(execution_id).await.map(drop)
+    }
+
     /// The execution, its steps by id and its artifacts, as many as fit a reply by their sizes; steps come first.
     pub async fn whole_execution(
+        &self,
+        execution_id: &str,
+        size_of_execution: impl Fn(&Execution) -> usize,
+        size_of_step: impl Fn(&Step) -> usize,
+        size_of_artifact: impl Fn(&Artifact) -> usize,
+    ) -> Result<WholeExecution> {
+        let whole =
+            self.read_whole(execution_id, size_of_execution, size_of_step, size_of_artifact).await?;
+        self.still_there(execution_id).await?;
+        Ok(whole)
+    }
+
+    async fn read_whole(
         &self,
         execution_id: &str,
         size_of_execution: impl Fn(&Execution) -> usize,
@@ -231,9 +249,6 @@ impl App {
                     .ok_or(Error::BadToken("page_token"))?,
             ),
         };
-        if self.store.execution(execution_id).await?.is_none() {
-            return Err(execution_not_found(execution_id));
-        }
         let found = self
             .fill(
                 page.size,
@@ -252,6 +267,7 @@ impl App {
                 },
             )
             .await?;
+        self.still_there(execution_id).await?;
         let next_page_token = found
             .next
             .map(|step_id| tokens.seal(kind, identity.as_bytes(), &step_id.to_be_bytes()))

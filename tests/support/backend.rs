@@ -291,6 +291,12 @@ impl Backend {
         self.age("execution_artifacts", execution_id, days).await;
     }
 
+    /// The same for some documents of MongoDB.
+    pub async fn age_all_of(&self, collection: &str, filter: Document, days: u32) {
+        let collection = self.mongodb().await.collection::<Document>(collection);
+        assert!(self.store_anew(&collection, filter, days).await > 0);
+    }
+
     /// The same for everything there is.
     pub async fn age_all(&self, days: u32) {
         match self.kind {
