@@ -20,13 +20,14 @@ use crate::app::configurations::Configurations;
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
 use crate::app::metrics::{Metrics, Recorder};
-use crate::app::{self, App, Artifacts, Engine};
+use crate::app::{self, App, Artifacts, Engine, Retention};
 use crate::blobs::gridfs::GridFs;
 use crate::blobs::local::Local;
 use crate::blobs::s3::{S3, S3Options};
 use crate::blobs::{Storage, Storages};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigError, Mongodb, Secret, StorageKind, StoreChoice};
+use crate::config::{self, Config, ConfigError, Mongodb, Secret, StorageKind, StoreChoice};
+use crate::domain::{ExecutionStatus, Millis, retention};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
@@ -37,6 +38,7 @@ use crate::store::metrics::{Arrived, MetricStore};
 use crate::store::mongo::{self, MongoOptions, MongoStore};
 use crate::store::observed::{Observed, ObservedConfigurations};
 use crate::store::observed_metrics::ObservedMetrics;
+use crate::store::retention::RetentionStore;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{self, Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
@@ -51,7 +53,7 @@ const PENDING_RESETS: usize = 1024;
 /// Points of metrics stored together at most.
 const BATCH_POINTS: usize = 10_000;
 /// How often the store tidies up.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A running server.
 pub struct Server {
@@ -233,6 +235,14 @@ impl Server {
         let often =
             (config.artifacts.upload_expiry / 2).clamp(Duration::from_secs(1), SWEEP_INTERVAL);
         tasks.spawn(sweep_artifacts(Arc::clone(&artifacts), often, stop.clone()));
+        let policy = policy(&config.retention);
+        let retention = Arc::new(Retention::new(
+            stores.retention,
+            policy,
+            Arc::clone(&clock),
+            Arc::clone(app.artifacts_marked()),
+        ));
+        tasks.spawn(Arc::clone(&retention).keep(config.retention.interval, stop.clone()));
 
         let (reporter, health) = tonic_health::server::health_reporter();
         let (ready_sender, ready) = signal::channel(false);
@@ -299,6 +309,9 @@ impl Server {
         let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin {
             app,
             database: stores.database,
+            retention,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
         });
 
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -343,23 +356,59 @@ struct Stores {
     configurations: Arc<dyn ConfigurationStore>,
     metrics: Arc<dyn MetricStore>,
     artifacts: Arc<dyn ArtifactStore>,
+    retention: Arc<dyn RetentionStore>,
     database: Arc<dyn Inspect>,
     storages: Storages,
 }
 
 impl Stores {
-    fn of<S: Store + ConfigurationStore + MetricStore + ArtifactStore + Inspect>(
-        store: Arc<S>,
-        storages: Storages,
-    ) -> Stores {
+    fn of<S>(store: Arc<S>, storages: Storages) -> Stores
+    where
+        S: Store + ConfigurationStore + MetricStore + ArtifactStore + RetentionStore + Inspect,
+    {
         Stores {
             records: Arc::<S>::clone(&store),
             configurations: Arc::<S>::clone(&store),
             metrics: Arc::<S>::clone(&store),
             artifacts: Arc::<S>::clone(&store),
+            retention: Arc::<S>::clone(&store),
             database: store,
             storages,
         }
+    }
+}
+
+/// What is kept how long, as the rules of retention take it.
+fn policy(settings: &config::Retention) -> retention::Policy {
+    let age = |kept: Duration| {
+        let millis = Millis::try_from(kept.as_millis()).unwrap_or(Millis::MAX);
+        (millis > 0).then_some(millis)
+    };
+    let rule = |rule: &config::RetentionRule| retention::Rule {
+        app_ids: rule.app_ids.clone(),
+        app_names: rule.app_names.clone(),
+        statuses: rule
+            .statuses
+            .iter()
+            .map(|outcome| match outcome {
+                config::Outcome::Completed => ExecutionStatus::Completed,
+                config::Outcome::Failed => ExecutionStatus::Failed,
+                config::Outcome::Cancelled => ExecutionStatus::Cancelled,
+            })
+            .collect(),
+        ages: retention::Ages {
+            executions: age(rule.executions.unwrap_or(settings.executions)),
+            steps: age(rule.steps.unwrap_or(settings.steps)),
+            artifacts: age(rule.artifacts.unwrap_or(settings.artifacts)),
+        },
+    };
+    retention::Policy {
+        ages: retention::Ages {
+            executions: age(settings.executions),
+            steps: age(settings.steps),
+            artifacts: age(settings.artifacts),
+        },
+        rules: settings.rules.iter().map(rule).collect(),
     }
 }
 
@@ -591,7 +640,7 @@ async fn sweep_artifacts(artifacts: Arc<Artifacts>, often: Duration, stop: Cance
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = artifacts.sweep_wanted.notified() => {}
+            () = artifacts.app().artifacts_marked().notified() => {}
             () = tokio::time::sleep(often) => {}
         }
     }

@@ -99,6 +99,37 @@ fn path(path: &Path) -> &str {
 // --- looking, stopping, deleting ---
 
 #[test]
+fn retention_is_run_and_counted_by_hand() {
+    on_both(async |b| {
+        let s = b.serve_with(|config| config.retention.interval = std::time::Duration::ZERO).await;
+        for id in ["old", "new"] {
+            s.create(id).await;
+            s.start(id, 1).await;
+            s.finish(id, ExecutionStatus::Completed).await;
+        }
+        b.age_execution("old", 400).await;
+        let counted = cli(&s, &["retention", "run", "--dry-run"]).await.code(0);
+        assert!(counted.err.contains("nothing was deleted"), "{counted:?}");
+        let lines: Vec<Vec<&str>> =
+            counted.out.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["COLLECTION", "RECORDS", "BYTES", "OLDEST", "KEPT"]);
+        assert_eq!(lines[1][..3], ["executions", "1", "0"]);
+        assert_eq!(lines[2][..3], ["execution_steps", "1", "0"]);
+        assert_eq!(lines[3][..3], ["execution_artifacts", "0", "0"]);
+        s.execution("old").await;
+        let run = ["retention", "run", "--output", "json"];
+        let ran = cli(&s, &run).await.code(0);
+        let receipt = ran.json_lines().pop().expect("a receipt");
+        assert_eq!(receipt["dry_run"], json!(false));
+        assert_eq!(receipt["receipt"][0]["records"], json!(1));
+        assert_eq!(receipt["receipt"][2]["oldest_kept"], Value::Null);
+        assert!(receipt["receipt"][0]["oldest_kept"].is_string(), "{receipt}");
+        s.try_execution("old").await.expect_err("it is gone");
+        s.execution("new").await;
+    });
+}
+
+#[test]
 fn lists_filter_page_and_fit() {
     on_both(|backend| async move {
         let server = backend.serve().await;

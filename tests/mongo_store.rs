@@ -20,7 +20,7 @@ use stepwell::domain::step::{StepFields, StepStatus};
 use stepwell::domain::{ExecutionOp, ExecutionStatus, Refusal, StepOp, StepRef};
 use stepwell::store::mongo::{MongoOptions, MongoStore};
 use stepwell::store::{
-    Answer, ChangeKind, ChangeReader, Changed, Error, Op, RecordKey, Store, Write,
+    Answer, ChangeKind, ChangeReader, Changed, Collection, Error, Op, RecordKey, Store, Write,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -270,6 +270,7 @@ async fn a_step_of_an_execution_that_another_server_deleted_is_not_left_behind()
     one(&bench.store, start("e", None, "a")).await.unwrap();
     let delete = write("e", Op::Execution(ExecutionOp::Delete { force: true }));
     assert_eq!(one(&other, delete).await.unwrap(), Answer::Deleted);
+    other.remove("e").await.unwrap();
     let refused = one(&bench.store, start("e", None, "b")).await;
     assert!(
         matches!(refused, Err(Error::Refused(Refusal::ExecutionNotFound { .. }))),
@@ -561,6 +562,7 @@ async fn the_log_tells_every_change_in_order_and_resumes() {
     executions.update_one(doc! { "execution_id": "a/b" }, foreign).await.unwrap();
     let delete = write("a/b", Op::Execution(ExecutionOp::Delete { force: false }));
     one(&bench.store, delete).await.unwrap();
+    bench.store.remove("a/b").await.unwrap();
     let told = changes(reader.as_mut(), 8).await;
     let kinds: Vec<ChangeKind> = told.iter().map(|change| change.kind).collect();
     use ChangeKind::{Created, Deleted, Updated};
@@ -570,7 +572,11 @@ async fn the_log_tells_every_change_in_order_and_resumes() {
     assert!(told[1].body.is_some() && told[1].revision.is_some());
     assert_eq!(told[2].what, Changed::Record(RecordKey::step("a/b", 1)));
     assert!(told[2].status_changed && !told[2].metadata_changed && told[2].body.is_none());
-    assert!(matches!(told[4].what, Changed::Unknown { steps: false, .. }), "{:?}", told[4]);
+    assert!(
+        matches!(told[4].what, Changed::Unknown { collection: Collection::Executions, .. }),
+        "{:?}",
+        told[4]
+    );
     assert!(told[4].metadata_changed && !told[4].status_changed && told[4].revision.is_none());
     assert_eq!(told[5].what, Changed::Record(RecordKey::execution("a/b")));
     assert_eq!(told[4].document_id, told[0].document_id);
@@ -612,7 +618,7 @@ async fn load_finds_records_by_key_and_by_document() {
     let asked = [
         Changed::Record(RecordKey::execution("e")),
         Changed::Record(RecordKey::step("e", 1)),
-        Changed::Unknown { steps: true, id },
+        Changed::Unknown { collection: Collection::Steps, id },
         Changed::Record(RecordKey::step("e", 2)),
         Changed::Record(RecordKey::execution("gone")),
     ];

@@ -674,6 +674,101 @@ fn foreign_inserts_and_deletes_are_seen() {
 }
 
 #[test]
+fn foreign_artifacts_are_seen_when_they_come_change_and_go() {
+    conduct(async |b| {
+        let s = b.serve().await;
+        s.create("e").await;
+        let before = b.store_artifact("e", "before", 1).await;
+        let request = WatchExecutionRequest { include_artifacts: true, follow: true, ..watch("e") };
+        let mut watch = s.watch(request).await;
+        let snapshot = watch.snapshot().await;
+        assert_eq!(snapshot[1].artifact().map(|(_, a)| a.artifact_id.clone()), Some(before));
+        let id = b.store_artifact("e", "name", 5).await;
+        let told = async |watch: &mut Watch| {
+            let event = watch.next_change().await;
+            let (kind, artifact) = event.artifact().expect("of an artifact");
+            (kind, artifact.artifact_id.clone(), artifact.artifact_name.clone())
+        };
+        // Neither is told twice.
+        let expected = (ChangeType::Created, id.clone(), "name".to_owned());
+        assert_eq!(told(&mut watch).await, expected);
+        let query = doc! { "_id": ObjectId::parse_str(&id).expect("an id") };
+        let artifacts = b.artifacts().await;
+        let rename = doc! { "$set": { "artifact_name": "other" } };
+        artifacts.update_one(query.clone(), rename).await.expect("updated");
+        let expected = (ChangeType::Updated, id.clone(), "other".to_owned());
+        assert_eq!(told(&mut watch).await, expected);
+        artifacts.delete_one(query).await.expect("deleted");
+        assert_eq!(told(&mut watch).await, (ChangeType::Deleted, id, String::new()));
+        // Our own deletion is told when it is marked, and not again when the document goes.
+        let marked = b.store_artifact("e", "marked", 5).await;
+        told(&mut watch).await;
+        b.mark_artifact("e", &marked).await;
+        assert_eq!(told(&mut watch).await, (ChangeType::Deleted, marked, String::new()));
+        artifacts.delete_one(doc! { "artifact_name": "marked" }).await.expect("deleted");
+        s.start("e", 1).await;
+        assert!(watch.next_change().await.step().is_some());
+    });
+}
+
+#[test]
+fn retention_leaves_alone_what_has_no_age_and_what_it_does_not_delete() {
+    conduct(async |b| {
+        let s = b.serve_with(|config| config.retention.interval = std::time::Duration::ZERO).await;
+        let mut old = foreign_execution("without-a-time");
+        old.insert("_id", "a text");
+        old.insert("status", "completed");
+        b.executions().await.insert_one(old).await.expect("inserted");
+        s.create("e").await;
+        s.start("e", 1).await;
+        s.finish("e", ExecutionStatus::Completed).await;
+        let odd = doc! { "$set": { "theirs": { "a.b": [1, 2] } } };
+        b.executions().await.update_one(doc! { "execution_id": "e" }, odd).await.expect("updated");
+        b.age_all_of("executions", doc! { "execution_id": "e" }, 200).await;
+        b.age_steps("e", 200).await;
+        // A step of an execution that nobody knows is no older than any other.
+        let orphan = |n: i32| doc! { "execution_id": "nobody", "step_id": n, "step_name": "s" };
+        b.steps().await.insert_many([orphan(1), orphan(2)]).await.expect("inserted");
+        b.age_all_of("execution_steps", doc! { "step_id": 2 }, 200).await;
+        // And one that does not say whose it is.
+        let homeless = doc! { "step_id": 3, "execution_id": 17 };
+        b.steps().await.insert_one(homeless).await.expect("inserted");
+        b.age_all_of("execution_steps", doc! { "step_id": 3 }, 4000).await;
+        let before = stored_execution(&b, "e").await;
+        let counted = s.run_retention(true).await.records();
+        assert_eq!(counted, [0, 2, 0]);
+        assert_eq!(s.run_retention(false).await.records(), counted);
+        let mut after = stored_execution(&b, "e").await;
+        assert_eq!(after.remove("trims"), Some(Bson::Int32(1)));
+        assert_eq!(after, before, "nothing else of it changed");
+        let left = b.steps().await.distinct("step_id", doc! {}).await.expect("found");
+        assert_eq!(left, [Bson::Int32(1), Bson::Int32(3)]);
+        assert_eq!(b.executions().await.count_documents(doc! {}).await.expect("counted"), 2);
+    });
+}
+
+#[test]
+fn another_server_that_runs_retention_is_waited_for_until_its_lease_ends() {
+    conduct(async |b| {
+        let s = b.serve().await;
+        let meta = b.mongodb().await.collection::<Document>("stepwell_meta");
+        let later = DateTime::from_millis(DateTime::now().timestamp_millis() + 60_000);
+        let lease = doc! { "_id": "retention", "holder": "another", "expires_at": later };
+        meta.insert_one(lease).await.expect("inserted");
+        for dry_run in [true, false] {
+            let run = s.try_run_retention(dry_run).await.map(drop);
+            refused(run, Code::Aborted, "RETENTION_RUNNING");
+        }
+        // It was killed: its lease ran out.
+        let over = doc! { "$set": { "expires_at": DateTime::now() } };
+        meta.update_one(doc! { "_id": "retention" }, over).await.expect("updated");
+        s.run_retention(false).await;
+        let lease = meta.find_one(doc! { "_id": "retention" }).await.expect("found").expect("kept");
+        assert!(!lease.contains_key("holder") && lease.get_datetime("ended_at").is_ok(), "{lease}");
+    });
+}
+
+#[test]
 fn every_write_sets_last_change() {
     conduct(async |b| {
         let s = b.serve().await;
@@ -909,5 +1004,12 @@ fn a_standalone_mongod_does_everything_but_watching() {
         assert!(!info.features.iter().any(|feature| feature == "watch"), "{:?}", info.features);
         let delete = DeleteExecutionRequest { execution_id: "e".into(), force: false };
         s.delete_execution(delete).await;
+        s.start("f", 1).await;
+        s.finish("f", ExecutionStatus::Completed).await;
+        b.age_all(200).await;
+        assert_eq!(s.run_retention(false).await.records(), [0, 1, 0]);
+        b.age_all(400).await;
+        assert_eq!(s.run_retention(false).await.records(), [1, 0, 0]);
+        assert_eq!(b.stored().await, [0, 0, 0]);
     });
 }

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::uploads::Active;
@@ -47,8 +46,6 @@ pub struct Artifacts {
     /// The server is going down: uploads end, what they have is kept.
     pub(super) stop: CancellationToken,
     pub(super) active: Active,
-    /// Wakes the background sweep.
-    pub sweep_wanted: Notify,
 }
 
 /// A download that has begun: the record, and its bytes, which end with an error if they are not those that
@@ -67,8 +64,8 @@ impl Artifacts {
         upload_expiry: Duration,
         stop: CancellationToken,
     ) -> Self {
-        let (active, sweep_wanted) = (Active::default(), Notify::new());
-        Artifacts { app, store, storages, clock, upload_expiry, stop, active, sweep_wanted }
+        let active = Active::default();
+        Artifacts { app, store, storages, clock, upload_expiry, stop, active }
     }
 
     pub fn app(&self) -> &App {

@@ -37,6 +37,9 @@ pub enum Error {
     /// The storage of the bytes failed.
     #[error(transparent)]
     Bytes(blobs::Error),
+    /// Retention is being run already, here or on another server.
+    #[error("retention is being run already")]
+    RetentionRunning,
     /// The store failed.
     #[error(transparent)]
     Store(store::Error),

@@ -1,5 +1,11 @@
 //! Ids that the server makes: the only place with randomness.
 
+/// Tells one run of retention from others.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that makes ids")]
+pub fn retention_run() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
 /// A new execution id: a UUID v4, random on purpose, since it is the shard key.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that makes ids")]
 pub fn execution_id() -> String {

@@ -7,23 +7,25 @@ pub mod error;
 pub mod ids;
 pub mod leases;
 pub mod metrics;
+pub mod retention;
 pub mod token;
 pub mod uploads;
 
 use std::sync::Arc;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 
 use crate::domain::limits::Limits;
 use crate::domain::query::{
-    ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
+    ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
 };
-use crate::domain::{Execution, Refusal, Step, StepRef, StepStatus};
+use crate::domain::{Artifact, Execution, ExecutionOp, Refusal, Step, StepRef, StepStatus};
 use crate::store::{Answer, Op, Store, StoreInfo};
 
 pub use artifacts::Artifacts;
 pub use engine::Engine;
 pub use error::{Error, Result, Violation};
+pub use retention::Retention;
 pub use token::Tokens;
 
 /// Records asked of the store in one query; longer pages take several, so that a page of large records never
@@ -39,6 +41,7 @@ pub struct App {
     engine: Engine,
     limits: Limits,
     tokens: OnceCell<Arc<Tokens>>,
+    artifacts_marked: Arc<Notify>,
 }
 
 /// A page of a list as asked for.
@@ -56,17 +59,24 @@ pub struct PageAnswer<T> {
     pub next_page_token: String,
 }
 
-/// An execution with its steps, as far as they fit.
+/// An execution with its steps and artifacts, as far as they fit.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ExecutionWithSteps {
+pub struct WholeExecution {
     pub execution: Execution,
     pub steps: Vec<Step>,
     pub steps_truncated: bool,
+    pub artifacts: Vec<Artifact>,
 }
 
 impl App {
     pub fn new(store: Arc<dyn Store>, engine: Engine, limits: Limits) -> Self {
-        App { store, engine, limits, tokens: OnceCell::new() }
+        let (tokens, artifacts_marked) = (OnceCell::new(), Arc::default());
+        App { store, engine, limits, tokens, artifacts_marked }
+    }
+
+    /// Woken when artifacts may have been marked as deleted: their bytes can go.
+    pub fn artifacts_marked(&self) -> &Arc<Notify> {
+        &self.artifacts_marked
     }
 
     pub fn limits(&self) -> &Limits {
@@ -105,16 +115,52 @@ impl App {
         self.store.execution(execution_id).await?.ok_or_else(|| execution_not_found(execution_id))
     }
 
-    /// The execution and its steps by id, as many as fit a reply by the sizes of the two.
-    pub async fn execution_with_steps(
+    /// Deletes an execution with everything it has. The mark is a write like any other, in order with those before
+    /// it; what it takes to remove the rest holds up no other write. If this is cut short, the sweep ends it.
+    pub async fn delete_execution(&self, execution_id: String, force: bool) -> Result<()> {
+        let op = Op::Execution(ExecutionOp::Delete { force });
+        self.engine.write(execution_id.clone(), op).await?;
+        let removed = self.store.remove(&execution_id).await;
+        // Also when it was cut short: what was marked may go.
+        self.artifacts_marked.notify_one();
+        Ok(removed?)
+    }
+
+    /// Asked after the parts of an execution were read: of one that is being deleted, nobody gets a part.
+    async fn still_there(&self, execution_id: &str) -> Result<()> {
+        self.execution(execution_id).await.map(drop)
+    }
+
+    /// The execution, its steps by id and its artifacts, as many as fit a reply by their sizes; steps come first.
+    pub async fn whole_execution(
         &self,
         execution_id: &str,
         size_of_execution: impl Fn(&Execution) -> usize,
         size_of_step: impl Fn(&Step) -> usize,
-    ) -> Result<ExecutionWithSteps> {
+        size_of_artifact: impl Fn(&Artifact) -> usize,
+    ) -> Result<WholeExecution> {
+        let whole = self
+            .read_whole(execution_id, size_of_execution, size_of_step, size_of_artifact)
+            .await?;
+        self.still_there(execution_id).await?;
+        Ok(whole)
+    }
+
+    async fn read_whole(
+        &self,
+        execution_id: &str,
+        size_of_execution: impl Fn(&Execution) -> usize,
+        size_of_step: impl Fn(&Step) -> usize,
+        size_of_artifact: impl Fn(&Artifact) -> usize,
+    ) -> Result<WholeExecution> {
         let execution = self.execution(execution_id).await?;
-        let mut steps = Vec::new();
         let mut bytes = size_of_execution(&execution) + FRAMING_BYTES;
+        let mut whole = WholeExecution {
+            execution,
+            steps: Vec::new(),
+            steps_truncated: false,
+            artifacts: Vec::new(),
+        };
         let mut after = None;
         loop {
             let page = self
@@ -130,13 +176,31 @@ impl App {
             for step in page.records {
                 bytes += size_of_step(&step);
                 if bytes > self.limits.page_bytes {
-                    return Ok(ExecutionWithSteps { execution, steps, steps_truncated: true });
+                    whole.steps_truncated = true;
+                    return Ok(whole);
                 }
-                steps.push(step);
+                whole.steps.push(step);
             }
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(ExecutionWithSteps { execution, steps, steps_truncated: false }),
+                None => break,
+            }
+        }
+        let mut after = None;
+        loop {
+            let execution_id = execution_id.to_owned();
+            let query = ArtifactQuery { execution_id, after, limit: QUERY_RECORDS };
+            let page = self.store.artifacts(&query).await?;
+            for artifact in page.records {
+                bytes += size_of_artifact(&artifact);
+                if bytes > self.limits.page_bytes {
+                    return Ok(whole);
+                }
+                whole.artifacts.push(artifact);
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(whole),
             }
         }
     }
@@ -201,9 +265,6 @@ impl App {
                     .ok_or(Error::BadToken("page_token"))?,
             ),
         };
-        if self.store.execution(execution_id).await?.is_none() {
-            return Err(execution_not_found(execution_id));
-        }
         let found = self
             .fill(
                 page.size,
@@ -222,6 +283,7 @@ impl App {
                 },
             )
             .await?;
+        self.still_there(execution_id).await?;
         let next_page_token = found
             .next
             .map(|step_id| tokens.seal(kind, identity.as_bytes(), &step_id.to_be_bytes()))

@@ -427,7 +427,7 @@ impl Artifacts {
                     self.drop_bytes(&upload).await?;
                 }
                 self.store.remove_upload(&upload.upload_id, upload.turn).await?;
-                self.sweep_wanted.notify_one();
+                self.app.artifacts_marked().notify_one();
                 return Err(refusal.into());
             }
             Err(error) => return Err(error.into()),

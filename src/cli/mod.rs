@@ -11,6 +11,7 @@ mod health;
 mod import;
 mod json;
 mod output;
+mod retention;
 pub mod serve;
 mod server_info;
 mod table;
@@ -80,6 +81,14 @@ enum Command {
         #[command(flatten)]
         flags: Box<ServeFlags>,
     },
+    /// Delete what is older than the server keeps.
+    #[command(after_help = CODES_HELP)]
+    Retention {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: retention::Command,
+    },
     /// Say whether the server is SERVING; exit code 0 if it is.
     #[command(after_help = CODES_HELP)]
     Health {
@@ -128,6 +137,10 @@ pub fn run(cli: Cli) -> ExitCode {
             Ok(config) => block_on(async { doctor::run(&config, &output.open()).await }),
             Err(exit) => exit,
         },
+        Command::Retention { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            retention::run(command, &connection, &client.output.open()).await
+        }),
         Command::Health { client } => block_on(async {
             let connection = client.server.connect()?;
             health::run(&connection, &client.output.open()).await

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use toml::{Table, Value};
 
-use super::settings::{ENV_PREFIX, Setting, by_key, nearest, settings};
-use super::{Config, StorageKind};
+use super::settings::{ENV_PREFIX, RETENTION_RULES, Setting, by_key, nearest, settings};
+use super::{Config, RetentionRule, StorageKind};
 
 /// Names the configuration file.
 pub const CONFIG_ENV: &str = "STEPWELL_CONFIG";
 /// Variables of other commands and of the test suite: not settings of the server, and not typing errors.
 const NOT_OURS: [&str; 2] = [CONFIG_ENV, "STEPWELL_SERVER"];
 const NOT_OURS_PREFIXES: [&str; 3] = ["STEPWELL_TEST_", "STEPWELL_CI_", "STEPWELL_BENCH_"];
+
+/// More rules than anybody needs cost every record that is judged.
+const RETENTION_RULES_MOST: usize = 100;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +75,17 @@ pub enum Problem {
     UnknownKey { path: PathBuf, key: String, suggestion: Option<String> },
     BadValue { key: &'static str, origin: Origin, value: String, expected: String },
     Conflict { key: &'static str, value: String, reason: String },
+}
+
+impl Problem {
+    fn is_about(&self, name: &str) -> bool {
+        match self {
+            Problem::BadValue { key, .. } | Problem::Conflict { key, .. } => *key == name,
+            Problem::FileUnreadable { .. }
+            | Problem::FileSyntax { .. }
+            | Problem::UnknownKey { .. } => false,
+        }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -259,6 +274,7 @@ impl Layers {
             }
             let inside = format!("{key}.");
             match value {
+                value if key == RETENTION_RULES => self.rules(path, value),
                 Value::Table(table) if settings().iter().any(|s| s.key.starts_with(&inside)) => {
                     self.table(path, &key, table);
                 }
@@ -272,6 +288,36 @@ impl Layers {
                 }
             }
         }
+    }
+
+    /// Retention rules are checked one by one, so that what is wrong with one says with which.
+    fn rules(&mut self, path: &Path, value: Value) {
+        let Value::Array(rules) = value else {
+            return self.problems.push(Problem::BadValue {
+                key: RETENTION_RULES,
+                origin: Origin::File(path.to_owned()),
+                value: value.to_string(),
+                expected: "tables, each begun by [[retention.rules]]".to_owned(),
+            });
+        };
+        if rules.len() > RETENTION_RULES_MOST {
+            self.problems.push(Problem::Conflict {
+                key: RETENTION_RULES,
+                value: format!("{} rules", rules.len()),
+                reason: format!("at most {RETENTION_RULES_MOST} are allowed"),
+            });
+        }
+        for (index, rule) in rules.iter().enumerate() {
+            if let Err(error) = rule.clone().try_into::<RetentionRule>() {
+                self.problems.push(Problem::Conflict {
+                    key: RETENTION_RULES,
+                    value: format!("rule {}", index + 1),
+                    reason: error.message().to_owned(),
+                });
+            }
+        }
+        self.values.insert(RETENTION_RULES, Value::Array(rules));
+        self.origins.insert(RETENTION_RULES, Origin::File(path.to_owned()));
     }
 
     fn variables(&mut self, variables: Vec<Variable>) {
@@ -310,6 +356,9 @@ impl Layers {
     }
 
     fn finish(mut self) -> Result<(Config, Vec<Warning>), ConfigError> {
+        if self.problems.iter().any(|problem| problem.is_about(RETENTION_RULES)) {
+            self.values.remove(RETENTION_RULES);
+        }
         let mut whole = Table::new();
         for (key, value) in self.values {
             insert(&mut whole, key, value);
@@ -411,6 +460,12 @@ fn conflicts(config: &Config) -> Vec<Problem> {
                  the store holds more than {most}"
             ),
         );
+    }
+    let longest = Duration::from_secs(100 * 366 * 24 * 3600);
+    let rules = config.retention.rules.iter();
+    let times = rules.flat_map(|rule| [rule.executions, rule.steps, rule.artifacts]);
+    if times.flatten().any(|time| time > longest) {
+        refuse(RETENTION_RULES, "a time is longer than a century; 0 is for ever".to_owned());
     }
     if limits.payload_bytes > limits.request_bytes {
         refuse(

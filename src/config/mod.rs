@@ -195,17 +195,38 @@ impl Default for Watch {
     }
 }
 
-/// How long records are kept; 0: for ever.
+/// How long records are kept, counted from when they were stored, points of metrics by their own time; 0: for ever.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
+    #[serde(with = "seconds", rename = "executions_seconds")]
+    pub executions: Duration,
+    #[serde(with = "seconds", rename = "steps_seconds")]
+    pub steps: Duration,
+    #[serde(with = "seconds", rename = "artifacts_seconds")]
+    pub artifacts: Duration,
     #[serde(with = "seconds", rename = "metrics_seconds")]
     pub metrics: Duration,
+    /// 0: never by itself.
+    #[serde(with = "seconds", rename = "interval_seconds")]
+    pub interval: Duration,
+    /// Only in the file, as `[[retention.rules]]`. The first that applies to an execution decides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RetentionRule>,
 }
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Default for Retention {
     fn default() -> Self {
-        Retention { metrics: Duration::from_secs(30 * 24 * 3600) }
+        Retention {
+            executions: 365 * DAY,
+            steps: 183 * DAY,
+            artifacts: 92 * DAY,
+            metrics: 30 * DAY,
+            interval: Duration::from_secs(3600),
+            rules: Vec::new(),
+        }
     }
 }
 
@@ -246,6 +267,37 @@ pub enum StorageKind {
     Gridfs,
     Local,
     S3,
+}
+
+/// Other times for some executions and what they have. A list that is left out holds everything; a time that is
+/// left out is the general one.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionRule {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub app_ids: Vec<i32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub app_names: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub statuses: Vec<Outcome>,
+    #[serde(with = "optional_seconds", rename = "executions_seconds")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executions: Option<Duration>,
+    #[serde(with = "optional_seconds", rename = "steps_seconds")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Duration>,
+    #[serde(with = "optional_seconds", rename = "artifacts_seconds")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifacts: Option<Duration>,
+}
+
+/// How an execution ended. What still runs is kept whatever a rule says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Completed,
+    Failed,
+    Cancelled,
 }
 
 /// How the process ends.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use toml::Value;
 
-use super::settings::settings;
+use super::settings::{RETENTION_RULES, settings};
 use super::{Config, Origin};
 
 impl Config {
@@ -39,6 +39,11 @@ impl Config {
                 let _ = write!(out, " # {origin}");
             }
             out.push('\n');
+        }
+        for rule in &self.retention.rules {
+            let table = toml::Table::try_from(rule)
+                .expect("a rule has a form in TOML, as every part of the configuration");
+            let _ = write!(out, "\n[[{RETENTION_RULES}]]\n{table}");
         }
         out
     }

@@ -57,6 +57,10 @@ const fn common(key: &'static str, kind: Kind, doc: &'static str) -> Row {
 }
 
 const MIB: i64 = 1024 * 1024;
+const CENTURY: f64 = 36_525.0 * 86_400.0;
+
+/// The one part of the configuration that has no place in a variable or a flag: a list of tables in the file.
+pub const RETENTION_RULES: &str = "retention.rules";
 
 const ROWS: &[Row] = &[
     common("listen", Kind::Address, "Address of the gRPC port."),
@@ -249,6 +253,26 @@ const ROWS: &[Row] = &[
         "limits.page_examined_records",
         Kind::Integer(1000, 1_000_000),
         "Most records read to find one page.",
+    ),
+    row(
+        "retention.executions_seconds",
+        Kind::Seconds(0.0, CENTURY),
+        "How long an execution is kept with all it has, from when it was stored. Running and pinned ones stay. 0: for ever. Other times for some apps or outcomes: `[[retention.rules]]`, see docs/retention.md.",
+    ),
+    row(
+        "retention.steps_seconds",
+        Kind::Seconds(0.0, CENTURY),
+        "How long a step is kept whose execution stays. 0: as long as its execution.",
+    ),
+    row(
+        "retention.artifacts_seconds",
+        Kind::Seconds(0.0, CENTURY),
+        "How long an artifact is kept whose execution stays, with its bytes. 0: as long as its execution.",
+    ),
+    row(
+        "retention.interval_seconds",
+        Kind::Seconds(0.0, 366.0 * 86_400.0),
+        "How often what is too old is deleted, by one server of the cluster. 0: only by `stepwell retention run`.",
     ),
     row(
         "shutdown.streams_seconds",

@@ -1,8 +1,9 @@
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::time::Duration;
 
-use super::super::StoreChoice;
 use super::super::settings::{ENV_PREFIX, Kind, settings};
+use super::super::{Outcome, StoreChoice};
 use super::*;
 
 fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (OsString, OsString)> {
@@ -86,6 +87,12 @@ request_bytes = 16777216
 page_records = 1000
 page_bytes = 4194304
 page_examined_records = 20000
+
+[retention]
+executions_seconds = 31536000
+steps_seconds = 15811200
+artifacts_seconds = 7948800
+interval_seconds = 3600
 
 [shutdown]
 streams_seconds = 4
@@ -433,6 +440,40 @@ fn what_is_printed_can_be_read_again() {
     let (again, _) = load(&with_file(&file(&config.printable())), &[]).expect("its own print");
     for setting in settings() {
         assert_eq!(again.value(setting.key), config.value(setting.key), "{}", setting.key);
+    }
+}
+
+#[test]
+fn retention_rules_are_read_in_order_and_printed_again() {
+    let file = file(
+        "[retention]\nsteps_seconds = 0\n\
+         [[retention.rules]]\nstatuses = [\"failed\"]\nexecutions_seconds = 0\n\
+         [[retention.rules]]\napp_names = [\"a\", \"b\"]\napp_ids = [1]\nsteps_seconds = 0.5\n",
+    );
+    let (config, _) = load(&with_file(&file), &[]).expect("good rules");
+    let [failed, apps] = config.retention.rules.as_slice() else { panic!("{config:?}") };
+    assert_eq!((failed.statuses.as_slice(), failed.steps), (&[Outcome::Failed][..], None));
+    assert_eq!(failed.executions, Some(Duration::ZERO));
+    assert_eq!((apps.app_ids.as_slice(), apps.app_names.len()), (&[1][..], 2));
+    assert_eq!(apps.steps, Some(Duration::from_millis(500)));
+    let again = self::file(&config.printable());
+    let (again, _) = load(&with_file(&again), &[]).expect("what was printed");
+    assert_eq!(again.retention, config.retention);
+}
+
+#[test]
+fn bad_retention_rules_are_refused_by_their_number() {
+    for (rules, said) in [
+        ("[[retention.rules]]\n[[retention.rules]]\nkeep = 3\n", "rule 2: unknown field `keep`"),
+        ("[[retention.rules]]\nstatuses = [\"running\"]\n", "rule 1: unknown variant `running`"),
+        ("[[retention.rules]]\nsteps_seconds = -1\n", "rule 1"),
+        ("[[retention.rules]]\nsteps_seconds = 1e12\n", "longer than a century"),
+        ("[retention]\nrules = 3\n", "expected tables"),
+        (&"[[retention.rules]]\n".repeat(101), "at most 100"),
+    ] {
+        let error = load(&with_file(&file(rules)), &[]).expect_err(rules).to_string();
+        assert!(error.contains(said) && error.contains("retention.rules"), "{rules}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 }
 

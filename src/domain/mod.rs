@@ -14,6 +14,7 @@ pub mod metric;
 pub mod patch;
 pub mod query;
 pub mod refusal;
+pub mod retention;
 pub mod step;
 pub mod value;
 

@@ -162,6 +162,18 @@ pub struct StepQuery {
     pub examine: usize,
 }
 
+/// Where an artifact stands among those of its execution: bytes of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArtifactKey(pub Vec<u8>);
+
+/// One page of the artifacts of an execution, in the order in which they were stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ArtifactQuery {
+    pub execution_id: String,
+    pub after: Option<ArtifactKey>,
+    pub limit: usize,
+}
+
 /// A page: what was found, and the key from which to go on. `None`: that was all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<T, K> {

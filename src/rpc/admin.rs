@@ -2,11 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
-use super::status;
-use crate::app::App;
+use super::{convert, status};
+use crate::app::retention::{Count, Counts};
+use crate::app::{App, Retention};
 use crate::domain::limits::{
     FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
     NESTING_DEPTH, REQUEST_ID_CHARACTERS, UPLOAD_CHUNK_BYTES,
@@ -19,12 +25,38 @@ pub struct Admin {
     pub app: Arc<App>,
     /// What CheckIndexes looks at.
     pub database: Arc<dyn Inspect>,
+    pub retention: Arc<Retention>,
+    pub tasks: TaskTracker,
+    /// Ends what takes long.
+    pub stop: CancellationToken,
+}
+
+/// How long the receipt waits for a client that does not read.
+const RECEIPT_WITHIN: Duration = Duration::from_secs(3);
+/// Progress is told this often at most.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+fn counts(counts: &Counts) -> Vec<proto::RetentionCount> {
+    let count = |collection: &str, count: &Count| proto::RetentionCount {
+        collection: collection.to_owned(),
+        records: i64::try_from(count.records).unwrap_or(i64::MAX),
+        bytes: count.bytes,
+        oldest_kept: count.oldest_kept.map(convert::timestamp),
+    };
+    vec![
+        count("executions", &counts.executions),
+        count("execution_steps", &counts.steps),
+        count("execution_artifacts", &counts.artifacts),
+    ]
+}
+
+fn message(message: proto::run_retention_response::Message) -> proto::RunRetentionResponse {
+    proto::RunRetentionResponse { message: Some(message) }
 }
 
 #[tonic::async_trait]
 impl proto::admin_service_server::AdminService for Admin {
-    type RunRetentionStream =
-        tokio_stream::wrappers::ReceiverStream<Result<proto::RunRetentionResponse, Status>>;
+    type RunRetentionStream = ReceiverStream<Result<proto::RunRetentionResponse, Status>>;
 
     async fn check_indexes(
         &self,
@@ -46,9 +78,44 @@ impl proto::admin_service_server::AdminService for Admin {
 
     async fn run_retention(
         &self,
-        _request: Request<proto::RunRetentionRequest>,
+        request: Request<proto::RunRetentionRequest>,
     ) -> Result<Response<Self::RunRetentionStream>, Status> {
-        Err(super::unexpected_answer())
+        use proto::run_retention_response::Message;
+        let dry_run = request.into_inner().dry_run;
+        let run = self.retention.begin(dry_run).await.map_err(|error| status::of(&error))?;
+        let (answers, stream) = mpsc::channel(1);
+        let halt = self.stop.child_token();
+        self.tasks.spawn(async move {
+            let mut told_at = Instant::now();
+            let progress = |so_far: &Counts| {
+                if told_at.elapsed() >= PROGRESS_EVERY {
+                    told_at = Instant::now();
+                    let collections = counts(so_far);
+                    let progress = Message::Progress(proto::RetentionProgress { collections });
+                    // A client that does not read misses progress; the run never waits for it.
+                    let _ = answers.try_send(Ok(message(progress)));
+                }
+            };
+            let mut work = std::pin::pin!(run.finish(&halt, progress));
+            let outcome = tokio::select! {
+                outcome = &mut work => outcome,
+                // Nobody waits for the receipt any more: what is left is left to the next run.
+                () = answers.closed() => {
+                    halt.cancel();
+                    work.await
+                }
+            };
+            let last = match outcome {
+                Ok(done) => {
+                    let collections = counts(&done);
+                    Ok(message(Message::Receipt(proto::RetentionReceipt { collections, dry_run })))
+                }
+                Err(error) => Err(status::of(&error)),
+            };
+            // The client may be slow, but not slower than the shutdown.
+            let _ = tokio::time::timeout(RECEIPT_WITHIN, answers.send(last)).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn get_server_info(
@@ -86,9 +153,10 @@ impl proto::admin_service_server::AdminService for Admin {
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
-        let mut features = ["artifacts", "configurations", "ingest", "leases", "metrics"]
-            .map(str::to_owned)
-            .to_vec();
+        let mut features =
+            ["artifacts", "configurations", "ingest", "leases", "metrics", "retention"]
+                .map(str::to_owned)
+                .to_vec();
         if store.watchable {
             features.push("watch".to_owned());
         }

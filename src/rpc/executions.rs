@@ -62,17 +62,18 @@ impl proto::execution_service_server::ExecutionService for Executions {
         let answer = if view == Ok(proto::ExecutionView::Full) {
             let found = self
                 .app
-                .execution_with_steps(
+                .whole_execution(
                     id,
                     |execution| convert::execution(execution).encoded_len(),
                     |step| convert::step(step, false).encoded_len() + 8,
+                    |artifact| convert::artifact(artifact).encoded_len() + 8,
                 )
                 .await
                 .map_err(|error| status::of(&error))?;
             proto::GetExecutionResponse {
                 execution: Some(convert::execution(&found.execution)),
                 steps: found.steps.iter().map(|step| convert::step(step, false)).collect(),
-                artifacts: Vec::new(),
+                artifacts: found.artifacts.iter().map(convert::artifact).collect(),
                 steps_truncated: found.steps_truncated,
             }
         } else {
@@ -151,11 +152,13 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::DeleteExecutionRequest>,
     ) -> Result<Response<proto::DeleteExecutionResponse>, Status> {
-        let asked = requests::delete_execution(self.app.limits(), request.into_inner());
-        match write(&self.app, asked).await? {
-            Answer::Deleted => Ok(Response::new(proto::DeleteExecutionResponse {})),
-            _ => Err(unexpected_answer()),
-        }
+        let request = request.into_inner();
+        let deleted = match requests::delete_execution(self.app.limits(), &request) {
+            Ok(()) => self.app.delete_execution(request.execution_id, request.force).await,
+            Err(error) => Err(error),
+        };
+        deleted.map_err(|error| status::of(&error))?;
+        Ok(Response::new(proto::DeleteExecutionResponse {}))
     }
 
     type WatchExecutionStream =

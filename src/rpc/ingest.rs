@@ -191,7 +191,10 @@ impl Run {
                 requests::heartbeat(limits, write)
             }
             Some(Write::RequestCancel(write)) => requests::request_cancel(limits, write),
-            Some(Write::DeleteExecution(write)) => requests::delete_execution(limits, write),
+            Some(Write::DeleteExecution(write)) => {
+                requests::delete_execution(limits, &write)?;
+                return Ok(self.delete(write));
+            }
             Some(Write::PlanSteps(write)) => match requests::plan(limits, write)? {
                 PlanAsked::Steps(asked) => Ok(asked),
                 PlanAsked::Version { execution_id, version } => {
@@ -270,6 +273,19 @@ impl Run {
             pending.answer().await.map(|counts| Outcome::Metrics(convert::metric_counts(counts)))
         });
         Taken::Aside { key, execution_id, running }
+    }
+
+    /// A delete marks the execution in its lane and then takes its time; what follows about the same execution waits
+    /// for its end, when the id is free again.
+    fn delete(&self, write: proto::DeleteExecutionRequest) -> Taken {
+        let app = Arc::clone(&self.app);
+        let execution_id = write.execution_id.clone();
+        let running = async move {
+            app.delete_execution(write.execution_id.clone(), write.force).await?;
+            Ok(Outcome::Deleted(proto::IngestedDeletion { execution_id: write.execution_id }))
+        };
+        let key = execution_id.clone();
+        Taken::Aside { key, execution_id: Some(execution_id), running: Box::pin(running) }
     }
 
     /// Queues a write, or begins it beside the lanes once everything queued for its execution has passed.
@@ -387,6 +403,7 @@ fn outcome(answered: Result<Answer>, execution_id: String, expects: Expects) -> 
         (Ok(Answer::Steps(records)), _) => Outcome::Steps(proto::IngestedSteps {
             steps: records.iter().map(|record| step(record)).collect(),
         }),
+        // Deletes do not come this way.
         (Ok(Answer::Deleted), _) => Outcome::Deleted(proto::IngestedDeletion { execution_id }),
         (Err(error), _) => Outcome::Error(status::message_of(&error)),
     }

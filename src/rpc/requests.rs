@@ -462,11 +462,10 @@ pub fn request_cancel(limits: &Limits, request: proto::RequestCancelRequest) -> 
     check.done((request.execution_id, Op::Execution(op)))
 }
 
-pub fn delete_execution(limits: &Limits, request: proto::DeleteExecutionRequest) -> Result<Asked> {
+pub fn delete_execution(limits: &Limits, request: &proto::DeleteExecutionRequest) -> Result<()> {
     let mut check = Check::new(limits);
     check.execution_id(&request.execution_id);
-    let op = ExecutionOp::Delete { force: request.force };
-    check.done((request.execution_id, Op::Execution(op)))
+    check.done(())
 }
 
 /// What PlanSteps asks for.

@@ -152,6 +152,11 @@ fn looked_up(error: &Error) -> Answer {
         Error::Bytes(blobs::Error::Missing | blobs::Error::Failed(_)) => {
             Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
         }
+        Error::RetentionRunning => Answer::new(
+            Code::Aborted,
+            "RETENTION_RUNNING",
+            "retention is being run already, by this server or another one; try again when it is done",
+        ),
         Error::Store(error) => store_failed(error),
     }
 }
@@ -376,6 +381,7 @@ mod tests {
             (Error::BadToken("page_token"), Code::InvalidArgument, "INVALID_TOKEN"),
             (Error::QueueFull, Code::ResourceExhausted, "QUEUE_FULL"),
             (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN"),
+            (Error::RetentionRunning, Code::Aborted, "RETENTION_RUNNING"),
             (
                 Error::Refused(Refusal::ExecutionNotFound { execution_id: id() }),
                 Code::NotFound,

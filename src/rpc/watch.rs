@@ -110,6 +110,7 @@ impl ServerStreamingService<proto::WatchExecutionRequest> for One {
             let identity = format!("execution/{}", request.execution_id);
             let options = Options {
                 steps: request.include_steps,
+                artifacts: request.include_artifacts,
                 payloads: request.include_payloads,
                 metrics: request.include_metrics.then(|| Arc::clone(&watches.arrivals)),
                 follow: request.follow,
@@ -151,6 +152,7 @@ impl ServerStreamingService<proto::WatchExecutionsRequest> for Many {
             let options = Options {
                 scope: Scope::Filter(filter),
                 steps: request.include_steps,
+                artifacts: false,
                 payloads: request.include_payloads,
                 metrics: None,
                 follow: true,

@@ -10,6 +10,7 @@ pub mod mongo;
 pub mod observed;
 pub mod observed_metrics;
 pub mod plan;
+pub mod retention;
 pub mod sqlite;
 pub mod write;
 
@@ -17,8 +18,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Execution, Millis, Step, StepRef};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
+use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
 pub use error::{Error, Result};
 pub use write::{Answer, Applied, Op, Record, RecordKey, Write};
@@ -60,7 +63,8 @@ pub trait Store: Send + Sync + 'static {
     /// Applies writes, each atomically and each with its own outcome, in the order given for writes of one
     /// execution. An answer means the write is durable (and safe from a failover). Two calls never carry
     /// writes of one execution at the same time; a Delete comes alone. Never half-applies a write, except that
-    /// a plan of many steps cut short by a crash is completed by its repetition.
+    /// a plan of many steps cut short by a crash is completed by its repetition. A Delete only marks the
+    /// execution, which ends it for everybody and tells watchers; `remove` does the rest.
     async fn apply(&self, writes: Vec<Write>) -> Applied;
 
     /// How many `apply` calls this store wants at a time, from 1.
@@ -78,6 +82,9 @@ pub trait Store: Send + Sync + 'static {
     /// One page of steps by id without payloads, at most `limit` found among at most `examine` read.
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>>;
 
+    /// One page of the artifacts of an execution, in the order in which they were stored.
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>>;
+
     /// Running executions with a heartbeat timeout that show no sign of life since it ran out.
     async fn leases(&self, now: Millis) -> Result<Leases>;
 
@@ -92,6 +99,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// The log of changes. `Error::NoLog` on a standalone mongod.
     fn log(&self) -> Result<Arc<dyn ChangeLog>>;
+
+    /// Takes a marked execution away with everything it has: its steps, and its artifacts, which it marks for
+    /// the sweep of their bytes; at last the record, and with that the id is free again. In pieces, so that
+    /// writers get their turn in between. Does nothing if there is no such execution or it is not marked. May be
+    /// cut short anywhere and called again, also by several at once: what is stored under the id afterwards is
+    /// never touched.
+    async fn remove(&self, execution_id: &str) -> Result<()>;
 
     /// Goes on with deletes that a crash cut short, and does what else keeps the store bounded.
     async fn sweep(&self) -> Result<()>;
@@ -112,6 +126,14 @@ pub enum ChangeKind {
     Deleted,
 }
 
+/// What kind of records a document is one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Collection {
+    Executions,
+    Steps,
+    Artifacts,
+}
+
 /// Which record a change is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Changed {
@@ -119,7 +141,7 @@ pub enum Changed {
     /// Another program changed or deleted a document and the log does not say which record it holds: its `_id`.
     /// `ChangeLog::load` can still find it by that.
     Unknown {
-        steps: bool,
+        collection: Collection,
         id: Vec<u8>,
     },
 }
@@ -133,7 +155,8 @@ pub struct Change {
     pub at: Millis,
     pub what: Changed,
     pub kind: ChangeKind,
-    /// The record's revision with this change. `None`: another program's change left the revision alone.
+    /// The record's revision with this change. `None`: another program's change left the revision alone. Says
+    /// nothing about artifacts, which only come and go.
     pub revision: Option<i64>,
     /// Whether the change set the status or the metadata of an execution: it may have left a filter.
     pub status_changed: bool,

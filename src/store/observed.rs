@@ -10,8 +10,10 @@ use tracing::Instrument as _;
 use super::configurations::{ConfigurationStore, Listed, Stored};
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
 use crate::domain::configuration::{ConfigurationQuery, Place, Scope};
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Configuration, Execution, Millis, Step, StepRef};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
+use crate::domain::{Artifact, Configuration, Execution, Millis, Step, StepRef};
 use crate::telemetry::metrics::{STORE_ERRORS, STORE_OPERATION_SECONDS, WriteMetrics};
 
 /// One operation with its handles.
@@ -76,6 +78,8 @@ pub struct Observed {
     step: Operation,
     executions: Operation,
     steps: Operation,
+    artifacts: Operation,
+    remove: Operation,
     leases: Operation,
     secret: Operation,
     ping: Operation,
@@ -92,6 +96,8 @@ impl Observed {
             step: Operation::new("step"),
             executions: Operation::new("executions"),
             steps: Operation::new("steps"),
+            artifacts: Operation::new("artifacts"),
+            remove: Operation::new("remove"),
             leases: Operation::new("leases"),
             secret: Operation::new("secret"),
             ping: Operation::new("ping"),
@@ -148,6 +154,14 @@ impl Store for Observed {
 
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {
         self.steps.run(self.inner.steps(query)).await
+    }
+
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+        self.artifacts.run(self.inner.artifacts(query)).await
+    }
+
+    async fn remove(&self, execution_id: &str) -> Result<()> {
+        self.remove.run(self.inner.remove(execution_id)).await
     }
 
     async fn leases(&self, now: Millis) -> Result<Leases> {

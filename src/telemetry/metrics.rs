@@ -56,6 +56,7 @@ pub const WATCH_EVENTS: &str = "stepwell_watch_events_total";
 pub const WATCH_COALESCED: &str = "stepwell_watch_coalesced_total";
 pub const WATCH_LOOKUPS: &str = "stepwell_watch_lookups_total";
 pub const WATCH_CATCH_UP_READERS: &str = "stepwell_watch_catch_up_readers";
+pub const RETENTION_REMOVED: &str = "stepwell_retention_removed_total";
 pub const LEASES_EXPIRED: &str = "stepwell_leases_expired_total";
 pub const PROCESS_START_TIME: &str = "process_start_time_seconds";
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
@@ -175,6 +176,13 @@ pub const METRICS: &[Metric] = &[
         None,
         &[],
         "Silent executions that this server marked FAILED.",
+    ),
+    metric(
+        RETENTION_REMOVED,
+        Kind::Counter,
+        None,
+        &["collection"],
+        "Records that retention deleted on this server.",
     ),
     metric(
         PROCESS_START_TIME,
@@ -379,6 +387,11 @@ pub fn leases_expired() -> Counter {
     counter!(LEASES_EXPIRED)
 }
 
+/// Records of a collection that retention deleted.
+pub fn retention_removed(collection: &'static str) -> Counter {
+    counter!(RETENTION_REMOVED, "collection" => collection)
+}
+
 /// The list as a Markdown table, for the README.
 pub fn reference_table() -> String {
     let mut table =
@@ -437,6 +450,7 @@ mod tests {
         WatchMetrics::new().lookups.increment(1);
         store_up().set(1.0);
         leases_expired().increment(1);
+        retention_removed("executions").increment(1);
         let text = render();
         for line in [
             "# HELP stepwell_write_batch_size Writes in one batch to the store.",

@@ -4,12 +4,12 @@
 //! it. Remembering such records lets the stream skip the changes that it has delivered already, so that per record
 //! the revisions only grow.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use super::event::Event;
 use crate::domain::Millis;
-use crate::store::{Record, RecordKey};
+use crate::store::{ChangeKind, Record, RecordKey};
 
 /// How much clocks of servers may differ: a revision older than this is no news to the log.
 const CLOCK_SKEW_MS: i64 = 60_000;
@@ -28,6 +28,10 @@ struct Told {
 pub struct Ahead {
     told: HashMap<RecordKey, Told>,
     prune_at: usize,
+    /// Artifacts of the snapshot, whose creation the log may reach only later. They have no revision to tell that by.
+    artifacts: HashSet<String>,
+    /// When the last of them was read.
+    artifacts_at: Millis,
 }
 
 impl Ahead {
@@ -41,6 +45,11 @@ impl Ahead {
 
     /// Notes that a record was read and is being delivered, at a moment of the log.
     pub fn read(&mut self, record: &Record, at: Millis, read_at: Instant) {
+        if let Record::Artifact(artifact) = record {
+            self.artifacts.insert(artifact.artifact_id.clone());
+            self.artifacts_at = at;
+            return;
+        }
         self.remember(record.key(), record.revision(), at, read_at);
     }
 
@@ -58,11 +67,15 @@ impl Ahead {
 
     /// Whether the event is news to the watcher. If so it counts as delivered.
     pub fn admit(&mut self, event: &Event) -> bool {
+        if let Some(artifact_id) = &event.key.artifact_id {
+            return self.admit_artifact(event, artifact_id);
+        }
         let Some(record) = &event.record else {
             // With an execution all its steps are gone. What was told of a later record of the same id is told
             // once more, since the watcher forgets it now.
             if event.key.is_execution() {
                 self.told.retain(|key, _| key.execution_id != event.key.execution_id);
+                self.artifacts = HashSet::new();
             } else {
                 self.told.remove(&event.key);
             }
@@ -91,6 +104,22 @@ impl Ahead {
             _ => {}
         }
         true
+    }
+
+    /// An artifact comes once and goes once. Only another program changes one.
+    fn admit_artifact(&mut self, event: &Event, artifact_id: &str) -> bool {
+        if !self.artifacts.is_empty() && event.at > self.artifacts_at + CLOCK_SKEW_MS {
+            // The log is past everything that the snapshot may have seen.
+            self.artifacts = HashSet::new();
+        }
+        match event.kind {
+            ChangeKind::Created => !self.artifacts.remove(artifact_id),
+            ChangeKind::Deleted => {
+                self.artifacts.remove(artifact_id);
+                true
+            }
+            ChangeKind::Updated => true,
+        }
     }
 
     /// Another program's change leaves the revision alone, or takes it back: only what is known to be older than

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::event::Event;
 use super::hub::{Hub, Scope, Subscriber, again};
 use super::queue::{End, Pushed, Queue};
-use super::resolve::{Executions, Interest};
+use super::resolve::{Interest, Pass};
 use crate::store::{ChangeLog, ChangeReader, Cursor, Error, RecordKey, Result};
 
 /// How long a reader waits in vain for watchers that do not take their events, while others wait for the reader:
@@ -199,7 +199,7 @@ async fn serve(hub: &Arc<Hub>, mut requests: Vec<Request>) {
     }
     let Some(mut reader) = reader else { return };
     group.add(requests);
-    let executions = Executions::new(EXECUTIONS_BYTES);
+    let pass = Pass::new(EXECUTIONS_BYTES);
     loop {
         let cursor = reader.cursor();
         group.add(hub.catch_up.take_after(&cursor));
@@ -208,7 +208,7 @@ async fn serve(hub: &Arc<Hub>, mut requests: Vec<Request>) {
             return;
         }
         let events = match reader.next().await {
-            Ok(changes) => hub.resolver.resolve(log.as_ref(), changes, &group, &executions).await,
+            Ok(changes) => hub.resolver.resolve(log.as_ref(), changes, &group, &pass).await,
             Err(error) => Err(error),
         };
         match events {

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::catch_up::CatchUp;
 use super::event::Event;
 use super::queue::{Bounds, End, Pushed, Queue};
-use super::resolve::{Executions, Interest, Resolver};
+use super::resolve::{Interest, Pass, Resolver};
 use crate::clock::Clock;
 use crate::domain::query::ExecutionFilter;
 use crate::store::{Change, ChangeReader, Cursor, Error, Record, RecordKey, Result, Store};
@@ -54,6 +54,7 @@ pub struct Subscriber {
     pub scope: Scope,
     /// Whether it gets steps; a watcher of one execution follows them also to know when it is over.
     pub steps: bool,
+    pub artifacts: bool,
     pub queue: Queue,
     /// The batch that was being published at its last registration: what it gets comes after that.
     registered: AtomicU64,
@@ -71,11 +72,15 @@ impl Subscriber {
 
     /// Whether it may want something about this record, before the record is known.
     pub fn wants_key(&self, key: &RecordKey) -> bool {
-        (self.steps || key.is_execution())
-            && match &self.scope {
-                Scope::Execution(id) => *id == key.execution_id,
-                Scope::Filter(_) => true,
-            }
+        let kind = match (key.step_id, &key.artifact_id) {
+            (Some(_), _) => self.steps,
+            (None, Some(_)) => self.artifacts,
+            (None, None) => true,
+        };
+        kind && match &self.scope {
+            Scope::Execution(id) => *id == key.execution_id,
+            Scope::Filter(_) => true,
+        }
     }
 }
 
@@ -111,28 +116,32 @@ pub struct Hub {
 #[derive(Default)]
 struct Watchers {
     by_id: IndexMap<u64, Arc<Subscriber>>,
-    /// How many of them get steps.
+    /// How many of them get steps, and how many artifacts.
     of_steps: usize,
+    of_artifacts: usize,
 }
 
 impl Watchers {
     fn insert(&mut self, subscriber: Arc<Subscriber>) {
-        let steps = usize::from(subscriber.steps);
+        let (steps, artifacts) = (subscriber.steps, subscriber.artifacts);
         if self.by_id.insert(subscriber.id, subscriber).is_none() {
-            self.of_steps += steps;
+            self.of_steps += usize::from(steps);
+            self.of_artifacts += usize::from(artifacts);
         }
     }
 
     fn remove(&mut self, subscriber: &Subscriber) {
         if self.by_id.swap_remove(&subscriber.id).is_some() {
             self.of_steps -= usize::from(subscriber.steps);
+            self.of_artifacts -= usize::from(subscriber.artifacts);
         }
     }
 
     fn want(&self, key: &RecordKey) -> bool {
-        match key.is_execution() {
-            true => !self.by_id.is_empty(),
-            false => self.of_steps > 0,
+        match (key.step_id, &key.artifact_id) {
+            (Some(_), _) => self.of_steps > 0,
+            (None, Some(_)) => self.of_artifacts > 0,
+            (None, None) => !self.by_id.is_empty(),
         }
     }
 }
@@ -264,11 +273,12 @@ impl Hub {
         self.catch_up.running()
     }
 
-    pub(super) fn subscriber(&self, scope: Scope, steps: bool) -> Arc<Subscriber> {
+    pub(super) fn subscriber(&self, scope: Scope, steps: bool, artifacts: bool) -> Arc<Subscriber> {
         Arc::new(Subscriber {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             scope,
             steps,
+            artifacts,
             queue: Queue::new(self.settings.queue),
             registered: AtomicU64::new(0),
         })
@@ -358,7 +368,7 @@ impl Hub {
 
     /// Reads the log to its end and goes on as it grows, until nobody has watched for a while.
     async fn tail(self: Arc<Self>, reader: Box<dyn ChangeReader>) {
-        let executions = Executions::new(EXECUTIONS_BYTES);
+        let pass = Pass::new(EXECUTIONS_BYTES);
         let mut reader = Some(reader);
         let mut away = false;
         loop {
@@ -389,7 +399,7 @@ impl Hub {
                     let cursor = open.cursor();
                     tokio::select! {
                         () = self.stop.cancelled() => break,
-                        published = self.publish(changes, cursor, &executions) => published,
+                        published = self.publish(changes, cursor, &pass) => published,
                     }
                 }
                 Err(error) => Err(error),
@@ -444,12 +454,7 @@ impl Hub {
         }
     }
 
-    async fn publish(
-        &self,
-        changes: Vec<Change>,
-        cursor: Cursor,
-        executions: &Executions,
-    ) -> Result<()> {
+    async fn publish(&self, changes: Vec<Change>, cursor: Cursor, pass: &Pass) -> Result<()> {
         let batch = {
             let mut live = self.live.lock();
             live.batch += 1;
@@ -459,8 +464,7 @@ impl Hub {
         if !changes.is_empty() {
             let log = self.store.log()?;
             let registered = Registered(&self.live);
-            let events =
-                self.resolver.resolve(log.as_ref(), changes, &registered, executions).await?;
+            let events = self.resolver.resolve(log.as_ref(), changes, &registered, pass).await?;
             self.push(&events, batch).await;
         }
         self.live.lock().published = Some(cursor.clone());

@@ -52,18 +52,48 @@ impl Weighter<(RecordKey, Vec<u8>), Option<Arc<Event>>> for ByWeight {
     }
 }
 
-/// What one pass over the log knows of executions, by which filters are decided. Each pass has its own: another
-/// one is at another place of the log.
-pub struct Executions(Cache<String, Arc<Execution>, ByWeight>);
+/// What one pass over the log knows of executions. Each pass has its own: another one is at another place of the
+/// log.
+pub struct Pass {
+    /// By these filters are decided.
+    executions: Cache<String, Arc<Execution>, ByWeight>,
+    /// Deleted by us and not created again since. What the log still says of their steps and artifacts is no news.
+    deleted: Cache<String, ()>,
+}
 
-impl Executions {
+impl Pass {
     pub fn new(bytes: u64) -> Self {
-        Executions(Cache::with_weighter(1024, bytes, ByWeight))
+        Pass {
+            executions: Cache::with_weighter(1024, bytes, ByWeight),
+            deleted: Cache::new(DELETED),
+        }
     }
 
-    fn forget(&self) {
-        if !self.0.is_empty() {
-            self.0.clear();
+    fn forget_executions(&self) {
+        if !self.executions.is_empty() {
+            self.executions.clear();
+        }
+    }
+
+    /// Whether the change is about something of an execution that is deleted at this place of the log.
+    fn is_over(&self, key: &RecordKey) -> bool {
+        !key.is_execution() && self.deleted.get(&key.execution_id).is_some()
+    }
+
+    /// Takes note of an execution that comes or goes.
+    fn note(&self, change: &Change, key: &RecordKey) {
+        if !key.is_execution() {
+            return;
+        }
+        match change.kind {
+            // Another program's delete leaves the steps alone.
+            ChangeKind::Deleted if change.revision.is_some() => {
+                self.deleted.insert(key.execution_id.clone(), ());
+            }
+            ChangeKind::Created if !self.deleted.is_empty() => {
+                self.deleted.remove(&key.execution_id);
+            }
+            _ => {}
         }
     }
 }
@@ -74,7 +104,6 @@ pub struct Resolver {
     /// Whether anybody watches; without watchers nothing is kept.
     active: AtomicBool,
     documents: Cache<Vec<u8>, RecordKey>,
-    deleted: Cache<String, ()>,
     payloads: Cache<(RecordKey, Vec<u8>), Option<Arc<Event>>, ByWeight>,
     pub lookups: AtomicU64,
 }
@@ -100,7 +129,6 @@ impl Resolver {
             own: Mutex::default(),
             active: AtomicBool::new(false),
             documents: Cache::new(DOCUMENTS),
-            deleted: Cache::new(DELETED),
             payloads: Cache::with_weighter(256, PAYLOADS_BYTES, ByWeight),
             lookups: AtomicU64::new(0),
         }
@@ -157,25 +185,34 @@ impl Resolver {
         log: &dyn ChangeLog,
         changes: Vec<Change>,
         interest: &(dyn Interest + Sync),
-        executions: &Executions,
+        pass: &Pass,
     ) -> Result<Vec<Arc<Event>>> {
         let by_filter = interest.by_filter();
         if !by_filter {
             // Nobody keeps it up to date from here on.
-            executions.forget();
+            pass.forget_executions();
         }
-        if changes.is_empty() || !interest.any() {
-            return Ok(Vec::new());
-        }
+        let anybody = interest.any();
         let mut wanted = HashSet::new();
         let mut entries = Vec::with_capacity(changes.len());
-        for change in changes {
-            if let (Changed::Record(key), Some(id)) = (&change.what, &change.document_id) {
-                self.documents.insert(id.clone(), key.clone());
-            }
+        for mut change in changes {
             let known = match &change.what {
-                Changed::Record(key) => interest.of(key),
-                Changed::Unknown { .. } => true,
+                Changed::Record(key) => {
+                    // Whether anybody wants it or not: somebody may come.
+                    pass.note(&change, key);
+                    if let Some(id) = &change.document_id {
+                        self.identify(id, key, change.kind);
+                    }
+                    interest.of(key) && !pass.is_over(key)
+                }
+                Changed::Unknown { id, .. } if change.kind == ChangeKind::Deleted => {
+                    let Some(key) = self.documents.get(id) else { continue };
+                    // The documents of an execution that we deleted go away one by one; watchers know already.
+                    let known = interest.of(&key) && pass.deleted.get(&key.execution_id).is_none();
+                    change.what = Changed::Record(key);
+                    known
+                }
+                Changed::Unknown { .. } => anybody,
             };
             if !known {
                 continue;
@@ -189,17 +226,20 @@ impl Resolver {
             }
             entries.push((change, record));
         }
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
         let began = Instant::now();
         let loaded: HashMap<Changed, Record> = self.load(log, wanted).await?.into_iter().collect();
         let looked_up = (began, Instant::now());
 
         let mut found = Vec::with_capacity(entries.len());
         for (change, record) in entries {
-            found.extend(self.found(change, record, &loaded, interest));
+            found.extend(self.found(change, record, &loaded, interest, pass));
         }
         merge(&mut found);
         let steps_of = match by_filter {
-            true => self.executions_of(log, &found, executions).await?,
+            true => self.executions_of(log, &found, pass).await?,
             false => HashMap::new(),
         };
         Ok(found
@@ -207,12 +247,22 @@ impl Resolver {
             .map(|found| {
                 let looked_up = found.looked_up.then_some(looked_up);
                 let judged = match by_filter {
-                    true => judge(&found, executions, &steps_of),
+                    true => judge(&found, pass, &steps_of),
                     false => (None, None),
                 };
                 Arc::new(event(found, judged, looked_up))
             })
             .collect())
+    }
+
+    /// Remembers which record a document holds. After our own mark of a deletion the document itself goes away,
+    /// and that is nothing new.
+    fn identify(&self, id: &[u8], key: &RecordKey, kind: ChangeKind) {
+        if kind == ChangeKind::Deleted {
+            self.documents.remove(id);
+        } else {
+            self.documents.insert(id.to_owned(), key.clone());
+        }
     }
 
     /// Puts entry and record together. `None`: there is nothing to tell.
@@ -222,30 +272,23 @@ impl Resolver {
         record: Option<Record>,
         loaded: &HashMap<Changed, Record>,
         interest: &(dyn Interest + Sync),
+        pass: &Pass,
     ) -> Option<Found> {
         let deleted = change.kind == ChangeKind::Deleted;
         let looked_up = !deleted && record.is_none();
         let record = record.or_else(|| loaded.get(&change.what).cloned()).filter(|_| !deleted);
         let key = match (&change.what, &record) {
-            (_, Some(record)) => record.key(),
-            (Changed::Record(key), None) => key.clone(),
-            (Changed::Unknown { id, .. }, None) => self.documents.get(id)?,
-        };
-        if deleted && change.revision.is_some() && key.is_execution() {
-            self.deleted.insert(key.execution_id.clone(), ());
-        } else if deleted {
-            // The documents of an execution that we deleted go away one by one; watchers know already.
-            if self.deleted.get(&key.execution_id).is_some() {
-                return None;
+            (Changed::Record(key), Some(_)) => key.clone(),
+            (Changed::Record(key), None) if deleted => key.clone(),
+            // Only now it is known what the document holds.
+            (Changed::Unknown { .. }, Some(record)) => {
+                let key = record.key();
+                (interest.of(&key) && !pass.is_over(&key)).then_some(key)?
             }
-        } else {
             // What cannot be found is gone since; its deletion comes later in the log.
-            record.as_ref()?;
-            if key.is_execution() && change.kind == ChangeKind::Created {
-                self.deleted.remove(&key.execution_id);
-            }
-        }
-        interest.of(&key).then_some(Found { change, key, record, looked_up })
+            (_, None) => return None,
+        };
+        Some(Found { change, key, record, looked_up })
     }
 
     /// The event with input and output of its step. `None`: the step is gone. One look-up serves all watchers
@@ -301,7 +344,7 @@ impl Resolver {
         &self,
         log: &dyn ChangeLog,
         found: &[Found],
-        executions: &Executions,
+        pass: &Pass,
     ) -> Result<HashMap<String, Arc<Execution>>> {
         let mut wanted = HashSet::new();
         let mut earlier: HashSet<&str> = HashSet::new();
@@ -309,7 +352,10 @@ impl Resolver {
             let id = found.key.execution_id.as_str();
             if found.key.is_execution() {
                 earlier.insert(id);
-            } else if !earlier.contains(id) && executions.0.get(id).is_none() {
+            } else if found.key.step_id.is_some()
+                && !earlier.contains(id)
+                && pass.executions.get(id).is_none()
+            {
                 wanted.insert(Changed::Record(RecordKey::execution(id)));
             }
         }
@@ -358,33 +404,29 @@ fn merge(found: &mut Vec<Found>) {
 /// The execution of a step, or the version of an execution before the change, by which filters are decided.
 type Judged = (Option<Arc<Execution>>, Option<Arc<Execution>>);
 
-fn judge(
-    found: &Found,
-    executions: &Executions,
-    steps_of: &HashMap<String, Arc<Execution>>,
-) -> Judged {
+fn judge(found: &Found, pass: &Pass, steps_of: &HashMap<String, Arc<Execution>>) -> Judged {
     let id = &found.key.execution_id;
     if !found.key.is_execution() {
-        if let Some(known) = executions.0.get(id) {
+        if let Some(known) = pass.executions.get(id) {
             return (Some(known), None);
         }
         let loaded = steps_of.get(id).cloned();
         if let Some(execution) = &loaded {
-            executions.0.insert(id.clone(), Arc::clone(execution));
+            pass.executions.insert(id.clone(), Arc::clone(execution));
         }
         return (loaded, None);
     }
     // A look-up may have brought a version as new as this change: that is not the one before.
     let before =
-        executions.0.get(id).filter(|known| match (found.change.revision, &found.record) {
+        pass.executions.get(id).filter(|known| match (found.change.revision, &found.record) {
             (Some(revision), _) => known.revision < revision,
             (None, Some(Record::Execution(now))) => known != now,
             (None, _) => true,
         });
     match &found.record {
-        Some(Record::Execution(now)) => executions.0.insert(id.clone(), Arc::clone(now)),
+        Some(Record::Execution(now)) => pass.executions.insert(id.clone(), Arc::clone(now)),
         _ => {
-            executions.0.remove(id);
+            pass.executions.remove(id);
         }
     }
     (None, before)

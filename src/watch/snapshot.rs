@@ -1,4 +1,5 @@
-//! The current state, page by page as the watcher reads: an execution, its steps by id, the next execution.
+//! The current state, page by page as the watcher reads: an execution, its steps by id, its artifacts, the next
+//! execution.
 //!
 //! A watcher that does not read keeps what was read for it, so pages are as small as their records are large.
 
@@ -8,9 +9,10 @@ use std::time::Instant;
 
 use super::hub::Scope;
 use crate::domain::query::{
-    ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, StepQuery,
+    ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery,
+    StepQuery,
 };
-use crate::domain::{Execution, ExecutionStatus, Millis, Step, StepStatus};
+use crate::domain::{Artifact, Execution, ExecutionStatus, Millis, Step, StepStatus};
 use crate::store::{ChangeLog, Changed, Cursor, Record, RecordKey, Result, Store};
 
 /// Which current state comes first.
@@ -49,6 +51,7 @@ pub struct Plan {
     pub snapshot: Snapshot,
     /// All steps are wanted, or only the running ones, or none.
     pub steps: Steps,
+    pub artifacts: bool,
     pub payloads: bool,
     /// Only what may have changed since this moment, and what is running: the watcher has the rest.
     pub since: Option<Millis>,
@@ -77,9 +80,12 @@ pub struct Reading {
     steps_of: Option<(String, Option<i32>)>,
     /// Steps read without payloads that are to be sent with them.
     steps: VecDeque<Step>,
+    /// Of the execution whose artifacts come next: its id, and after which artifact to go on.
+    artifacts_of: Option<(String, Option<ArtifactKey>)>,
     executions_page: Page,
     steps_page: Page,
     payloads_page: Page,
+    artifacts_page: Page,
 }
 
 /// A piece of the snapshot, in order. `None`: that was all.
@@ -97,9 +103,11 @@ impl Reading {
             executions: first.into_iter().collect(),
             steps_of: None,
             steps: VecDeque::new(),
+            artifacts_of: None,
             executions_page: Page(FIRST_PAGE),
             steps_page: Page(FIRST_PAGE),
             payloads_page: Page(1),
+            artifacts_page: Page(FIRST_PAGE),
         }
     }
 
@@ -115,9 +123,18 @@ impl Reading {
                 }
                 continue;
             }
+            if let Some((execution_id, after)) = self.artifacts_of.clone() {
+                if let Some(piece) = self.artifacts(store, execution_id, after).await? {
+                    return Ok(Some(piece));
+                }
+                continue;
+            }
             if let Some(execution) = self.executions.pop_front() {
                 if self.plan.steps != Steps::None {
                     self.steps_of = Some((execution.execution_id.clone(), None));
+                }
+                if self.plan.artifacts {
+                    self.artifacts_of = Some((execution.execution_id.clone(), None));
                 }
                 if self.is_old(&execution) {
                     continue;
@@ -193,6 +210,25 @@ impl Reading {
         }
         let steps = page.records.into_iter().map(|step| Record::Step(Arc::new(step))).collect();
         Ok(Some((steps, read_at)))
+    }
+
+    async fn artifacts(
+        &mut self,
+        store: &dyn Store,
+        execution_id: String,
+        after: Option<ArtifactKey>,
+    ) -> Result<Piece> {
+        let limit = self.artifacts_page.0;
+        let query = ArtifactQuery { execution_id: execution_id.clone(), after, limit };
+        let page = store.artifacts(&query).await?;
+        let read_at = Instant::now();
+        self.artifacts_of = page.next.map(|next| (execution_id, Some(next)));
+        self.artifacts_page.learn(page.records.iter().map(Artifact::weight));
+        if page.records.is_empty() {
+            return Ok(None);
+        }
+        let artifacts = page.records.into_iter();
+        Ok(Some((artifacts.map(|found| Record::Artifact(Arc::new(found))).collect(), read_at)))
     }
 
     async fn payloads(&mut self, log: &dyn ChangeLog) -> Result<(Vec<Record>, Instant)> {

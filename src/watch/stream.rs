@@ -38,6 +38,8 @@ const SLACK_MS: i64 = 60_000;
 pub struct Options {
     pub scope: Scope,
     pub steps: bool,
+    /// Only of one execution.
+    pub artifacts: bool,
     pub payloads: bool,
     /// Points of metrics of the one execution, from here.
     pub metrics: Option<Arc<Arrivals>>,
@@ -147,7 +149,7 @@ impl Watch {
         }
         let of_one = matches!(options.scope, Scope::Execution(_));
         let steps = options.steps || (of_one && !options.follow);
-        let subscriber = hub.subscriber(options.scope.clone(), steps);
+        let subscriber = hub.subscriber(options.scope.clone(), steps, options.artifacts);
         let attached_at = hub.attach(&subscriber).await?;
         hub.numbers.watchers.fetch_add(1, Ordering::Relaxed);
         let next_keepalive = Instant::now() + hub.settings.keepalive;
@@ -243,6 +245,7 @@ impl Watch {
                 false if of_one && !self.options.follow => Steps::Running,
                 false => Steps::None,
             },
+            artifacts: self.options.artifacts,
             payloads: self.options.payloads,
             since: again.then_some(self.seen_at - SLACK_MS),
         };
@@ -501,7 +504,7 @@ impl Watch {
         if event.cursor <= self.cursor {
             return Ok(());
         }
-        let sent = self.options.steps || event.key.is_execution();
+        let sent = event.key.step_id.is_none() || self.options.steps;
         let mut news = Some(Arc::clone(&event));
         if sent && self.options.payloads && event.key.step_id.is_some() && event.record.is_some() {
             news = self.with_payloads(&event).await?;

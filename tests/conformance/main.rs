@@ -7,6 +7,7 @@
 mod artifacts;
 mod bounds;
 mod configurations;
+mod deletion;
 mod executions;
 mod heartbeats;
 mod ingest;
@@ -15,6 +16,7 @@ mod metrics;
 mod pages;
 mod promises;
 mod repeats;
+mod retention;
 mod service;
 mod steps;
 mod values;
@@ -291,6 +293,26 @@ cases! {
         an_upload_that_races_a_delete_leaves_nothing_behind: "2.4" "3.UploadArtifact",
         a_whole_artifact_record_is_kept_as_it_is: "3.put" "1.artifacts",
         a_record_never_leads_to_bytes_of_others: "3.DownloadArtifact" "3.DeleteArtifact",
+    }
+    deletion {
+        the_full_view_and_the_snapshot_have_the_artifacts: "3.GetExecution" "4.artifacts",
+        artifacts_are_told_when_they_come_and_go: "4.artifacts",
+        deleting_takes_the_artifacts_along: "3.DeleteExecution" "4.4",
+        what_is_being_deleted_is_there_for_nobody: "3.DeleteExecution.whole",
+        a_delete_that_was_cut_short_is_ended_by_the_server: "3.DeleteExecution.whole",
+        a_great_execution_is_deleted_beside_other_writes: "3.DeleteExecution" "4.4",
+        writes_after_a_delete_in_one_stream_find_the_id_free: "3.DeleteExecution" "3.Ingest",
+    }
+    retention {
+        what_is_too_old_goes_with_everything_it_has: "1.retention" "3.RunRetention",
+        what_runs_or_is_pinned_is_kept_with_everything_it_has: "1.retention.kept",
+        old_steps_and_artifacts_go_while_their_execution_stays: "1.retention" "4.4",
+        rules_keep_some_longer_or_shorter: "1.retention.rules",
+        zero_keeps_for_ever: "1.retention",
+        a_dry_run_counts_what_a_run_deletes: "3.RunRetention",
+        one_run_at_a_time: "3.RunRetention",
+        it_runs_by_itself: "1.retention",
+        who_pins_just_then_keeps_it: "1.retention.kept" "2.4",
     }
     service {
         reflection_lists_every_service_with_its_imports: "3.reflection",

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mongodb::bson::{Document, doc};
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{DateTime, Document, doc};
 use stepwell::config::{Config, Secret};
 use tempfile::TempDir;
 
@@ -222,6 +223,214 @@ impl Backend {
             }
         }
         self.serve_with(keepalive).await
+    }
+
+    pub async fn artifacts(&self) -> mongodb::Collection<Document> {
+        self.mongodb().await.collection("execution_artifacts")
+    }
+
+    /// Another program stores an artifact; its id. The bytes are nowhere. On SQLite only while no server runs: the
+    /// log of changes is the server's own.
+    pub async fn store_artifact(&self, execution_id: &str, name: &str, bytes: i64) -> String {
+        let id = ObjectId::new();
+        match self.kind {
+            Kind::Sqlite => {
+                let now = DateTime::now().timestamp_millis();
+                self.write_logged(
+                    &[(execution_id, &id.to_hex(), 0)],
+                    "INSERT INTO artifacts (artifact_id, execution_id, stored_at, artifact_type, \
+                     artifact_name, size_bytes, storage_type, storage_path, created_at) \
+                     VALUES (?1, ?2, ?3, 'log', ?4, ?5, 'local', 'file:x', ?3)",
+                    rusqlite::params![id.to_hex(), execution_id, now, name, bytes],
+                );
+            }
+            Kind::Mongodb => {
+                let document = doc! {
+                    "_id": id, "execution_id": execution_id, "step_id": null, "artifact_type": "log",
+                    "artifact_name": name, "mime_type": null, "size_bytes": bytes,
+                    "storage_type": "gridfs", "storage_path": format!("gridfs://artifacts/{id}"),
+                    "metadata": {}, "created_at": DateTime::now(), "sha256": null,
+                };
+                self.artifacts().await.insert_one(document).await.expect("inserted");
+            }
+        }
+        id.to_hex()
+    }
+
+    /// An artifact is marked as deleted, as a server does it. On SQLite only while no server runs.
+    pub async fn mark_artifact(&self, execution_id: &str, artifact_id: &str) {
+        match self.kind {
+            Kind::Sqlite => self.write_logged(
+                &[(execution_id, artifact_id, 2)],
+                "UPDATE artifacts SET deleted_at = 1 WHERE artifact_id = ?1",
+                rusqlite::params![artifact_id],
+            ),
+            Kind::Mongodb => {
+                let id = ObjectId::parse_str(artifact_id).expect("an artifact's id");
+                let last_change = format!("{execution_id}//{artifact_id}");
+                let mark = doc! { "deleted_at": DateTime::now(), "last_change": last_change };
+                let artifacts = self.artifacts().await;
+                let marked = artifacts.update_one(doc! { "_id": id }, doc! { "$set": mark }).await;
+                assert_eq!(marked.expect("updated").modified_count, 1);
+            }
+        }
+    }
+
+    /// Makes an execution look as if it had been stored so many days ago.
+    pub async fn age_execution(&self, execution_id: &str, days: u32) {
+        self.age("executions", execution_id, days).await;
+    }
+
+    /// The same for all its steps.
+    pub async fn age_steps(&self, execution_id: &str, days: u32) {
+        self.age("execution_steps", execution_id, days).await;
+    }
+
+    /// The same for all its artifacts, whose ids change with that on MongoDB.
+    pub async fn age_artifacts(&self, execution_id: &str, days: u32) {
+        self.age("execution_artifacts", execution_id, days).await;
+    }
+
+    /// The same for some documents of MongoDB.
+    pub async fn age_all_of(&self, collection: &str, filter: Document, days: u32) {
+        let collection = self.mongodb().await.collection::<Document>(collection);
+        assert!(self.store_anew(&collection, filter, days).await > 0);
+    }
+
+    /// The same for everything there is.
+    pub async fn age_all(&self, days: u32) {
+        match self.kind {
+            Kind::Sqlite => {
+                let at = DateTime::now().timestamp_millis() - i64::from(days) * 24 * 3600 * 1000;
+                let set = format!(
+                    "UPDATE executions SET stored_at = {at}; UPDATE steps SET stored_at = {at}; \
+                     UPDATE artifacts SET stored_at = {at};"
+                );
+                self.sqlite().execute_batch(&set).expect("updated");
+            }
+            Kind::Mongodb => {
+                for name in ["executions", "execution_steps", "execution_artifacts"] {
+                    let collection = self.mongodb().await.collection::<Document>(name);
+                    self.store_anew(&collection, doc! {}, days).await;
+                }
+            }
+        }
+    }
+
+    /// The age of a document is in its `_id`, so it is stored anew.
+    async fn store_anew(
+        &self,
+        collection: &mongodb::Collection<Document>,
+        filter: Document,
+        days: u32,
+    ) -> usize {
+        let stored_at = DateTime::now().timestamp_millis() / 1000 - i64::from(days) * 24 * 3600;
+        let seconds = u32::try_from(stored_at).expect("in this century");
+        let mut found = collection.find(filter.clone()).await.expect("found");
+        let mut aged = Vec::new();
+        while found.advance().await.expect("read") {
+            let mut document = found.deserialize_current().expect("a document");
+            // In the order in which they were.
+            let number = u32::try_from(aged.len()).expect("few").to_be_bytes();
+            let counter = [number[1], number[2], number[3]];
+            document.insert("_id", ObjectId::from_parts(seconds, rand::random(), counter));
+            aged.push(document);
+        }
+        if !aged.is_empty() {
+            collection.delete_many(filter).await.expect("deleted");
+            collection.insert_many(&aged).await.expect("inserted");
+        }
+        aged.len()
+    }
+
+    async fn age(&self, collection: &str, execution_id: &str, days: u32) {
+        let stored_at = DateTime::now().timestamp_millis() - i64::from(days) * 24 * 3600 * 1000;
+        match self.kind {
+            Kind::Sqlite => {
+                let (table, which) = match collection {
+                    "executions" => ("executions", "execution_id = ?2"),
+                    "execution_artifacts" => ("artifacts", "execution_id = ?2"),
+                    _ => {
+                        ("steps", "execution = (SELECT id FROM executions WHERE execution_id = ?2)")
+                    }
+                };
+                let sql = format!("UPDATE {table} SET stored_at = ?1 WHERE {which}");
+                let changed =
+                    self.sqlite().execute(&sql, rusqlite::params![stored_at, execution_id]);
+                assert!(changed.expect("updated") > 0, "{collection} of {execution_id}");
+            }
+            Kind::Mongodb => {
+                let collection = self.mongodb().await.collection::<Document>(collection);
+                let filter = doc! { "execution_id": execution_id };
+                let aged = self.store_anew(&collection, filter, days).await;
+                assert!(aged > 0, "{} of {execution_id}", collection.name());
+            }
+        }
+    }
+
+    /// Marks an execution as a delete does that a crash cut short so many seconds ago.
+    pub async fn mark_execution(&self, execution_id: &str, seconds_ago: i64) {
+        let at = DateTime::from_millis(DateTime::now().timestamp_millis() - seconds_ago * 1000);
+        let changed = match self.kind {
+            Kind::Sqlite => {
+                let sql = "UPDATE executions SET deleted_at = ?1 WHERE execution_id = ?2";
+                let parameters = rusqlite::params![at.timestamp_millis(), execution_id];
+                self.sqlite().execute(sql, parameters).expect("updated") as u64
+            }
+            Kind::Mongodb => {
+                let mark = doc! { "$set": { "deleted_at": at } };
+                let filter = doc! { "execution_id": execution_id };
+                self.executions()
+                    .await
+                    .update_one(filter, mark)
+                    .await
+                    .expect("updated")
+                    .modified_count
+            }
+        };
+        assert_eq!(changed, 1);
+    }
+
+    /// What is stored, visible or not: executions, steps, and artifacts that are not marked as deleted.
+    pub async fn stored(&self) -> [u64; 3] {
+        match self.kind {
+            Kind::Sqlite => {
+                let sql = "SELECT (SELECT count(*) FROM executions), (SELECT count(*) FROM steps), \
+                           (SELECT count(*) FROM artifacts WHERE deleted_at IS NULL)";
+                let count = |row: &rusqlite::Row<'_>, place| row.get::<_, i64>(place);
+                let counts = self
+                    .sqlite()
+                    .query_row(sql, [], |row| Ok([count(row, 0)?, count(row, 1)?, count(row, 2)?]));
+                counts.expect("counted").map(i64::unsigned_abs)
+            }
+            Kind::Mongodb => {
+                let alive = doc! { "deleted_at": { "$not": { "$type": "date" } } };
+                [
+                    self.executions().await.count_documents(doc! {}).await.expect("counted"),
+                    self.steps().await.count_documents(doc! {}).await.expect("counted"),
+                    self.artifacts().await.count_documents(alive).await.expect("counted"),
+                ]
+            }
+        }
+    }
+
+    /// Writes to the file of SQLite with entries in the log: execution, artifact and kind of change.
+    fn write_logged(
+        &self,
+        changes: &[(&str, &str, i64)],
+        sql: &str,
+        parameters: impl rusqlite::Params,
+    ) {
+        let mut connection = self.sqlite();
+        let behavior = rusqlite::TransactionBehavior::Immediate;
+        let transaction = connection.transaction_with_behavior(behavior).expect("a transaction");
+        assert_eq!(transaction.execute(sql, parameters).expect("written"), 1);
+        for change in changes {
+            let entry = "INSERT INTO changes (seq, at, execution_id, kind, flags, revision, artifact_id) \
+                         SELECT max(seq) + 1, max(at), ?1, ?3, 0, 0, ?2 FROM changes";
+            transaction.execute(entry, *change).expect("logged");
+        }
+        transaction.commit().expect("committed");
     }
 
     /// Takes the database away.

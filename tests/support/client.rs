@@ -260,6 +260,19 @@ impl Client {
         ok(self.try_watch_all(request).await)
     }
 
+    pub async fn try_run_retention(
+        &self,
+        dry_run: bool,
+    ) -> Answer<Streaming<RunRetentionResponse>> {
+        let request = RunRetentionRequest { dry_run };
+        one(in_time("run_retention", self.admin().run_retention(request)).await)
+    }
+
+    /// Runs retention to its end; the receipt, by collection.
+    pub async fn run_retention(&self, dry_run: bool) -> Receipt {
+        receipt_of(ok(self.try_run_retention(dry_run).await)).await
+    }
+
     /// Sends writes over one Ingest stream, numbered from 0; the answers by number.
     pub async fn ingest_all(
         &self,
@@ -281,6 +294,48 @@ impl Client {
             *slot = Some(answer.result.expect("an answer says what became of the write"));
         }
         results.into_iter().map(|result| result.expect("every write is answered")).collect()
+    }
+}
+
+/// What retention did to executions, steps and artifacts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Receipt {
+    pub dry_run: bool,
+    pub executions: RetentionCount,
+    pub steps: RetentionCount,
+    pub artifacts: RetentionCount,
+}
+
+impl Receipt {
+    /// Records of executions, steps and artifacts.
+    pub fn records(&self) -> [i64; 3] {
+        [self.executions.records, self.steps.records, self.artifacts.records]
+    }
+}
+
+/// Reads a run to its receipt, which is the last message.
+pub async fn receipt_of(mut run: Streaming<RunRetentionResponse>) -> Receipt {
+    use run_retention_response::Message;
+    let mut found = None;
+    while let Some(answer) = ok(in_time("the receipt", run.message()).await) {
+        assert!(found.is_none(), "something comes after the receipt: {answer:?}");
+        match answer.message.expect("a message says what it is") {
+            Message::Progress(progress) => {
+                assert!(progress.collections.iter().all(|count| count.records >= 0));
+            }
+            Message::Receipt(receipt) => found = Some(receipt),
+        }
+    }
+    let RetentionReceipt { collections, dry_run } = found.expect("a run ends with a receipt");
+    let of = |name: &str| {
+        let count = collections.iter().find(|count| count.collection == name);
+        count.unwrap_or_else(|| panic!("the receipt has no {name}")).clone()
+    };
+    Receipt {
+        dry_run,
+        executions: of("executions"),
+        steps: of("execution_steps"),
+        artifacts: of("execution_artifacts"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use stepwell::proto;
-use stepwell::proto::{ChangeType, Execution, Step};
+use stepwell::proto::{Artifact, ChangeType, Execution, Step};
 use tonic::{Code, Status, Streaming};
 
 use super::in_time;
@@ -20,6 +20,7 @@ pub enum What {
     Execution(ChangeType, Execution),
     Step(ChangeType, Step),
     Metrics(Vec<proto::MetricPoint>),
+    Artifact(ChangeType, Artifact),
     SnapshotComplete,
     Keepalive,
 }
@@ -42,6 +43,13 @@ impl Event {
     pub fn metrics(&self) -> Option<&[proto::MetricPoint]> {
         match &self.what {
             What::Metrics(points) => Some(points),
+            _ => None,
+        }
+    }
+
+    pub fn artifact(&self) -> Option<(ChangeType, &Artifact)> {
+        match &self.what {
+            What::Artifact(change, artifact) => Some((*change, artifact)),
             _ => None,
         }
     }
@@ -107,6 +115,7 @@ impl Watch {
                     E::Execution(e) => execution(e),
                     E::Step(s) => step(s),
                     E::Metrics(recorded) => What::Metrics(recorded.points),
+                    E::Artifact(a) => artifact(a),
                     E::SnapshotComplete(_) => What::SnapshotComplete,
                     E::Keepalive(_) => What::Keepalive,
                     other => panic!("an event that is not in this version: {other:?}"),
@@ -118,6 +127,7 @@ impl Watch {
                 let what = match response.event.expect("an event says what happened") {
                     E::Execution(e) => execution(e),
                     E::Step(s) => step(s),
+                    E::Artifact(a) => artifact(a),
                     E::SnapshotComplete(_) => What::SnapshotComplete,
                     E::Keepalive(_) => What::Keepalive,
                     other => panic!("an event that is not in this version: {other:?}"),
@@ -142,8 +152,9 @@ impl Watch {
         };
         let Some((key, revision)) = event.record() else { return };
         if deleted {
-            // The id may be used again by a new record.
-            self.revisions.retain(|known, _| known.0 != key.0);
+            // The id may be used again by a new record; with an execution its steps are gone.
+            self.revisions
+                .retain(|known, _| *known != key && (key.1.is_some() || known.0 != key.0));
             return;
         }
         if let Some(before) = self.revisions.insert(key.clone(), revision) {
@@ -249,6 +260,11 @@ impl Watch {
 fn execution(change: proto::ExecutionChange) -> What {
     let kind = change.change_type();
     What::Execution(kind, change.execution.expect("a change carries its execution"))
+}
+
+fn artifact(change: proto::ArtifactChange) -> What {
+    let kind = change.change_type();
+    What::Artifact(kind, change.artifact.expect("a change carries its artifact"))
 }
 
 fn step(change: proto::StepChange) -> What {

@@ -166,6 +166,11 @@ impl Batch<'_> {
             if !careful {
                 self.recall_from_cache(id, &mut wanted, &mut known);
             }
+            // Whether these steps are there depends on their execution too: one that is being deleted has none.
+            let looks_up = !wanted.steps.is_empty() || !wanted.keys.is_empty();
+            if looks_up && !known.created.contains(id) && !known.facts.executions.contains_key(id) {
+                wanted.executions.insert(id.clone());
+            }
             needs.executions.extend(wanted.executions);
             needs.greatest_step_ids.extend(wanted.greatest_step_ids);
             needs.step_counts.extend(wanted.step_counts);
@@ -248,11 +253,15 @@ impl Batch<'_> {
             self.load_greatest(needs),
             self.load_counts(needs),
         )?;
+        let mut deleted = HashSet::new();
         for raw in executions {
             match documents::read_execution(&raw) {
                 Ok(execution) => {
                     let execution = Arc::new(execution);
                     let id = execution.execution_id.clone();
+                    if execution.deleted_at.is_some() {
+                        deleted.insert(id.clone());
+                    }
                     let record = Record::Execution(Arc::clone(&execution));
                     self.inner.cache.put(RecordKey::execution(&id), record);
                     known.facts.executions.insert(id, Some(execution));
@@ -262,6 +271,7 @@ impl Batch<'_> {
         }
         for raw in steps {
             match documents::read_step(&raw, false) {
+                Ok(step) if deleted.contains(&step.execution_id) => {}
                 Ok(step) => {
                     let step = Arc::new(step);
                     let key = RecordKey::step(&step.execution_id, step.step_id);

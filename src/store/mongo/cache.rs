@@ -82,6 +82,12 @@ impl Cache {
         self.records.remove(key);
     }
 
+    /// Forgets the execution with all its steps. Looks at everything there is: not for every write.
+    pub(super) fn forget_all(&self, execution_id: &str) {
+        self.records.retain(|key, _| key.execution_id != execution_id);
+        self.greatest.remove(execution_id);
+    }
+
     pub(super) fn forget(&self, key: &RecordKey) {
         self.records.remove(key);
         if key.step_id.is_some() {

@@ -1,4 +1,4 @@
-//! The log: one change stream over both collections. It alone says what happened and in which order; records
+//! The log: one change stream over executions, steps and artifacts. It alone says what happened and in which order; records
 //! are looked up only where the stream does not carry them.
 //!
 //! The driver's stream must not be abandoned in the middle of a step, so a task of its own drives it and hands
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bson::oid::ObjectId;
 use bson::raw::{RawBsonRef, RawDocument};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, RawDocumentBuf, doc, rawdoc};
@@ -18,10 +19,11 @@ use mongodb::change_stream::event::ResumeToken;
 use tokio::sync::mpsc;
 
 use super::apply::step_alternatives;
-use super::{Inner, Ready, documents, failure, no_payloads, schema};
+use super::{Inner, Ready, artifact_documents, documents, failure, no_payloads, schema};
 use crate::domain::Millis;
 use crate::store::{
-    Change, ChangeKind, ChangeLog, ChangeReader, Changed, Cursor, Error, Record, RecordKey, Result,
+    Change, ChangeKind, ChangeLog, ChangeReader, Changed, Collection, Cursor, Error, Record,
+    RecordKey, Result,
 };
 
 /// How long the database waits for a change before it answers that there is none.
@@ -121,7 +123,7 @@ async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Re
     };
     let pipeline = [
         doc! { "$match": {
-            "ns.coll": { "$in": [schema::EXECUTIONS, schema::STEPS] },
+            "ns.coll": { "$in": [schema::EXECUTIONS, schema::STEPS, schema::ARTIFACTS] },
             "operationType": { "$in": ["insert", "update", "replace", "delete"] },
         } },
         // Payloads may be huge, and hardly anybody asks for them.
@@ -180,8 +182,10 @@ impl ChangeLog for Log {
         let ready = self.inner.ready().await?;
         let mut executions = HashSet::new();
         let mut steps: HashMap<String, HashSet<i32>> = HashMap::new();
+        let mut artifacts: HashSet<ObjectId> = HashSet::new();
         let mut execution_ids = HashMap::new();
         let mut step_ids = HashMap::new();
+        let mut artifact_ids = HashMap::new();
         for changed in what {
             match changed {
                 Changed::Record(RecordKey { execution_id, step_id, artifact_id }) => {
@@ -192,12 +196,18 @@ impl ChangeLog for Log {
                         (None, None) => {
                             executions.insert(execution_id.clone());
                         }
-                        (None, Some(_)) => {}
+                        (None, Some(artifact_id)) => {
+                            artifacts.extend(ObjectId::parse_str(artifact_id));
+                        }
                     }
                 }
-                Changed::Unknown { steps, id } => {
+                Changed::Unknown { collection, id } => {
                     let Some(value) = document_id_value(id) else { continue };
-                    let ids = if *steps { &mut step_ids } else { &mut execution_ids };
+                    let ids = match collection {
+                        Collection::Executions => &mut execution_ids,
+                        Collection::Steps => &mut step_ids,
+                        Collection::Artifacts => &mut artifact_ids,
+                    };
                     ids.insert(id.clone(), value);
                 }
             }
@@ -216,9 +226,16 @@ impl ChangeLog for Log {
             let ids: Vec<Bson> = step_ids.values().cloned().collect();
             step_filters.push(doc! { "_id": { "$in": ids } });
         }
-        let (found_executions, found_steps) = tokio::try_join!(
+        let mut artifact_filters = Vec::new();
+        if !artifacts.is_empty() || !artifact_ids.is_empty() {
+            let ids = artifacts.iter().copied().map(Bson::ObjectId);
+            let ids: Vec<Bson> = ids.chain(artifact_ids.values().cloned()).collect();
+            artifact_filters.push(doc! { "_id": { "$in": ids } });
+        }
+        let (found_executions, found_steps, found_artifacts) = tokio::try_join!(
             self.find(&ready.committed_executions, execution_filters, None),
             self.find(&ready.committed_steps, step_filters, (!payloads).then(no_payloads)),
+            self.find(&ready.committed_artifacts, artifact_filters, None),
         )?;
         let mut loaded = Vec::new();
         for raw in found_executions {
@@ -230,7 +247,7 @@ impl ChangeLog for Log {
             let key = RecordKey::execution(&execution.execution_id);
             let record = Record::Execution(Arc::new(execution));
             let id = document_id(&raw).filter(|id| execution_ids.contains_key(id));
-            loaded.extend(answers(by_key.then_some(key), id, false, record));
+            loaded.extend(answers(by_key.then_some(key), id, Collection::Executions, record));
         }
         for raw in found_steps {
             let Ok(step) = documents::read_step(&raw, payloads) else { continue };
@@ -239,7 +256,19 @@ impl ChangeLog for Log {
             let key = RecordKey::step(&step.execution_id, step.step_id);
             let record = Record::Step(Arc::new(step));
             let id = document_id(&raw).filter(|id| step_ids.contains_key(id));
-            loaded.extend(answers(by_key.then_some(key), id, true, record));
+            loaded.extend(answers(by_key.then_some(key), id, Collection::Steps, record));
+        }
+        for raw in found_artifacts {
+            let Ok(artifact) = artifact_documents::read(&raw) else { continue };
+            if artifact_documents::deleted_at(&raw).is_some() {
+                continue;
+            }
+            let own_id = raw.get_object_id("_id").ok();
+            let by_key = own_id.is_some_and(|id| artifacts.contains(&id));
+            let key = RecordKey::artifact(&artifact.execution_id, &artifact.artifact_id);
+            let record = Record::Artifact(Arc::new(artifact));
+            let id = document_id(&raw).filter(|id| artifact_ids.contains_key(id));
+            loaded.extend(answers(by_key.then_some(key), id, Collection::Artifacts, record));
         }
         Ok(loaded)
     }
@@ -249,11 +278,11 @@ impl ChangeLog for Log {
 fn answers(
     key: Option<RecordKey>,
     id: Option<Vec<u8>>,
-    steps: bool,
+    collection: Collection,
     record: Record,
 ) -> impl Iterator<Item = (Changed, Record)> {
     let by_key = key.map(Changed::Record);
-    let by_id = id.map(|id| Changed::Unknown { steps, id });
+    let by_id = id.map(|id| Changed::Unknown { collection, id });
     by_key.into_iter().chain(by_id).map(move |changed| (changed, record.clone()))
 }
 
@@ -414,8 +443,13 @@ impl ChangeReader for Reader {
     }
 }
 
-/// `execution_id/step_id/revision`; an execution id may itself have slashes.
-fn parse_last_change(text: &str) -> Option<(RecordKey, i64)> {
+/// `execution_id/step_id/revision`, of an artifact `execution_id//artifact_id`; an execution id may itself have
+/// slashes.
+fn parse_last_change(collection: Collection, text: &str) -> Option<(RecordKey, i64)> {
+    if collection == Collection::Artifacts {
+        let (execution_id, artifact_id) = artifact_documents::parse_last_change(text)?;
+        return Some((RecordKey::artifact(execution_id, artifact_id), 0));
+    }
     let mut parts = text.rsplitn(3, '/');
     let revision = parts.next()?.parse().ok()?;
     let step_id = parts.next()?;
@@ -441,13 +475,16 @@ fn moment(event: &RawDocument) -> Millis {
 
 /// What a change event means; `None` where it is no change of a record.
 fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
-    let collection = event.get_document("ns").ok()?.get_str("coll").ok()?;
-    let steps = collection == schema::STEPS;
+    let collection = match event.get_document("ns").ok()?.get_str("coll").ok()? {
+        schema::STEPS => Collection::Steps,
+        schema::ARTIFACTS => Collection::Artifacts,
+        _ => Collection::Executions,
+    };
     let id = event.get_document("documentKey").ok().and_then(document_id);
     let mut change = Change {
         cursor: cursor.clone(),
         at: moment(event),
-        what: Changed::Unknown { steps, id: id.clone().unwrap_or_default() },
+        what: Changed::Unknown { collection, id: id.clone().unwrap_or_default() },
         kind: ChangeKind::Updated,
         revision: None,
         status_changed: true,
@@ -458,12 +495,19 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
     match event.get_str("operationType").ok()? {
         operation @ ("insert" | "replace") => {
             let document = event.get_document("fullDocument").ok()?;
-            let (record, deleted) = if steps {
-                (Record::Step(Arc::new(documents::read_step(document, false).ok()?)), false)
-            } else {
-                let execution = documents::read_execution(document).ok()?;
-                let deleted = execution.deleted_at.is_some();
-                (Record::Execution(Arc::new(execution)), deleted)
+            let (record, deleted) = match collection {
+                Collection::Steps => {
+                    (Record::Step(Arc::new(documents::read_step(document, false).ok()?)), false)
+                }
+                Collection::Executions => {
+                    let execution = documents::read_execution(document).ok()?;
+                    let deleted = execution.deleted_at.is_some();
+                    (Record::Execution(Arc::new(execution)), deleted)
+                }
+                Collection::Artifacts => {
+                    let deleted = artifact_documents::deleted_at(document).is_some();
+                    (Record::Artifact(Arc::new(artifact_documents::read(document).ok()?)), deleted)
+                }
             };
             if deleted {
                 return None;
@@ -487,7 +531,10 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
             for element in updated {
                 let (name, value) = element.ok()?;
                 match name.as_str() {
-                    "last_change" => last_change = value.as_str().and_then(parse_last_change),
+                    "last_change" => {
+                        let parse = |text: &str| parse_last_change(collection, text);
+                        last_change = value.as_str().and_then(parse);
+                    }
                     "deleted_at" => deleted = true,
                     _ => {}
                 }
@@ -503,8 +550,8 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
                         change.kind = ChangeKind::Deleted;
                     }
                 }
-                // A heartbeat is stored and is no change.
-                None if names == ["last_heartbeat_at"] => return None,
+                // Stored, and no change: a heartbeat, or that retention was there.
+                None if names == ["last_heartbeat_at"] || names == ["trims"] => return None,
                 None => {}
             }
         }

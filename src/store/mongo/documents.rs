@@ -238,7 +238,7 @@ fn guard_date(query: &mut RawDocumentBuf, key: &'static CStr, at: Option<Millis>
     }
 }
 
-fn guard_revision(query: &mut RawDocumentBuf, revision: i64) {
+pub(super) fn guard_revision(query: &mut RawDocumentBuf, revision: i64) {
     match revision {
         0 => query.append(cstr!("revision"), rawdoc! { "$in": [0_i64, null] }),
         revision => query.append(cstr!("revision"), revision),

@@ -4,6 +4,7 @@
 //! it is executed once, `apply` and `delete` how writes become commands, `read` and `changes` the rest.
 
 mod apply;
+mod artifact_documents;
 mod artifacts;
 mod cache;
 mod changes;
@@ -16,6 +17,8 @@ pub mod inspect;
 mod leases;
 mod metrics;
 mod read;
+mod remove;
+mod retention;
 mod schema;
 
 use std::future::IntoFuture;
@@ -39,12 +42,14 @@ use tokio::sync::watch;
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Execution, MetricPoint, Millis, Step, StepRef};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
+use crate::domain::{Artifact, Execution, MetricPoint, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
 pub use metrics::METRICS;
-pub use schema::{CONFIGURATIONS, EXECUTIONS, STEPS};
+pub use schema::{ARTIFACTS, CONFIGURATIONS, EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time: more only make batches smaller.
 const LANES: usize = 4;
@@ -114,6 +119,11 @@ pub fn new_step(record: &Step) -> Result<RawDocumentBuf> {
 /// The document of a new point of metrics, as this store inserts it.
 pub fn new_point(execution_id: &str, point: &MetricPoint) -> Result<RawDocumentBuf> {
     metrics::write_point(bson::oid::ObjectId::new(), execution_id, point)
+}
+
+/// The document of a new artifact, as this store inserts it.
+pub fn new_artifact(record: &Artifact) -> Result<RawDocumentBuf> {
+    artifact_documents::insert(record)
 }
 
 /// The database once it has answered and is set up.
@@ -320,10 +330,10 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
     Ok(Ready {
         executions: collection(schema::EXECUTIONS, Some(ReadConcern::local())),
         steps: collection(schema::STEPS, Some(ReadConcern::local())),
+        artifacts: collection(schema::ARTIFACTS, Some(ReadConcern::local())),
         committed_executions: collection(schema::EXECUTIONS, committed.clone()),
         committed_steps: collection(schema::STEPS, committed.clone()),
         metrics,
-        artifacts: collection(schema::ARTIFACTS, Some(ReadConcern::local())),
         committed_artifacts: collection(schema::ARTIFACTS, committed),
         uploads: collection(schema::UPLOADS, Some(ReadConcern::local())),
         commander: Commander::new(database.clone(), concern, inner.patience),
@@ -424,6 +434,15 @@ impl Inner {
         turn.await.map_err(|_| failure::timeout())
     }
 
+    /// The same for who judges the driver's error: `Err` is only that no answer came in time.
+    async fn try_call<T, F>(&self, call: F) -> Result<mongodb::error::Result<T>>
+    where
+        F: IntoFuture<Output = mongodb::error::Result<T>>,
+    {
+        let answer = tokio::time::timeout(self.patience * 2, call.into_future()).await;
+        answer.map_err(|_| failure::timeout())
+    }
+
     /// All documents that a query finds. `Err` also when they do not come in time.
     async fn all(
         &self,
@@ -496,6 +515,14 @@ impl Store for MongoStore {
         read::steps(&self.inner, query).await
     }
 
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+        read::artifacts(&self.inner, query).await
+    }
+
+    async fn remove(&self, execution_id: &str) -> Result<()> {
+        remove::remove(&self.inner, execution_id).await
+    }
+
     async fn leases(&self, now: Millis) -> Result<Leases> {
         leases::leases(&self.inner, now).await
     }
@@ -528,7 +555,7 @@ impl Store for MongoStore {
     }
 
     async fn sweep(&self) -> Result<()> {
-        delete::sweep(&self.inner).await?;
+        remove::sweep(&self.inner).await?;
         configurations::sweep(&self.inner).await
     }
 

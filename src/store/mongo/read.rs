@@ -1,15 +1,17 @@
 //! Single records and pages. A page is a walk along an index: each of its parts is a plain range in index
 //! order, so the database never sorts and never skips.
 
+use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use mongodb::options::Hint;
 use mongodb::{Collection, Cursor};
 
-use super::{Inner, Ready, documents, failure, no_payloads};
+use super::{Inner, Ready, artifact_documents, documents, failure, no_payloads, schema};
 use crate::domain::query::{
-    ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
+    ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery,
+    Page, StepQuery,
 };
-use crate::domain::{Execution, ExecutionStatus, Millis, Step, StepRef};
+use crate::domain::{Artifact, Execution, ExecutionStatus, Millis, Step, StepRef};
 use crate::store::{Error, Result};
 
 /// Ranges the database walks side by side at most; beyond that it would sort in memory.
@@ -41,10 +43,57 @@ pub(super) async fn step(
     if filter.len() == 1 {
         return Ok(None);
     }
-    let Some(raw) = inner.call(ready.committed_steps.find_one(filter)).await? else {
-        return Ok(None);
-    };
-    documents::read_step(&raw, true).map(Some)
+    let marked = doc! { "execution_id": execution_id, "deleted_at": { "$gt": schema::epoch() } };
+    let marked = ready.committed_executions.find_one(marked).projection(doc! { "_id": 1 });
+    let (found, marked) = tokio::try_join!(
+        inner.call(ready.committed_steps.find_one(filter)),
+        // The steps of an execution that is being deleted go away one by one, but for everybody at once.
+        inner.call(marked),
+    )?;
+    match found {
+        Some(raw) if marked.is_none() => documents::read_step(&raw, true).map(Some),
+        _ => Ok(None),
+    }
+}
+
+pub(super) async fn artifacts(
+    inner: &Inner,
+    query: &ArtifactQuery,
+) -> Result<Page<Artifact, ArtifactKey>> {
+    let ready = inner.ready().await?;
+    let mut filter = doc! { "execution_id": &query.execution_id };
+    if let Some(after) = &query.after {
+        let after = after.0.as_slice().try_into().map_err(|_| Error::BadCursor)?;
+        filter.insert("_id", doc! { "$gt": ObjectId::from_bytes(after) });
+    }
+    let limit = query.limit.max(1);
+    let find = ready
+        .committed_artifacts
+        .find(filter)
+        .sort(doc! { "_id": 1 })
+        .batch_size(u32::try_from(limit + 1).unwrap_or(FETCHED_AT_ONCE));
+    let mut cursor = inner.call(find).await?;
+    let mut page = Page { records: Vec::new(), next: None };
+    let mut last = None;
+    while inner.call(cursor.advance()).await? {
+        if page.records.len() == limit {
+            page.next = last;
+            break;
+        }
+        let raw = cursor.current();
+        match artifact_documents::read(raw) {
+            Ok(_) if artifact_documents::deleted_at(raw).is_some() => {}
+            Ok(artifact) => {
+                last = raw.get_object_id("_id").ok().map(|id| ArtifactKey(id.bytes().to_vec()));
+                page.records.push(artifact);
+            }
+            Err(Error::Corrupt { collection, id, field }) => {
+                tracing::warn!(collection, id, field, "a stored record cannot be read");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(page)
 }
 
 /// The index a list walks along: equality on its first fields, then time and id.

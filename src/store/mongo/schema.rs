@@ -12,7 +12,7 @@ use crate::store::Result;
 pub const EXECUTIONS: &str = "executions";
 pub const STEPS: &str = "execution_steps";
 pub const CONFIGURATIONS: &str = "app_configurations";
-pub(super) const ARTIFACTS: &str = "execution_artifacts";
+pub const ARTIFACTS: &str = "execution_artifacts";
 /// Bytes of artifacts on their way.
 pub(super) const UPLOADS: &str = "stepwell_uploads";
 /// What Stepwell keeps for itself.

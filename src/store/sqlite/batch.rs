@@ -8,7 +8,6 @@ use rusqlite::{Connection, ErrorCode, params_from_iter};
 
 use super::changes::{self, Entry};
 use super::known::{Known, KnownExecution};
-use super::metrics;
 use super::read;
 use super::rows::{
     Cell, EXECUTION_COLUMNS, PayloadChange, STEP_COLUMNS, differences, execution_cells, step_cells,
@@ -75,16 +74,23 @@ impl Batch<'_> {
         Ok(all)
     }
 
-    fn execution(&mut self, execution_id: &str) -> Result<Option<KnownExecution>> {
+    /// Being deleted or not.
+    pub(super) fn execution(&mut self, execution_id: &str) -> Result<Option<KnownExecution>> {
         if let Some(known) = self.known.execution(execution_id) {
             return Ok(Some(known.clone()));
         }
-        let Some((row, record)) = read::execution(self.connection, execution_id)? else {
+        let Some((row, record)) = read::any_execution(self.connection, execution_id)? else {
             return Ok(None);
         };
         let known = KnownExecution::new(row, Arc::new(record), None);
         self.known.put_execution(known.clone());
         Ok(Some(known))
+    }
+
+    /// One that may have steps: those of an execution that is being deleted are none any more.
+    fn parent(&mut self, execution_id: &str) -> Result<Option<KnownExecution>> {
+        let known = self.execution(execution_id)?;
+        Ok(known.filter(|known| known.record.deleted_at.is_none()))
     }
 
     /// The greatest number of a step, -1 without steps.
@@ -107,7 +113,7 @@ impl Batch<'_> {
             facts.executions.insert(id.clone(), execution);
         }
         for (id, step_ids) in &needs.steps {
-            let Some(known) = self.execution(id)? else { continue };
+            let Some(known) = self.parent(id)? else { continue };
             let greatest = self.greatest(&known)?;
             for step_id in step_ids {
                 let key = RecordKey::step(id, *step_id);
@@ -123,7 +129,7 @@ impl Batch<'_> {
             }
         }
         for (id, keys) in &needs.keys {
-            let Some(known) = self.execution(id)? else { continue };
+            let Some(known) = self.parent(id)? else { continue };
             if self.greatest(&known)? < 0 {
                 continue;
             }
@@ -137,12 +143,12 @@ impl Batch<'_> {
             }
         }
         for id in &needs.greatest_step_ids {
-            if let Some(known) = self.execution(id)? {
+            if let Some(known) = self.parent(id)? {
                 facts.greatest_step_ids.insert(id.clone(), self.greatest(&known)?);
             }
         }
         for id in &needs.step_counts {
-            if let Some(known) = self.execution(id)? {
+            if let Some(known) = self.parent(id)? {
                 let count = read::step_count(self.connection, known.parent())?;
                 facts.step_counts.insert(id.clone(), count);
             }
@@ -189,7 +195,7 @@ impl Batch<'_> {
                 let step_ids = [named.step_id, named.step_key.as_ref().and_then(by_key)];
                 let Some(step) = step_ids.into_iter().flatten().find_map(known) else { continue };
                 let step_id = step.step_id;
-                let Some(known) = self.execution(&write.execution_id)? else { continue };
+                let Some(known) = self.parent(&write.execution_id)? else { continue };
                 let full = read::step_by_id(self.connection, known.parent(), step_id, true)?;
                 if let Some(full) = full {
                     facts.add_step(Arc::new(full));
@@ -266,7 +272,11 @@ impl Batch<'_> {
             return Ok(());
         }
         let Some(after) = &dirty.after else {
-            return self.delete(id);
+            return match self.parent(id)? {
+                Some(known) => self.mark(&known),
+                // Marked before.
+                None => Ok(()),
+            };
         };
         match dirty.before.as_deref() {
             None => {
@@ -297,14 +307,11 @@ impl Batch<'_> {
         match (dirty.before.as_deref(), dirty.after.as_deref()) {
             (before, Some(after)) if dirty.changed => {
                 self.log(Entry::of_execution(key, before, after))?;
+                Ok(true)
             }
-            (Some(before), None) if dirty.changed => {
-                let revision = before.revision.saturating_add(1).max(self.at.saturating_mul(1000));
-                self.log(Entry::of_delete(key, revision))?;
-            }
-            _ => return Ok(false),
+            // What the mark of a deletion tells is logged with it.
+            _ => Ok(false),
         }
-        Ok(true)
     }
 
     /// `bare` is the step after the change, without payloads.
@@ -391,20 +398,21 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn delete(&mut self, execution_id: &str) -> Result<()> {
-        let Some(known) = self.execution(execution_id)? else { return Ok(()) };
-        let step_ids = read::step_ids(self.connection, known.parent())?;
-        for sql in [
-            "DELETE FROM step_payloads WHERE id IN (\
-             SELECT 2 * id FROM steps WHERE execution = ?1 UNION ALL \
-             SELECT 2 * id + 1 FROM steps WHERE execution = ?1)",
-            "DELETE FROM steps WHERE execution = ?1",
-            "DELETE FROM executions WHERE id = ?1",
-        ] {
-            self.connection.prepare_cached(sql)?.execute([known.row])?;
-        }
-        metrics::delete(self.connection, execution_id)?;
-        self.known.forget_execution(execution_id, step_ids);
+    /// Marks an execution as deleted: from here on it is one for nobody. `remove` takes it away.
+    pub(super) fn mark(&mut self, before: &KnownExecution) -> Result<()> {
+        let marked = Execution {
+            deleted_at: Some(self.at),
+            updated_at: Some(self.at),
+            revision: before.record.revision.saturating_add(1).max(self.at.saturating_mul(1000)),
+            ..before.record.as_ref().clone()
+        };
+        let cells = (execution_cells(&before.record), execution_cells(&marked));
+        let changes = differences(&EXECUTION_COLUMNS, &cells.0, &cells.1);
+        self.update("executions", "id = ?", changes, &[Cell::Integer(before.row)])?;
+        let key = RecordKey::execution(&marked.execution_id);
+        self.log(Entry::of_delete(&key, marked.revision))?;
+        let known = KnownExecution::new(before.row, Arc::new(marked), before.greatest);
+        self.known.put_execution(known);
         Ok(())
     }
 

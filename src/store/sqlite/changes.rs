@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 use tokio::sync::watch;
 
-use super::{LogEnds, Readers, read};
+use super::{LogEnds, Readers, artifact_rows, read};
 use crate::domain::{Execution, Millis, Step};
 use crate::store::{
     Change, ChangeKind, ChangeLog, ChangeReader, Changed, Cursor, Error, Record, RecordKey, Result,
@@ -193,11 +193,12 @@ impl ChangeLog for SqliteLog {
                 for changed in what {
                     // This log always says which record it is about.
                     let Changed::Record(key) = &changed else { continue };
-                    let record = match key.step_id {
-                        None if key.artifact_id.is_some() => None,
-                        None => read::execution(&snapshot, &key.execution_id)?
-                            .map(|(_, execution)| Record::Execution(Arc::new(execution))),
-                        Some(step_id) => match read::parent(&snapshot, &key.execution_id)? {
+                    let record = match (key.step_id, &key.artifact_id) {
+                        (None, Some(artifact_id)) => artifact_rows::by_id(&snapshot, artifact_id)?
+                            .map(|artifact| Record::Artifact(Arc::new(artifact))),
+                        (None, None) => read::execution(&snapshot, &key.execution_id)?
+                            .map(|execution| Record::Execution(Arc::new(execution))),
+                        (Some(step_id), _) => match read::parent(&snapshot, &key.execution_id)? {
                             Some(parent) => read::step_by_id(&snapshot, parent, step_id, payloads)?
                                 .map(|step| Record::Step(Arc::new(step))),
                             None => None,

@@ -88,11 +88,13 @@ impl Known {
         self.executions.insert(known.record.execution_id.clone(), known);
     }
 
-    pub fn forget_execution(&mut self, execution_id: &str, step_ids: Vec<i32>) {
+    /// Its steps are forgotten one by one, for they went before it.
+    pub fn forget_execution(&mut self, execution_id: &str) {
         self.executions.remove(execution_id);
-        for step_id in step_ids {
-            self.steps.remove(&RecordKey::step(execution_id, step_id));
-        }
+    }
+
+    pub fn forget_step(&mut self, execution_id: &str, step_id: i32) {
+        self.steps.remove(&RecordKey::step(execution_id, step_id));
     }
 
     pub fn set_greatest(&mut self, execution_id: &str, greatest: i32) {

@@ -389,15 +389,18 @@ fn tell(
     told.extend(summaries.map(|(name, summary)| summary.interval(name, start)));
 }
 
-/// Everything that was recorded of an execution.
-pub fn delete(connection: &Connection, execution_id: &str) -> Result<()> {
+/// Deletes what was recorded of an execution, at most so many rows, and says how many. Fewer: that was all.
+pub fn delete(connection: &Connection, execution_id: &str, most: usize) -> Result<usize> {
+    let mut gone = 0;
     for sql in [
-        "DELETE FROM metrics WHERE execution_id = ?1",
-        "DELETE FROM metric_requests WHERE execution_id = ?1",
+        "DELETE FROM metrics WHERE id IN (SELECT id FROM metrics WHERE execution_id = ?1 LIMIT ?2)",
+        "DELETE FROM metric_requests WHERE (execution_id, request_id) IN (\
+         SELECT execution_id, request_id FROM metric_requests WHERE execution_id = ?1 LIMIT ?2)",
     ] {
-        connection.prepare_cached(sql)?.execute([execution_id])?;
+        let room = i64::try_from(most - gone).unwrap_or(i64::MAX);
+        gone += connection.prepare_cached(sql)?.execute(params![execution_id, room])?;
     }
-    Ok(())
+    Ok(gone)
 }
 
 /// Lets go of a piece of what is too old. `false`: there was no more.

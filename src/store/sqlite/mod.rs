@@ -2,6 +2,7 @@
 //! on threads of its own, never on the runtime's. Knows nothing of protocols.
 
 mod apply;
+mod artifact_rows;
 mod artifacts;
 mod batch;
 mod changes;
@@ -10,6 +11,8 @@ pub mod inspect;
 mod known;
 mod metrics;
 mod read;
+mod remove;
+mod retention;
 mod rows;
 mod schema;
 
@@ -25,10 +28,14 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
+#[cfg(test)]
+use super::{ChangeKind, RecordKey};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
-use crate::domain::{Execution, Millis, Step, StepRef};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
+use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
 use apply::{Job, Writer};
 
@@ -190,6 +197,7 @@ pub struct SqliteStore {
     secret: [u8; 32],
     clock: Arc<dyn Clock>,
     metrics_kept_ms: Option<i64>,
+    retention: retention::Lease,
 }
 
 impl SqliteStore {
@@ -237,7 +245,8 @@ impl SqliteStore {
             .name("sqlite-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(io(&path))?;
-        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, clock, metrics_kept_ms }))
+        let retention = retention::Lease::default();
+        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, clock, metrics_kept_ms, retention }))
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -255,6 +264,34 @@ impl SqliteStore {
         work: impl FnOnce(&mut batch::Batch<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.job(|reply| Job::write(work, reply)).await?
+    }
+}
+
+#[cfg(test)]
+impl SqliteStore {
+    /// Stores an artifact, as an upload will.
+    pub async fn store_artifact(&self, artifact: Artifact) {
+        self.write(move |batch| {
+            artifact_rows::insert(batch.connection, &artifact, batch.at)?;
+            let key = RecordKey::artifact(artifact.execution_id, artifact.artifact_id);
+            batch.log(changes::Entry {
+                kind: ChangeKind::Created,
+                ..changes::Entry::of_delete(&key, 0)
+            })
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Marks an artifact as deleted.
+    pub async fn mark_artifact(&self, key: RecordKey) {
+        self.write(move |batch| {
+            let sql = "UPDATE artifacts SET deleted_at = 1 WHERE artifact_id = ?1";
+            assert_eq!(batch.connection.execute(sql, [&key.artifact_id])?, 1);
+            batch.log(changes::Entry::of_delete(&key, 0))
+        })
+        .await
+        .unwrap();
     }
 }
 
@@ -288,12 +325,7 @@ impl Store for SqliteStore {
 
     async fn execution(&self, execution_id: &str) -> Result<Option<Execution>> {
         let execution_id = execution_id.to_owned();
-        self.readers
-            .run(move |connection| {
-                let found = read::execution(connection, &execution_id)?;
-                Ok(found.map(|(_, execution)| execution))
-            })
-            .await
+        self.readers.run(move |connection| read::execution(connection, &execution_id)).await
     }
 
     async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
@@ -309,6 +341,15 @@ impl Store for SqliteStore {
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {
         let query = query.clone();
         self.readers.run(move |connection| read::steps(connection, &query)).await
+    }
+
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+        let query = query.clone();
+        self.readers.run(move |connection| artifact_rows::page(connection, &query)).await
+    }
+
+    async fn remove(&self, execution_id: &str) -> Result<()> {
+        self.remove_all(vec![execution_id.to_owned()]).await
     }
 
     async fn leases(&self, now: Millis) -> Result<Leases> {
@@ -348,7 +389,8 @@ impl Store for SqliteStore {
         while self.job(|reply| Job::Prune { reply }).await?? {}
         let (now, kept_ms) = (self.clock.now().millis(), self.metrics_kept_ms);
         while self.write(move |batch| metrics::expire(batch.connection, now, kept_ms)).await? {}
-        Ok(())
+        let marked = self.readers.run(remove::marked).await?;
+        self.remove_all(marked).await
     }
 
     async fn close(&self) {

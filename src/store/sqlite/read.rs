@@ -50,18 +50,28 @@ pub struct Parent<'a> {
     pub execution_id: &'a str,
 }
 
-/// The execution of this id, with its row.
-pub fn execution(connection: &Connection, execution_id: &str) -> Result<Option<(i64, Execution)>> {
+/// The execution of this id, unless it is being deleted.
+pub fn execution(connection: &Connection, execution_id: &str) -> Result<Option<Execution>> {
+    let found = any_execution(connection, execution_id)?.map(|(_, execution)| execution);
+    Ok(found.filter(|execution| execution.deleted_at.is_none()))
+}
+
+/// The execution of this id, being deleted or not, with its row.
+pub fn any_execution(
+    connection: &Connection,
+    execution_id: &str,
+) -> Result<Option<(i64, Execution)>> {
     let mut statement = connection.prepare_cached(&QUERIES.execution)?;
     let mut rows = statement.query([execution_id])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some((row.get(EXECUTION_COLUMNS.len())?, execution_of(row)?)))
 }
 
-/// The row of this execution.
+/// The row of this execution, unless it is being deleted.
 pub fn parent<'a>(connection: &Connection, execution_id: &'a str) -> Result<Option<Parent<'a>>> {
-    let mut statement =
-        connection.prepare_cached("SELECT id FROM executions WHERE execution_id = ?1")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM executions WHERE execution_id = ?1 AND deleted_at IS NULL",
+    )?;
     let row = statement.query_row([execution_id], |row| row.get(0)).optional()?;
     Ok(row.map(|row| Parent { row, execution_id }))
 }
@@ -109,14 +119,6 @@ pub fn greatest_step_id(connection: &Connection, parent: Parent<'_>) -> Result<i
         connection.prepare_cached("SELECT max(step_id) FROM steps WHERE execution = ?1")?;
     let greatest: Option<i32> = statement.query_row([parent.row], |row| row.get(0))?;
     Ok(greatest.unwrap_or(-1))
-}
-
-/// The numbers of all steps.
-pub fn step_ids(connection: &Connection, parent: Parent<'_>) -> Result<Vec<i32>> {
-    let mut statement =
-        connection.prepare_cached("SELECT step_id FROM steps WHERE execution = ?1")?;
-    let step_ids = statement.query_map([parent.row], |row| row.get(0))?;
-    Ok(step_ids.collect::<rusqlite::Result<_>>()?)
 }
 
 /// How many steps there are.
@@ -363,7 +365,7 @@ pub fn executions(
         let row = cursor.get().expect("a cursor whose head was not taken stands on a row");
         let execution = execution_of(row)?;
         last = Some(ExecutionKey::of(&execution));
-        if query.filter.matches(&execution) {
+        if execution.deleted_at.is_none() && query.filter.matches(&execution) {
             page.records.push(execution);
         }
         heads.extend(head(cursor, next.range)?);
@@ -379,7 +381,7 @@ pub fn leases(connection: &Connection, now: Millis) -> Result<Leases> {
         "SELECT execution_id, heartbeat_timeout_ms, stored_at, \
                 last_heartbeat_at, updated_at, created_at, id \
          FROM executions INDEXED BY executions_lease \
-         WHERE status = 'running' AND heartbeat_timeout_ms IS NOT NULL",
+         WHERE status = 'running' AND heartbeat_timeout_ms IS NOT NULL AND deleted_at IS NULL",
     )?;
     let mut of_steps =
         snapshot.prepare_cached("SELECT max(updated_at) FROM steps WHERE execution = ?1")?;

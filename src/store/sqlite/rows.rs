@@ -17,7 +17,7 @@ pub const INLINE_BYTES: usize = 2048;
 const IS_DOCUMENT: u8 = 0;
 const HOLDS_VALUE: u8 = 1;
 
-pub const EXECUTION_COLUMNS: [&str; 26] = [
+pub const EXECUTION_COLUMNS: [&str; 27] = [
     "execution_id",
     "app_id",
     "app_name",
@@ -44,6 +44,7 @@ pub const EXECUTION_COLUMNS: [&str; 26] = [
     "create_digest",
     "start_digest",
     "finish_digest",
+    "deleted_at",
 ];
 
 /// Without the execution: `steps.execution` is its row.
@@ -196,6 +197,7 @@ pub fn execution_cells(execution: &Execution) -> [Cell<'_>; EXECUTION_COLUMNS.le
         text(&execution.digests.create),
         text(&execution.digests.start),
         text(&execution.digests.finish),
+        integer(execution.deleted_at),
     ]
 }
 
@@ -336,7 +338,7 @@ pub fn execution_of(row: &Row<'_>) -> Result<Execution> {
         pinned: columns.get()?,
         configuration_version: columns.get()?,
         digests: columns.digests()?,
-        deleted_at: None,
+        deleted_at: columns.get()?,
     })
 }
 

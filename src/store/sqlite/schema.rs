@@ -215,9 +215,12 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX metric_requests_known ON metric_requests (known_until)
         WHERE known_until IS NOT NULL;
 ", "
-    -- By age, for retention.
+    -- By age, for retention. An execution with `deleted_at` is one for nobody any more: its steps are being taken
+    -- away, then it goes itself.
     CREATE INDEX executions_stored ON executions (stored_at);
     CREATE INDEX steps_stored ON steps (stored_at);
+    ALTER TABLE executions ADD COLUMN deleted_at INTEGER;
+    CREATE INDEX executions_deleted ON executions (deleted_at) WHERE deleted_at IS NOT NULL;
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

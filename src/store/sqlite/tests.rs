@@ -254,6 +254,7 @@ async fn a_deleted_execution_takes_steps_and_payloads_along() {
     let fields = StepFields { input: Some(long), ..StepFields::default() };
     apply_all(&store, vec![create("e"), start_with("e", by_id(1), fields)]).await;
     apply_all(&store, vec![delete("e")]).await;
+    store.remove("e").await.unwrap();
     let left: i64 = store
         .readers
         .run(|connection| {
@@ -280,6 +281,7 @@ async fn an_execution_made_anew_has_none_of_the_old_steps() {
     apply_all(&store, vec![create("e"), old, start("e", 7)]).await;
     apply_all(&store, vec![delete("e")]).await;
     assert!(store.step("e", &by_id(1)).await.unwrap().is_none());
+    store.remove("e").await.unwrap();
     apply_all(&store, vec![create("f"), start("f", 1), create("e"), start("e", 2)]).await;
     let gone = [update_output("e", 1, Bson::Null), update_output("e", 7, Bson::Null)];
     for outcome in apply(&store, gone.to_vec()).await {

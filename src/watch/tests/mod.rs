@@ -543,6 +543,78 @@ async fn a_deleted_execution_is_told_and_ends_the_watch() {
 }
 
 #[tokio::test]
+async fn an_artifact_of_the_snapshot_is_not_told_again() {
+    let rig = Rig::new(settings());
+    rig.create("e").await;
+    let with = || Options { artifacts: true, follow: true, ..one("e") };
+    // The log is held up: what the snapshot has comes round in it only later.
+    rig.let_read(false);
+    let mut first = rig.watch(with()).await.unwrap();
+    let early = name_of(&rig.artifact("e").await);
+    assert_eq!(next_told(&mut first).await, "+e");
+    assert_eq!(next_told(&mut first).await, format!("+{early}"));
+    complete(&mut first).await;
+    let late = rig.artifact("e").await;
+    rig.artifact("other").await;
+    rig.let_read(true);
+    assert_eq!(next_told(&mut first).await, format!("{} Created", name_of(&late)));
+    rig.delete_artifact(late.clone()).await;
+    assert_eq!(next_told(&mut first).await, format!("{} Deleted", name_of(&late)));
+    // Nobody else is told, neither without asking nor by filter.
+    let mut without = rig.watch(Options { artifacts: false, ..with() }).await.unwrap();
+    let mut all = rig.watch(many(ExecutionFilter::default())).await.unwrap();
+    for watch in [&mut without, &mut all] {
+        complete(watch).await;
+    }
+    rig.artifact("e").await;
+    rig.start("e", 1).await;
+    for watch in [&mut without, &mut all] {
+        assert_eq!(next_told(watch).await, "e/1 Created");
+    }
+    // What was forgotten as long past is told when the log brings it.
+    rig.later(120_000);
+    let latest = name_of(&rig.artifact("e").await);
+    let mut told = next_told(&mut first).await;
+    while told != format!("{latest} Created") {
+        told = next_told(&mut first).await;
+    }
+}
+
+fn name_of(key: &RecordKey) -> String {
+    let id = key.artifact_id.as_deref().unwrap_or_default();
+    format!("{}#{}", key.execution_id, id.trim_start_matches('0'))
+}
+
+#[tokio::test]
+async fn nothing_is_told_of_an_execution_after_its_end_until_it_is_made_anew() {
+    let rig = Rig::new(settings());
+    rig.create("e").await;
+    let step = rig.start("e", 1).await;
+    let mut all = rig.watch(many(ExecutionFilter::default())).await.unwrap();
+    complete(&mut all).await;
+    // Another server may change a step that is about to go.
+    let late = Change {
+        cursor: Cursor(Vec::new()),
+        at: 0,
+        what: Changed::Record(step.key()),
+        kind: ChangeKind::Updated,
+        revision: Some(step.revision() + 1),
+        status_changed: false,
+        metadata_changed: false,
+        body: Some(step),
+        document_id: None,
+    };
+    let end = rig.newest().await + 1;
+    rig.control.foreign.lock().push_back((end, late));
+    rig.delete("e").await;
+    rig.create("e").await;
+    rig.start("e", 1).await;
+    for told in ["e Deleted", "e Created", "e/1 Created"] {
+        assert_eq!(next_told(&mut all).await, told);
+    }
+}
+
+#[tokio::test]
 async fn watchers_stay_connected_while_the_database_is_away() {
     let rig = Rig::new(Settings { keepalive: Duration::from_millis(30), ..small_queue(4) });
     rig.create("e").await;

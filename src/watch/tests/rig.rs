@@ -15,10 +15,12 @@ use tokio_util::task::TaskTracker;
 use crate::clock::{Clock, ManualClock};
 use crate::domain::execution::CreateExecution;
 use crate::domain::limits::Limits;
-use crate::domain::query::{ExecutionKey, ExecutionQuery, Page, StepQuery};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
 use crate::domain::step::StepFields;
 use crate::domain::{
-    Execution, ExecutionOp, ExecutionStatus, Millis, Step, StepOp, StepRef, StepStatus,
+    Artifact, Execution, ExecutionOp, ExecutionStatus, Millis, Step, StepOp, StepRef, StepStatus,
 };
 use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use crate::store::{
@@ -173,6 +175,14 @@ impl Store for TestStore {
 
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {
         self.inner.steps(query).await
+    }
+
+    async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
+        self.inner.artifacts(query).await
+    }
+
+    async fn remove(&self, execution_id: &str) -> Result<()> {
+        self.inner.remove(execution_id).await
     }
 
     async fn leases(&self, now: Millis) -> Result<Leases> {
@@ -345,6 +355,33 @@ impl Rig {
 
     pub async fn delete(&self, id: &str) {
         self.write(id, Op::Execution(ExecutionOp::Delete { force: true })).await;
+        self.store.remove(id).await.unwrap();
+    }
+
+    /// Stores an artifact; its key.
+    pub async fn artifact(&self, id: &str) -> RecordKey {
+        let number = self.moment.fetch_add(1, Ordering::SeqCst);
+        let artifact_id = format!("{number:024x}");
+        let artifact = Artifact {
+            artifact_id: artifact_id.clone(),
+            execution_id: id.to_owned(),
+            step_id: None,
+            artifact_type: "log".to_owned(),
+            artifact_name: "out.txt".to_owned(),
+            mime_type: None,
+            size_bytes: Some(1),
+            storage_type: None,
+            storage_path: None,
+            metadata: bson::Document::new(),
+            created_at: None,
+            sha256: None,
+        };
+        self.store.inner.store_artifact(artifact).await;
+        RecordKey::artifact(id, artifact_id)
+    }
+
+    pub async fn delete_artifact(&self, key: RecordKey) {
+        self.store.inner.mark_artifact(key).await;
     }
 
     pub async fn newest(&self) -> u64 {
@@ -393,6 +430,7 @@ pub fn one(id: &str) -> Options {
     Options {
         scope: Scope::Execution(id.to_owned()),
         steps: true,
+        artifacts: false,
         payloads: false,
         metrics: None,
         follow: false,
@@ -417,9 +455,10 @@ pub async fn next(watch: &mut Watch) -> Delivery {
 
 /// What a message says, in short: `+e@1` for a record of the snapshot, `e/1@2 Updated` for a change.
 pub fn told(delivery: &Delivery) -> String {
-    let name = |key: &RecordKey| match key.step_id {
-        Some(step_id) => format!("{}/{step_id}", key.execution_id),
-        None => key.execution_id.clone(),
+    let name = |key: &RecordKey| match (key.step_id, &key.artifact_id) {
+        (Some(step_id), _) => format!("{}/{step_id}", key.execution_id),
+        (None, Some(id)) => format!("{}#{}", key.execution_id, id.trim_start_matches('0')),
+        (None, None) => key.execution_id.clone(),
     };
     match delivery {
         Delivery::Current(record, _) => format!("+{}", name(&record.key())),

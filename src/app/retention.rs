@@ -1,0 +1,296 @@
+//! Deletes what is not kept any longer, in bounded batches with a pause after each as long as it took, so that
+//! writers hardly notice. One run at a time on a database, whichever server it is on.
+//!
+//! A run walks through each collection from the oldest record on, up to the first that is too young for any rule.
+//! It only proposes: the store decides again in the very moment of the delete.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::error::{Error, Result};
+use super::ids;
+use crate::clock::Clock;
+use crate::domain::Millis;
+use crate::domain::retention::{Kind, Policy};
+use crate::store::retention::{Aged, Removed, RetentionStore};
+use crate::telemetry::metrics;
+
+/// Records looked at, and deleted, at a time.
+const BATCH: usize = 500;
+/// How long a run is the only one without a sign of life; it gives one three times as often.
+const LEASE: Duration = Duration::from_secs(15);
+/// The longest pause after a batch.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often a server looks whether it is time for a run, at most and at least.
+const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15 * 60)];
+
+/// What retention did to one collection, or would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    pub records: u64,
+    /// Size of artifacts.
+    pub bytes: i64,
+    /// When the oldest record that is kept was stored.
+    pub oldest_kept: Option<Millis>,
+}
+
+/// What retention did, or would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub executions: Count,
+    pub steps: Count,
+    pub artifacts: Count,
+}
+
+impl Counts {
+    fn of(&mut self, kind: Kind) -> &mut Count {
+        match kind {
+            Kind::Executions => &mut self.executions,
+            Kind::Steps => &mut self.steps,
+            Kind::Artifacts => &mut self.artifacts,
+        }
+    }
+
+    fn add(&mut self, removed: &Removed) {
+        self.executions.records += removed.executions;
+        self.steps.records += removed.steps;
+        self.artifacts.records += removed.artifacts;
+        self.artifacts.bytes = self.artifacts.bytes.saturating_add(removed.artifact_bytes);
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.executions.records + self.steps.records + self.artifacts.records == 0
+    }
+}
+
+/// Retention of one database.
+pub struct Retention {
+    store: Arc<dyn RetentionStore>,
+    policy: Arc<Policy>,
+    clock: Arc<dyn Clock>,
+    artifacts_marked: Arc<Notify>,
+}
+
+impl Retention {
+    /// `artifacts_marked` is woken when a run may have marked some.
+    pub fn new(
+        store: Arc<dyn RetentionStore>,
+        policy: Policy,
+        clock: Arc<dyn Clock>,
+        artifacts_marked: Arc<Notify>,
+    ) -> Self {
+        Retention { store, policy: Arc::new(policy), clock, artifacts_marked }
+    }
+
+    /// Begins a run: from now on no other one begins until this one ends.
+    pub async fn begin(&self, dry_run: bool) -> Result<Run> {
+        self.try_begin(dry_run, None).await?.ok_or(Error::RetentionRunning)
+    }
+
+    async fn try_begin(
+        &self,
+        dry_run: bool,
+        unless_ended_within: Option<Duration>,
+    ) -> Result<Option<Run>> {
+        let holder = ids::retention_run();
+        let taken = self.store.take_lease(&holder, LEASE, unless_ended_within).await?;
+        Ok(taken.then(|| Run {
+            store: Arc::clone(&self.store),
+            policy: Arc::clone(&self.policy),
+            now: self.clock.now().millis(),
+            dry_run,
+            holder,
+            kept_at: Instant::now(),
+            counts: Counts::default(),
+            artifacts_marked: Arc::clone(&self.artifacts_marked),
+        }))
+    }
+
+    /// Runs every `interval` on one server of the cluster, until the token is cancelled.
+    pub async fn keep(self: Arc<Self>, interval: Duration, stop: CancellationToken) {
+        if interval.is_zero() {
+            return;
+        }
+        let look = (interval / 4).clamp(LOOKS[0], LOOKS[1]);
+        while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
+            let outcome = match self.try_begin(false, Some(interval)).await {
+                Ok(Some(run)) => run.finish(&stop, |_| {}).await,
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(counts) if counts.is_nothing() => {}
+                Ok(counts) => tracing::info!(
+                    retention.executions = counts.executions.records,
+                    retention.steps = counts.steps.records,
+                    retention.artifacts = counts.artifacts.records,
+                    retention.artifact_bytes = counts.artifacts.bytes,
+                    "deleted what is not kept any longer"
+                ),
+                Err(Error::ShuttingDown) => return,
+                Err(error) => tracing::debug!(%error, "retention was cut short"),
+            }
+        }
+    }
+}
+
+/// One run, which is the only one.
+pub struct Run {
+    store: Arc<dyn RetentionStore>,
+    policy: Arc<Policy>,
+    /// Ages are those of the beginning.
+    now: Millis,
+    dry_run: bool,
+    holder: String,
+    /// When the lease was made sure of.
+    kept_at: Instant,
+    counts: Counts,
+    artifacts_marked: Arc<Notify>,
+}
+
+impl Run {
+    /// Does it all. `progress` is told after each batch how much was deleted so far.
+    pub async fn finish(
+        mut self,
+        stop: &CancellationToken,
+        mut progress: impl FnMut(&Counts),
+    ) -> Result<Counts> {
+        let outcome = self.all(stop, &mut progress).await;
+        let ended = outcome.is_ok() && !self.dry_run;
+        self.artifacts_marked.notify_one();
+        if let Err(error) = self.store.drop_lease(&self.holder, ended).await {
+            tracing::debug!(%error, "the lease of retention was not given back; it runs out");
+        }
+        outcome.map(|()| self.counts)
+    }
+
+    async fn all(
+        &mut self,
+        stop: &CancellationToken,
+        progress: &mut impl FnMut(&Counts),
+    ) -> Result<()> {
+        for kind in Kind::ALL {
+            let horizon = self.policy.horizon(kind, self.now);
+            let mut after = None;
+            loop {
+                let began = Instant::now();
+                let page = self.store.by_age(kind, after.as_ref(), BATCH).await?;
+                let youngest = page.records.last().map(|record| record.stored_at);
+                let over = self.judge(kind, page.records);
+                if !over.is_empty() {
+                    self.take(kind, over, stop, progress).await?;
+                }
+                progress(&self.counts);
+                let old_ones_left = match (youngest, horizon) {
+                    (None, _) => true,
+                    (Some(youngest), Some(horizon)) => youngest < horizon,
+                    (Some(_), None) => false,
+                };
+                // Beyond the horizon only the oldest that is kept is looked for.
+                let done = !old_ones_left && self.counts.of(kind).oldest_kept.is_some();
+                match page.next {
+                    Some(next) if !done => after = Some(next),
+                    _ => break,
+                }
+                self.pause(began, stop).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that are not kept. What belongs to an execution that is not kept went with it, or would go.
+    fn judge(&mut self, kind: Kind, records: Vec<Aged>) -> Vec<Aged> {
+        let (policy, now) = (Arc::clone(&self.policy), self.now);
+        let mut over = Vec::new();
+        for record in records {
+            let owner = record.owner.as_ref();
+            if kind != Kind::Executions
+                && owner.is_some_and(|owner| policy.execution_is_over(owner, now))
+            {
+                continue;
+            }
+            if policy.is_over(kind, owner, record.stored_at, now) {
+                over.push(record);
+            } else {
+                self.counts.of(kind).oldest_kept.get_or_insert(record.stored_at);
+            }
+        }
+        over
+    }
+
+    /// Deletes what is over, or counts it.
+    async fn take(
+        &mut self,
+        kind: Kind,
+        over: Vec<Aged>,
+        stop: &CancellationToken,
+        progress: &mut impl FnMut(&Counts),
+    ) -> Result<()> {
+        if self.dry_run {
+            let would_go = match kind {
+                Kind::Executions => {
+                    let owners = over.into_iter().filter_map(|record| record.owner);
+                    let ids: Vec<String> = owners.map(|owner| owner.execution_id).collect();
+                    self.store.weigh(&ids).await?
+                }
+                Kind::Steps => Removed { steps: over.len() as u64, ..Removed::default() },
+                Kind::Artifacts => Removed {
+                    artifacts: over.len() as u64,
+                    artifact_bytes: over.iter().map(|record| record.bytes).sum(),
+                    ..Removed::default()
+                },
+            };
+            self.counts.add(&would_go);
+            return Ok(());
+        }
+        let policy = Arc::clone(&self.policy);
+        if kind != Kind::Executions {
+            let removed = self.store.expire_parts(kind, over, policy, self.now).await?;
+            self.removed(&removed);
+            return Ok(());
+        }
+        let mut left = self.store.expire_executions(over, policy, self.now).await?;
+        self.removed(&Removed { executions: left.len() as u64, ..Removed::default() });
+        while !left.is_empty() {
+            let began = Instant::now();
+            let piece = self.store.remove_piece(left).await?;
+            left = piece.left;
+            self.removed(&piece.removed);
+            progress(&self.counts);
+            self.pause(began, stop).await?;
+        }
+        Ok(())
+    }
+
+    fn removed(&mut self, removed: &Removed) {
+        self.counts.add(removed);
+        for (collection, count) in [
+            ("executions", removed.executions),
+            ("execution_steps", removed.steps),
+            ("execution_artifacts", removed.artifacts),
+        ] {
+            if count > 0 {
+                metrics::retention_removed(collection).increment(count);
+            }
+        }
+    }
+
+    /// Leaves the database to others for as long as it was kept busy.
+    async fn pause(&mut self, began: Instant, stop: &CancellationToken) -> Result<()> {
+        let pause = began.elapsed().min(LONGEST_PAUSE);
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return Err(Error::ShuttingDown);
+        }
+        if self.kept_at.elapsed() > LEASE / 3 {
+            if !self.store.keep_lease(&self.holder, LEASE).await? {
+                // It took too long, and another server has begun.
+                return Err(Error::RetentionRunning);
+            }
+            self.kept_at = Instant::now();
+        }
+        Ok(())
+    }
+}
