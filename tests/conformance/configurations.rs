@@ -207,7 +207,6 @@ pub async fn racing_activations_leave_exactly_one_active(b: Backend) {
         one.publish_configuration(publish(numbered(&format!("v{n}"), json!({ "n": n })), false))
             .await;
     }
-    // The first of all switches finds nothing active, which is the hard case.
     let stop = std::sync::atomic::AtomicBool::new(false);
     let look = async {
         let mut seen = 0;
@@ -237,6 +236,31 @@ pub async fn racing_activations_leave_exactly_one_active(b: Backend) {
     let active = active_versions(&one).await;
     assert_eq!(active.len(), 1, "{active:?}, of {seen} seen on the way");
     assert_eq!(one.get_configuration(get(None)).await.version, active[0]);
+}
+
+pub async fn of_two_first_activations_one_stays_active(b: Backend) {
+    // Nothing is active yet, so the two have no document to meet at: the hard case.
+    let (one, two) = b.pair().await;
+    for part in 0..30 {
+        for version in ["a", "b"] {
+            let record = Configuration { sub_app_id: Some(part), ..numbered(version, json!({})) };
+            one.publish_configuration(publish(record, false)).await;
+        }
+        let switch = |version: &str| ActivateConfigurationRequest {
+            sub_app_id: Some(part),
+            ..activate(version)
+        };
+        let (a, b) = futures::future::join(
+            one.activate_configuration(switch("a")),
+            two.activate_configuration(switch("b")),
+        )
+        .await;
+        assert!(a.active && b.active);
+        let list = ListConfigurationsRequest { sub_app_id: Some(part), ..history() };
+        let records = one.list_configurations(list).await.configurations;
+        let active = records.iter().filter(|record| record.active).count();
+        assert_eq!(active, 1, "of part {part}");
+    }
 }
 
 pub async fn apps_without_a_number_are_told_apart_by_name(b: Backend) {

@@ -257,6 +257,7 @@ cases! {
         racing_publishes_of_one_version_have_one_winner: "2.4" "3.PublishConfiguration",
         one_version_is_active_and_a_switch_is_one_step: "3.ActivateConfiguration" "3.GetConfiguration" "3.errors.resource",
         racing_activations_leave_exactly_one_active: "2.4" "3.ActivateConfiguration",
+        of_two_first_activations_one_stays_active: "2.4" "3.ActivateConfiguration",
         apps_without_a_number_are_told_apart_by_name: "1.configurations" "3.GetConfiguration",
         a_history_is_listed_newest_first_in_pages: "3.ListConfigurations" "3.errors.tokens" "3.pages.keyset",
         a_page_of_configurations_ends_early_at_4_mib: "3.bounds.reply" "3.ListConfigurations",
