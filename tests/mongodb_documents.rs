@@ -848,9 +848,13 @@ fn every_lookup_of_the_contract_has_its_index() {
             &["step_name"],
             &["started_at"],
         ];
-        for (collection, indexes) in
-            [("executions", &executions[..]), ("execution_steps", &steps[..])]
-        {
+        // Points end by an option of their time series.
+        let metrics: [&[&str]; 1] = [&["execution_id", "timestamp"]];
+        for (collection, indexes) in [
+            ("executions", &executions[..]),
+            ("execution_steps", &steps[..]),
+            ("execution_metrics", &metrics[..]),
+        ] {
             for keys in indexes {
                 let index = served_by(&b, collection, keys).await;
                 let index = index.unwrap_or_else(|| panic!("{collection}: no index on {keys:?}"));
@@ -990,6 +994,21 @@ fn a_standalone_mongod_does_everything_but_watching() {
         assert_eq!(s.list_executions(ListExecutionsRequest::default()).await.executions.len(), 1);
         let answers = s.ingest_all(vec![ingest_request::Write::CreateExecution(create("f"))]).await;
         assert!(matches!(answers[0], ingest_response::Result::Execution(_)));
+        let point = MetricPoint {
+            timestamp: Some(time(wall_clock_ms())),
+            metrics: [("n".to_owned(), 1.0)].into(),
+            ..Default::default()
+        };
+        let points = RecordMetricsRequest {
+            execution_id: "e".into(),
+            points: vec![point],
+            request_id: Some("r".into()),
+        };
+        for _ in 0..2 {
+            assert_eq!(s.record_metrics(points.clone()).await.accepted, 1);
+        }
+        let query = QueryMetricsRequest { execution_id: "e".into(), ..Default::default() };
+        assert_eq!(s.query_metrics(query).await.points.len(), 1);
         for answer in [s.try_watch(watch("e")).await, s.try_watch_all(watch_all()).await] {
             let status = match answer {
                 Ok(watch) => watch.broken().await,
