@@ -187,7 +187,8 @@ def shared_mongodb():
 
 @functools.cache
 def stubs():
-    """The modules generated from `proto/`, by the names `execution`, `step`, `ingest`, `admin`, `common`."""
+    """The modules generated from `proto/`, by the names `execution`, `step`, `artifact`, `ingest`, `admin`,
+    `common`."""
     from grpc_tools import protoc
 
     out = tempfile.mkdtemp(prefix="stepwell-stubs-")
@@ -204,7 +205,7 @@ def stubs():
     class Stubs:
         common = importlib.import_module("stepwell.v1.common_pb2")
 
-    for name in ("execution", "step", "ingest", "admin"):
+    for name in ("execution", "step", "artifact", "ingest", "admin"):
         setattr(Stubs, name, importlib.import_module(f"stepwell.v1.{name}_service_pb2"))
         setattr(Stubs, f"{name}_grpc", importlib.import_module(f"stepwell.v1.{name}_service_pb2_grpc"))
     return Stubs
