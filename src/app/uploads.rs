@@ -150,6 +150,7 @@ impl Artifacts {
         let came = match self.receive(&mut run, &description, &mut chunks, &taken_over).await {
             Ok(came) => came,
             Err(error) => {
+                let error = run.told(error);
                 self.break_off(*run, &error, may_go_on(&error)).await;
                 return Err(error);
             }
@@ -311,14 +312,7 @@ impl Artifacts {
                     format!("brings the artifact to {came} bytes, more than the limit of {limit}"),
                 ));
             }
-            self.take(run, chunk).await.map_err(|error| match error {
-                // Somebody took away what was there.
-                Error::Bytes(blobs::Error::Missing) => {
-                    let upload_id = run.upload.upload_id.clone();
-                    Refusal::UploadNotFound { upload_id }.into()
-                }
-                other => other,
-            })?;
+            self.take(run, chunk).await?;
         }
     }
 
@@ -370,6 +364,7 @@ impl Artifacts {
         match self.complete(&mut run, description).await {
             Ok(sha256) => self.record(run, description, sha256).await,
             Err(error) => {
+                let error = run.told(error);
                 self.break_off(run, &error, may_go_on(&error)).await;
                 Err(error)
             }
@@ -404,7 +399,15 @@ impl Artifacts {
         let Run { upload, writer, written, resumable, .. } = run;
         // From here on an error that leaves the outcome open leaves everything as it is: the client finds the
         // record, goes on, or the sweep decides.
-        writer.finish().await?;
+        match writer.finish().await {
+            Ok(()) => {}
+            Err(blobs::Error::Missing) => {
+                self.drop_bytes(&upload).await?;
+                self.store.remove_upload(&upload.upload_id, upload.turn).await?;
+                return Err(Refusal::UploadNotFound { upload_id: upload.upload_id }.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
         let digest = description.artifact_digest(&sha256);
         let record = Artifact {
             artifact_id: upload.artifact_id.clone(),
@@ -521,6 +524,16 @@ impl Run {
         self.hash = hash.map_err(|error| blobs::Error::Failed(error.into()))?;
         self.written += bytes;
         Ok(())
+    }
+
+    /// An error as its client sees it: where the storage has lost what came before, there is no upload any more.
+    fn told(&self, error: Error) -> Error {
+        match error {
+            Error::Bytes(blobs::Error::Missing) => {
+                Refusal::UploadNotFound { upload_id: self.upload.upload_id.clone() }.into()
+            }
+            other => other,
+        }
     }
 
     /// Whether the last unit was written, which is no place to go on from.

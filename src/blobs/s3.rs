@@ -67,6 +67,15 @@ fn failure(error: object_store::Error) -> Error {
     }
 }
 
+/// The failure of a part. An upload that the service began and now refuses is one that it has forgotten: nothing
+/// of it can be gone on with.
+fn forgotten(error: object_store::Error) -> Error {
+    match failure(error) {
+        Error::Failed(_) => Error::Missing,
+        other => other,
+    }
+}
+
 impl S3 {
     /// Talks to nobody yet.
     pub fn new(options: &S3Options) -> Result<Self> {
@@ -276,8 +285,7 @@ impl Writer for PartWriter {
             let part = store.put_part(&key, &upload, index, PutPayload::from(unit)).await;
             match part {
                 Ok(part) => Ok((index, part.content_id)),
-                // `Missing`: the service has forgotten the upload, and nothing of it can be gone on with.
-                Err(error) => Err(failure(error)),
+                Err(error) => Err(forgotten(error)),
             }
         });
         Ok(())
@@ -300,7 +308,7 @@ impl Writer for PartWriter {
         }
         let parts = parts.into_iter().map(|content_id| PartId { content_id }).collect();
         let done = self.store.complete_multipart(&self.key, &self.upload, parts).await;
-        match done.map_err(failure) {
+        match done.map_err(forgotten) {
             Ok(_) => Ok(()),
             // Whoever lost the answer may end it once more.
             Err(error) => match self.store.head(&self.key).await {
