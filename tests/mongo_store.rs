@@ -546,7 +546,11 @@ async fn the_log_tells_every_change_in_order_and_resumes() {
     assert!(told[1].body.is_some() && told[1].revision.is_some());
     assert_eq!(told[2].what, Changed::Record(RecordKey::step("a/b", 1)));
     assert!(told[2].status_changed && !told[2].metadata_changed && told[2].body.is_none());
-    assert!(matches!(told[4].what, Changed::Unknown { collection: Collection::Executions, .. }), "{:?}", told[4]);
+    assert!(
+        matches!(told[4].what, Changed::Unknown { collection: Collection::Executions, .. }),
+        "{:?}",
+        told[4]
+    );
     assert!(told[4].metadata_changed && !told[4].status_changed && told[4].revision.is_none());
     assert_eq!(told[5].what, Changed::Record(RecordKey::execution("a/b")));
     assert_eq!(told[4].document_id, told[0].document_id);

@@ -655,8 +655,7 @@ fn foreign_artifacts_are_seen_when_they_come_change_and_go() {
         let s = b.serve().await;
         s.create("e").await;
         let before = b.store_artifact("e", "before", 1).await;
-        let request =
-            WatchExecutionRequest { include_artifacts: true, follow: true, ..watch("e") };
+        let request = WatchExecutionRequest { include_artifacts: true, follow: true, ..watch("e") };
         let mut watch = s.watch(request).await;
         let snapshot = watch.snapshot().await;
         assert_eq!(snapshot[1].artifact().map(|(_, a)| a.artifact_id.clone()), Some(before));

@@ -172,7 +172,10 @@ async fn kills_during_deletes(b: Backend) {
         .await;
         println!("{}: {} deletes were answered, {} left", b.kind.name(), deleted.len(), left.len());
         while let Some(execution_id) = left.pop_first() {
-            server.client.delete_execution(DeleteExecutionRequest { execution_id, force: false }).await;
+            server
+                .client
+                .delete_execution(DeleteExecutionRequest { execution_id, force: false })
+                .await;
         }
         assert_eq!(b.stored().await, [0, 0, 0]);
         server.kill().await;

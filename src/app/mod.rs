@@ -124,8 +124,9 @@ impl App {
         size_of_step: impl Fn(&Step) -> usize,
         size_of_artifact: impl Fn(&Artifact) -> usize,
     ) -> Result<WholeExecution> {
-        let whole =
-            self.read_whole(execution_id, size_of_execution, size_of_step, size_of_artifact).await?;
+        let whole = self
+            .read_whole(execution_id, size_of_execution, size_of_step, size_of_artifact)
+            .await?;
         self.still_there(execution_id).await?;
         Ok(whole)
     }

@@ -2,8 +2,8 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::super::{Outcome, StoreChoice};
 use super::super::settings::{ENV_PREFIX, Kind, settings};
+use super::super::{Outcome, StoreChoice};
 use super::*;
 
 fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (OsString, OsString)> {

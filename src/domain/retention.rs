@@ -158,13 +158,15 @@ mod tests {
             ("b", Failed, 400, false),
             ("b", Cancelled, 100, true),
         ] {
-            let owner =
-                Owner { stored_at: NOW - stored_days_ago * DAY, ..owner(app, status) };
-            assert_eq!(policy.execution_is_over(&owner, NOW), over, "{app} {status:?} {stored_days_ago}");
+            let owner = Owner { stored_at: NOW - stored_days_ago * DAY, ..owner(app, status) };
+            assert_eq!(
+                policy.execution_is_over(&owner, NOW),
+                over,
+                "{app} {status:?} {stored_days_ago}"
+            );
         }
-        let step = |owner: Option<&Owner>, days| {
-            policy.is_over(Kind::Steps, owner, NOW - days * DAY, NOW)
-        };
+        let step =
+            |owner: Option<&Owner>, days| policy.is_over(Kind::Steps, owner, NOW - days * DAY, NOW);
         assert!(step(Some(&owner("c", Completed)), 31));
         assert!(!step(Some(&owner("c", Completed)), 29));
         assert!(!step(Some(&owner("b", Failed)), 150));

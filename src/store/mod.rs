@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::domain::query::{ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery};
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+};
 use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
 pub use error::{Error, Result};

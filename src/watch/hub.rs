@@ -78,9 +78,9 @@ impl Subscriber {
             (None, None) => true,
         };
         kind && match &self.scope {
-                Scope::Execution(id) => *id == key.execution_id,
-                Scope::Filter(_) => true,
-            }
+            Scope::Execution(id) => *id == key.execution_id,
+            Scope::Filter(_) => true,
+        }
     }
 }
 
@@ -273,12 +273,7 @@ impl Hub {
         self.catch_up.running()
     }
 
-    pub(super) fn subscriber(
-        &self,
-        scope: Scope,
-        steps: bool,
-        artifacts: bool,
-    ) -> Arc<Subscriber> {
+    pub(super) fn subscriber(&self, scope: Scope, steps: bool, artifacts: bool) -> Arc<Subscriber> {
         Arc::new(Subscriber {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             scope,
@@ -459,12 +454,7 @@ impl Hub {
         }
     }
 
-    async fn publish(
-        &self,
-        changes: Vec<Change>,
-        cursor: Cursor,
-        pass: &Pass,
-    ) -> Result<()> {
+    async fn publish(&self, changes: Vec<Change>, cursor: Cursor, pass: &Pass) -> Result<()> {
         let batch = {
             let mut live = self.live.lock();
             live.batch += 1;
@@ -474,8 +464,7 @@ impl Hub {
         if !changes.is_empty() {
             let log = self.store.log()?;
             let registered = Registered(&self.live);
-            let events =
-                self.resolver.resolve(log.as_ref(), changes, &registered, pass).await?;
+            let events = self.resolver.resolve(log.as_ref(), changes, &registered, pass).await?;
             self.push(&events, batch).await;
         }
         self.live.lock().published = Some(cursor.clone());

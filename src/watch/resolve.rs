@@ -404,11 +404,7 @@ fn merge(found: &mut Vec<Found>) {
 /// The execution of a step, or the version of an execution before the change, by which filters are decided.
 type Judged = (Option<Arc<Execution>>, Option<Arc<Execution>>);
 
-fn judge(
-    found: &Found,
-    pass: &Pass,
-    steps_of: &HashMap<String, Arc<Execution>>,
-) -> Judged {
+fn judge(found: &Found, pass: &Pass, steps_of: &HashMap<String, Arc<Execution>>) -> Judged {
     let id = &found.key.execution_id;
     if !found.key.is_execution() {
         if let Some(known) = pass.executions.get(id) {

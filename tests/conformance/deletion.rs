@@ -47,8 +47,10 @@ pub async fn the_full_view_and_the_snapshot_have_the_artifacts(b: Backend) {
     assert!(snapshot[0].execution().is_some());
     let steps: Vec<_> = snapshot[1..3].iter().map(|event| event.step().expect("a step")).collect();
     assert_eq!(steps[1].1.step_id, Some(2));
-    let artifacts: Vec<Artifact> =
-        snapshot[3..].iter().map(|event| event.artifact().expect("an artifact").1.clone()).collect();
+    let artifacts: Vec<Artifact> = snapshot[3..]
+        .iter()
+        .map(|event| event.artifact().expect("an artifact").1.clone())
+        .collect();
     assert_eq!(artifacts, whole.artifacts);
 
     // Alone, without steps; and not when nobody asks for them.
@@ -163,7 +165,8 @@ pub async fn a_great_execution_is_deleted_beside_other_writes(b: Backend) {
             step_name: "work".into(),
             ..Default::default()
         });
-        s.plan_steps(PlanStepsRequest { execution_id: "great".into(), steps: steps.collect() }).await;
+        s.plan_steps(PlanStepsRequest { execution_id: "great".into(), steps: steps.collect() })
+            .await;
     }
     let mut watching = s.watch_all(watch_all()).await;
     watching.snapshot().await;
@@ -213,7 +216,9 @@ pub async fn writes_after_a_delete_in_one_stream_find_the_id_free(b: Backend) {
         .map(|(place, _)| place)
         .collect();
     assert_eq!(failed, [5], "{answers:?}");
-    assert!(matches!(&answers[2], ingest_response::Result::Deleted(gone) if gone.execution_id == "e"));
+    assert!(
+        matches!(&answers[2], ingest_response::Result::Deleted(gone) if gone.execution_id == "e")
+    );
     assert_eq!(b.stored().await, [1, 1, 0]);
     assert_eq!(s.step("e", 3).await.step_id, Some(3));
 }

@@ -59,16 +59,17 @@ pub async fn what_is_too_old_goes_with_everything_it_has(b: Backend) {
     // Its steps are younger than it is; they go all the same.
     b.age_steps("old", 10).await;
     let s = b.serve_with(by_hand).await;
-    let mut watching = s.watch_all(WatchExecutionsRequest {
-        snapshot: WatchSnapshot::All.into(),
-        ..watch_all()
-    })
-    .await;
+    let mut watching = s
+        .watch_all(WatchExecutionsRequest { snapshot: WatchSnapshot::All.into(), ..watch_all() })
+        .await;
     watching.snapshot().await;
     let receipt = s.run_retention(false).await;
     assert_eq!(receipt.records(), [1, 3, 2]);
     assert!(!receipt.dry_run);
-    assert_eq!([receipt.executions.bytes, receipt.steps.bytes, receipt.artifacts.bytes], [0, 0, 1234]);
+    assert_eq!(
+        [receipt.executions.bytes, receipt.steps.bytes, receipt.artifacts.bytes],
+        [0, 0, 1234]
+    );
     assert_eq!(day(&receipt.executions), 364);
     assert_eq!((day(&receipt.steps), day(&receipt.artifacts)), (0, 0));
     assert_eq!(b.stored().await, [2, 3, 1]);
@@ -134,7 +135,10 @@ pub async fn old_steps_and_artifacts_go_while_their_execution_stays(b: Backend) 
     let receipt = s.run_retention(false).await;
     assert_eq!(receipt.records(), [0, 3, 1]);
     assert_eq!(receipt.artifacts.bytes, 100);
-    assert_eq!([day(&receipt.executions), day(&receipt.steps), day(&receipt.artifacts)], [200, 0, 0]);
+    assert_eq!(
+        [day(&receipt.executions), day(&receipt.steps), day(&receipt.artifacts)],
+        [200, 0, 0]
+    );
     assert_eq!(b.stored().await, [1, 1, 1]);
     // Told one by one, with their ids.
     let mut steps = BTreeSet::new();
@@ -279,13 +283,11 @@ pub async fn one_run_at_a_time(b: Backend) {
     assert_eq!(receipt_of(first).await.records(), [0, 0, 0]);
     // A client that goes away takes its run along.
     drop(ok(one.try_run_retention(true).await));
-    eventually("another run may begin", async || {
-        match two.try_run_retention(true).await {
-            Ok(run) => Some(receipt_of(run).await),
-            Err(status) => {
-                check_refusal(&status, Code::Aborted, "RETENTION_RUNNING");
-                None
-            }
+    eventually("another run may begin", async || match two.try_run_retention(true).await {
+        Ok(run) => Some(receipt_of(run).await),
+        Err(status) => {
+            check_refusal(&status, Code::Aborted, "RETENTION_RUNNING");
+            None
         }
     })
     .await;

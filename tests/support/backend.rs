@@ -350,13 +350,13 @@ impl Backend {
                 let (table, which) = match collection {
                     "executions" => ("executions", "execution_id = ?2"),
                     "execution_artifacts" => ("artifacts", "execution_id = ?2"),
-                    _ => (
-                        "steps",
-                        "execution = (SELECT id FROM executions WHERE execution_id = ?2)",
-                    ),
+                    _ => {
+                        ("steps", "execution = (SELECT id FROM executions WHERE execution_id = ?2)")
+                    }
                 };
                 let sql = format!("UPDATE {table} SET stored_at = ?1 WHERE {which}");
-                let changed = self.sqlite().execute(&sql, rusqlite::params![stored_at, execution_id]);
+                let changed =
+                    self.sqlite().execute(&sql, rusqlite::params![stored_at, execution_id]);
                 assert!(changed.expect("updated") > 0, "{collection} of {execution_id}");
             }
             Kind::Mongodb => {
@@ -380,7 +380,12 @@ impl Backend {
             Kind::Mongodb => {
                 let mark = doc! { "$set": { "deleted_at": at } };
                 let filter = doc! { "execution_id": execution_id };
-                self.executions().await.update_one(filter, mark).await.expect("updated").modified_count
+                self.executions()
+                    .await
+                    .update_one(filter, mark)
+                    .await
+                    .expect("updated")
+                    .modified_count
             }
         };
         assert_eq!(changed, 1);
@@ -393,9 +398,9 @@ impl Backend {
                 let sql = "SELECT (SELECT count(*) FROM executions), (SELECT count(*) FROM steps), \
                            (SELECT count(*) FROM artifacts WHERE deleted_at IS NULL)";
                 let count = |row: &rusqlite::Row<'_>, place| row.get::<_, i64>(place);
-                let counts = self.sqlite().query_row(sql, [], |row| {
-                    Ok([count(row, 0)?, count(row, 1)?, count(row, 2)?])
-                });
+                let counts = self
+                    .sqlite()
+                    .query_row(sql, [], |row| Ok([count(row, 0)?, count(row, 1)?, count(row, 2)?]));
                 counts.expect("counted").map(i64::unsigned_abs)
             }
             Kind::Mongodb => {

@@ -144,7 +144,8 @@ impl Watch {
         let Some((key, revision)) = event.record() else { return };
         if deleted {
             // The id may be used again by a new record; with an execution its steps are gone.
-            self.revisions.retain(|known, _| *known != key && (key.1.is_some() || known.0 != key.0));
+            self.revisions
+                .retain(|known, _| *known != key && (key.1.is_some() || known.0 != key.0));
             return;
         }
         if let Some(before) = self.revisions.insert(key.clone(), revision) {

@@ -166,10 +166,7 @@ impl Batch<'_> {
             }
             // Whether these steps are there depends on their execution too: one that is being deleted has none.
             let looks_up = !wanted.steps.is_empty() || !wanted.keys.is_empty();
-            if looks_up
-                && !known.created.contains(id)
-                && !known.facts.executions.contains_key(id)
-            {
+            if looks_up && !known.created.contains(id) && !known.facts.executions.contains_key(id) {
                 wanted.executions.insert(id.clone());
             }
             needs.executions.extend(wanted.executions);

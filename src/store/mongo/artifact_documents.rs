@@ -56,7 +56,9 @@ pub(super) fn insert(record: &Artifact) -> Result<RawDocumentBuf> {
 fn corrupt(raw: &RawDocument, field: &'static str) -> Error {
     let id = match raw.get("_id") {
         Ok(Some(RawBsonRef::ObjectId(id))) => id.to_hex(),
-        Ok(Some(value)) => Bson::try_from(value).map_or_else(|_| String::new(), |id| id.to_string()),
+        Ok(Some(value)) => {
+            Bson::try_from(value).map_or_else(|_| String::new(), |id| id.to_string())
+        }
         _ => String::new(),
     };
     Error::Corrupt { collection: COLLECTION, id, field }
@@ -153,10 +155,13 @@ mod tests {
         assert_eq!((record.size_bytes, record.mime_type), (Some(12), None));
         assert_eq!(record.metadata, Document::new());
         assert_eq!(deleted_at(&raw), None);
-        for (raw, field) in
-            [(rawdoc! { "_id": "x", "execution_id": "e" }, "_id"), (rawdoc! { "_id": id }, "execution_id")]
-        {
-            assert!(matches!(read(&raw), Err(Error::Corrupt { field: found, .. }) if found == field));
+        for (raw, field) in [
+            (rawdoc! { "_id": "x", "execution_id": "e" }, "_id"),
+            (rawdoc! { "_id": id }, "execution_id"),
+        ] {
+            assert!(
+                matches!(read(&raw), Err(Error::Corrupt { field: found, .. }) if found == field)
+            );
         }
     }
 }

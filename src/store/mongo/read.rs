@@ -8,7 +8,8 @@ use mongodb::{Collection, Cursor};
 
 use super::{Inner, Ready, artifact_documents, documents, failure, no_payloads, schema};
 use crate::domain::query::{
-    ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
+    ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery,
+    Page, StepQuery,
 };
 use crate::domain::{Artifact, Execution, ExecutionStatus, Millis, Step, StepRef};
 use crate::store::{Error, Result};

@@ -78,11 +78,7 @@ async fn find(
 }
 
 /// The marked executions among these documents, or of these ids.
-async fn marked(
-    inner: &Inner,
-    ready: &Ready,
-    mut filter: Document,
-) -> Result<Vec<(Bson, String)>> {
+async fn marked(inner: &Inner, ready: &Ready, mut filter: Document) -> Result<Vec<(Bson, String)>> {
     filter.insert("deleted_at", doc! { "$gt": schema::epoch() });
     let found = find(inner, ready, schema::EXECUTIONS, filter, 0).await?;
     let marked = found.iter().filter_map(|raw| Some((document_id(raw)?, execution_id(raw)?)));
@@ -174,7 +170,8 @@ pub(super) fn mark_artifacts(at: DateTime) -> Vec<Document> {
 /// The update that tells watchers which steps are deleted, right before they are.
 pub(super) fn mark_steps(at: DateTime, revision: i64) -> Vec<Document> {
     let step_id = doc! { "$toString": "$step_id" };
-    let last_change = doc! { "$concat": ["$execution_id", "/", step_id, "/", revision.to_string()] };
+    let last_change =
+        doc! { "$concat": ["$execution_id", "/", step_id, "/", revision.to_string()] };
     vec![doc! { "$set": { "deleted_at": at, "last_change": last_change } }]
 }
 

@@ -194,10 +194,8 @@ impl ChangeLog for SqliteLog {
                     // This log always says which record it is about.
                     let Changed::Record(key) = &changed else { continue };
                     let record = match (key.step_id, &key.artifact_id) {
-                        (None, Some(artifact_id)) => {
-                            artifact_rows::by_id(&snapshot, artifact_id)?
-                                .map(|artifact| Record::Artifact(Arc::new(artifact)))
-                        }
+                        (None, Some(artifact_id)) => artifact_rows::by_id(&snapshot, artifact_id)?
+                            .map(|artifact| Record::Artifact(Arc::new(artifact))),
                         (None, None) => read::execution(&snapshot, &key.execution_id)?
                             .map(|execution| Record::Execution(Arc::new(execution))),
                         (Some(step_id), _) => match read::parent(&snapshot, &key.execution_id)? {

@@ -262,7 +262,10 @@ impl SqliteStore {
         self.write(move |batch| {
             artifact_rows::insert(batch.connection, &artifact, batch.at)?;
             let key = RecordKey::artifact(artifact.execution_id, artifact.artifact_id);
-            batch.log(changes::Entry { kind: ChangeKind::Created, ..changes::Entry::of_delete(&key, 0) })
+            batch.log(changes::Entry {
+                kind: ChangeKind::Created,
+                ..changes::Entry::of_delete(&key, 0)
+            })
         })
         .await
         .unwrap();
@@ -310,9 +313,7 @@ impl Store for SqliteStore {
 
     async fn execution(&self, execution_id: &str) -> Result<Option<Execution>> {
         let execution_id = execution_id.to_owned();
-        self.readers
-            .run(move |connection| read::execution(connection, &execution_id))
-            .await
+        self.readers.run(move |connection| read::execution(connection, &execution_id)).await
     }
 
     async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {

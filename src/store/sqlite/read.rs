@@ -69,10 +69,9 @@ pub fn any_execution(
 
 /// The row of this execution, unless it is being deleted.
 pub fn parent<'a>(connection: &Connection, execution_id: &'a str) -> Result<Option<Parent<'a>>> {
-    let mut statement =
-        connection.prepare_cached(
-            "SELECT id FROM executions WHERE execution_id = ?1 AND deleted_at IS NULL",
-        )?;
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM executions WHERE execution_id = ?1 AND deleted_at IS NULL",
+    )?;
     let row = statement.query_row([execution_id], |row| row.get(0)).optional()?;
     Ok(row.map(|row| Parent { row, execution_id }))
 }

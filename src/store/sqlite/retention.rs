@@ -34,7 +34,8 @@ impl Held {
 }
 
 /// A row of `owner` columns from this place on.
-const OWNER: &str = "e.execution_id, e.app_id, e.app_name, e.status, e.pinned, e.stored_at, e.deleted_at";
+const OWNER: &str =
+    "e.execution_id, e.app_id, e.app_name, e.status, e.pinned, e.stored_at, e.deleted_at";
 
 /// An execution as a record's owner.
 enum Owned {
@@ -169,12 +170,7 @@ impl Batch<'_> {
         Ok(marked)
     }
 
-    fn expire_steps(
-        &mut self,
-        records: &[Aged],
-        policy: &Policy,
-        now: Millis,
-    ) -> Result<Removed> {
+    fn expire_steps(&mut self, records: &[Aged], policy: &Policy, now: Millis) -> Result<Removed> {
         let sql = format!(
             "SELECT {OWNER}, r.stored_at, r.step_id, r.revision FROM steps r \
              LEFT JOIN executions e ON e.id = r.execution WHERE r.id = ?1"
@@ -216,7 +212,9 @@ impl Batch<'_> {
             }
             let execution_id: String = self
                 .connection
-                .prepare_cached("UPDATE artifacts SET deleted_at = ?1 WHERE id = ?2 RETURNING execution_id")?
+                .prepare_cached(
+                    "UPDATE artifacts SET deleted_at = ?1 WHERE id = ?2 RETURNING execution_id",
+                )?
                 .query_row([self.at, row], |row| row.get(0))?;
             self.log(Entry::of_delete(&RecordKey::artifact(execution_id, artifact_id), 0))?;
             let artifact_bytes = bytes.unwrap_or(0);
