@@ -274,7 +274,7 @@ fn learn(state: &mut State, what: &What) {
         What::Step(change, s) => {
             ((s.execution_id.clone(), s.step_id), Known::Step(Box::new(s.clone())), *change)
         }
-        What::Metrics(_) | What::SnapshotComplete | What::Keepalive => return,
+        What::Artifact(..) | What::Metrics(_) | What::SnapshotComplete | What::Keepalive => return,
     };
     if change == ChangeType::Deleted {
         state.retain(|(execution, step), _| {

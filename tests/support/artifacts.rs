@@ -284,7 +284,7 @@ impl Backend {
     }
 
     /// Marks an artifact as deleted and does no more, as a delete that a crash cut short.
-    pub async fn mark_artifact(&self, artifact_id: &str) {
+    pub async fn mark_artifact_alone(&self, artifact_id: &str) {
         match self.kind {
             Kind::Sqlite => {
                 let sql = "UPDATE artifacts SET deleted_at = 1 WHERE artifact_id = ?1";

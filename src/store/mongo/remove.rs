@@ -38,7 +38,7 @@ pub(super) async fn sweep(inner: &Inner) -> Result<()> {
         let before = DateTime::from_millis(inner.clock.now().millis() - LEFT_ALONE_MS);
         let filter = doc! { "deleted_at": { "$gt": schema::epoch(), "$lt": before } };
         let found = find(inner, &ready, schema::EXECUTIONS, filter, SWEPT_AT_ONCE).await?;
-        let ids: Vec<String> = found.iter().filter_map(|raw| execution_id(raw)).collect();
+        let ids: Vec<String> = found.iter().filter_map(execution_id).collect();
         if ids.is_empty() {
             return Ok(());
         }

@@ -129,13 +129,19 @@ fn rows_of(records: &[Aged]) -> impl Iterator<Item = i64> {
     records.iter().filter_map(row)
 }
 
+/// What a candidate is now: when it was stored, its owner, and two columns of its own.
+struct Candidate<T, U> {
+    stored_at: Millis,
+    owner: Option<Owner>,
+    own: (T, U),
+}
+
 impl Batch<'_> {
-    /// What a candidate is now: when it was stored, its owner, and two columns of its own.
     fn candidate<T: rusqlite::types::FromSql, U: rusqlite::types::FromSql>(
         &self,
         sql: &str,
         row: i64,
-    ) -> Result<Option<(Millis, Option<Owner>, T, U)>> {
+    ) -> Result<Option<Candidate<T, U>>> {
         let mut statement = self.connection.prepare_cached(sql)?;
         let found = statement.query_row([row], |row| {
             let owner = match owner_of(row, 0)? {
@@ -143,7 +149,8 @@ impl Batch<'_> {
                 Owned::Nobody => None,
                 Owned::By(owner) => Some(owner),
             };
-            Ok(Some((row.get(7)?, owner, row.get(8)?, row.get(9)?)))
+            let own = (row.get(8)?, row.get(9)?);
+            Ok(Some(Candidate { stored_at: row.get(7)?, owner, own }))
         });
         Ok(found.optional()?.flatten())
     }
@@ -157,8 +164,8 @@ impl Batch<'_> {
         let sql = format!("SELECT {OWNER}, e.stored_at, 0, 0 FROM executions e WHERE e.id = ?1");
         let mut marked = Vec::new();
         for row in rows_of(records) {
-            let found: Option<(_, _, i64, i64)> = self.candidate(&sql, row)?;
-            let Some((_, Some(owner), ..)) = found else { continue };
+            let found = self.candidate::<i64, i64>(&sql, row)?;
+            let Some(Candidate { owner: Some(owner), .. }) = found else { continue };
             if !policy.execution_is_over(&owner, now) {
                 continue;
             }
@@ -177,8 +184,10 @@ impl Batch<'_> {
         );
         let mut removed = Removed::default();
         for row in rows_of(records) {
-            let found: Option<(_, _, i32, i64)> = self.candidate(&sql, row)?;
-            let Some((stored_at, owner, step_id, revision)) = found else { continue };
+            let found = self.candidate::<i32, i64>(&sql, row)?;
+            let Some(Candidate { stored_at, owner, own: (step_id, revision) }) = found else {
+                continue;
+            };
             if !policy.is_over(Kind::Steps, owner.as_ref(), stored_at, now) {
                 continue;
             }
@@ -205,8 +214,10 @@ impl Batch<'_> {
         );
         let mut removed = Removed::default();
         for row in rows_of(records) {
-            let found: Option<(_, _, String, Option<i64>)> = self.candidate(&sql, row)?;
-            let Some((stored_at, owner, artifact_id, bytes)) = found else { continue };
+            let found = self.candidate::<String, Option<i64>>(&sql, row)?;
+            let Some(Candidate { stored_at, owner, own: (artifact_id, bytes) }) = found else {
+                continue;
+            };
             if !policy.is_over(Kind::Artifacts, owner.as_ref(), stored_at, now) {
                 continue;
             }
