@@ -91,7 +91,11 @@ async fn fill(client: &Client, ids: &[String], steps: i32) {
             ..Default::default()
         });
         for steps in planned.collect::<Vec<_>>().chunks(PLANNED_AT_ONCE) {
-            let plan = PlanStepsRequest { execution_id: id.clone(), steps: steps.to_vec() };
+            let plan = PlanStepsRequest {
+                execution_id: id.clone(),
+                steps: steps.to_vec(),
+                ..Default::default()
+            };
             writes.push(W::PlanSteps(plan));
         }
         writes.push(W::FinishExecution(finish(id, ExecutionStatus::Completed)));
