@@ -165,8 +165,12 @@ pub async fn a_great_execution_is_deleted_beside_other_writes(b: Backend) {
             step_name: "work".into(),
             ..Default::default()
         });
-        s.plan_steps(PlanStepsRequest { execution_id: "great".into(), steps: steps.collect() })
-            .await;
+        s.plan_steps(PlanStepsRequest {
+            execution_id: "great".into(),
+            steps: steps.collect(),
+            ..Default::default()
+        })
+        .await;
     }
     let mut watching = s.watch_all(watch_all()).await;
     watching.snapshot().await;
