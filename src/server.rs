@@ -223,6 +223,9 @@ impl Server {
 
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
+        for collection in ["executions", "execution_steps", "execution_artifacts"] {
+            metrics::retention_removed(collection);
+        }
         let keeper = Keeper {
             store: Arc::clone(&store),
             engine: engine.clone(),

@@ -570,14 +570,22 @@ impl S3Server {
         found
     }
 
-    /// Names of the objects, and of the multipart uploads that the server knows.
+    /// Names of the objects, and of the multipart uploads that hold bytes.
     ///
-    /// Parts are not counted: when the caller of CompleteMultipartUpload dies, this server forgets the upload and
-    /// leaves its parts lying, where S3 completes it or does not.
+    /// One without a part holds none: a server that is killed before it has written down the id leaves such. And
+    /// parts alone are nothing that S3 knows: when the caller of CompleteMultipartUpload dies, this server forgets
+    /// the upload and leaves its parts lying, where S3 completes it or does not.
     fn blobs(&self) -> BTreeSet<String> {
-        let is_upload = |name: &str| name.starts_with(".upload-") && name.ends_with(".json");
-        let is_object = |name: &str| name.len() == 36 && !name.starts_with('.');
-        self.files().into_iter().filter(|name| is_object(name) || is_upload(name)).collect()
+        let files = self.files();
+        let id = |name: &str, begin: &str, end: &str| {
+            Some(name.strip_prefix(begin)?.split(end).next()?.to_owned())
+        };
+        let known: BTreeSet<String> =
+            files.iter().filter_map(|name| id(name, ".upload-", ".json")).collect();
+        let with_parts: BTreeSet<String> =
+            files.iter().filter_map(|name| id(name, ".upload_id-", ".part-")).collect();
+        let objects = files.iter().filter(|name| name.len() == 36 && !name.starts_with('.'));
+        objects.cloned().chain(known.intersection(&with_parts).cloned()).collect()
     }
 
     /// How many parts of objects that are not complete there are.

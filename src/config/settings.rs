@@ -174,11 +174,6 @@ const ROWS: &[Row] = &[
         "Readers of history that serve all resuming watchers together.",
     ),
     row(
-        "retention.metrics_seconds",
-        Kind::Seconds(0.0, 3_155_760_000.0),
-        "How long points of metrics are kept, by their own time; older ones are not taken in. 0: for ever.",
-    ),
-    row(
         "artifacts.storage",
         Kind::OneOf(&["gridfs", "local", "s3"]),
         "Where the bytes of new artifacts go. Unset: gridfs with MongoDB, local with the embedded store.",
@@ -268,6 +263,11 @@ const ROWS: &[Row] = &[
         "retention.artifacts_seconds",
         Kind::Seconds(0.0, CENTURY),
         "How long an artifact is kept whose execution stays, with its bytes. 0: as long as its execution.",
+    ),
+    row(
+        "retention.metrics_seconds",
+        Kind::Seconds(0.0, CENTURY),
+        "How long points of metrics are kept, by their own time; older ones are not taken in. 0: for ever.",
     ),
     row(
         "retention.interval_seconds",

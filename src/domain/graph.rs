@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(plan.len(), PLANNED_STEPS);
         assert_eq!((plan[1].step_id, plan[1].depends_on.as_slice()), (2, [1].as_slice()));
         let more: Vec<Bson> = (0..=PLANNED_STEPS as i32).map(|n| doc! { "id": n }.into()).collect();
-        assert!(steps(&doc! { "steps": more }, 256).unwrap_err().contains("1001"));
+        assert!(steps(&doc! { "steps": more }, 256).unwrap_err().contains("10001"));
     }
 
     #[test]

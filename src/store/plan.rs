@@ -312,11 +312,12 @@ impl Work<'_> {
             });
         }
         let stored = by_id.or(by_key);
-        if stored.is_none() {
-            match self.execution(id) {
-                Some(execution) if execution.deleted_at.is_none() => {}
-                _ => return Err(Refusal::ExecutionNotFound { execution_id: id.clone() }),
-            }
+        // Of an execution that is being deleted, no step is there for anybody. Steps without an execution are those
+        // of other programs.
+        match self.execution(id) {
+            Some(execution) if execution.deleted_at.is_none() => {}
+            None if stored.is_some() => {}
+            _ => return Err(Refusal::ExecutionNotFound { execution_id: id.clone() }),
         }
         let step_id = match (&stored, named.step_id) {
             (Some(stored), _) => stored.step_id,

@@ -692,7 +692,7 @@ pub async fn a_configuration_makes_a_plan(b: Backend) {
         let steps = match version {
             "odd" => json!({ "steps": [{ "name": "no id" }] }),
             "none" => json!({ "steps": [] }),
-            _ => json!({ "steps": (0..1001).map(|id| json!({ "id": id })).collect::<Vec<_>>() }),
+            _ => json!({ "steps": (0..10_001).map(|id| json!({ "id": id })).collect::<Vec<_>>() }),
         };
         if version != "2" {
             s.publish_configuration(publish(numbered(version, steps), false)).await;

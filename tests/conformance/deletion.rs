@@ -129,9 +129,9 @@ pub async fn what_is_being_deleted_is_there_for_nobody(b: Backend) {
         refused(s.try_start_step(start("e", id)).await, Code::NotFound, "EXECUTION_NOT_FOUND");
     }
     let progress = UpdateStepRequest { progress: Some(0.5), ..update_step("e", 1) };
-    refused(s.try_update_step(progress).await, Code::NotFound, "STEP_NOT_FOUND");
+    refused(s.try_update_step(progress).await, Code::NotFound, "EXECUTION_NOT_FOUND");
     let end = finish_step("e", 2, StepStatus::Completed);
-    refused(s.try_finish_step(end).await, Code::NotFound, "STEP_NOT_FOUND");
+    refused(s.try_finish_step(end).await, Code::NotFound, "EXECUTION_NOT_FOUND");
     let end = finish("e", ExecutionStatus::Completed);
     refused(s.try_finish_execution(end).await, Code::NotFound, "EXECUTION_NOT_FOUND");
     let again = s.try_create_execution(create("e")).await;
