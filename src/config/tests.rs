@@ -140,8 +140,10 @@ fn sample(setting: &Setting) -> String {
         Kind::Directory | Kind::Text(_) => "other".to_owned(),
         Kind::MongoUri => "mongodb://eve:hunter2@h:27017".to_owned(),
         Kind::Endpoint => "http://localhost:4317".to_owned(),
+        Kind::Url => "https://s3.example.com".to_owned(),
         Kind::LogFilter => "warn,stepwell::watch=trace".to_owned(),
         Kind::OneOf(words) => (*words.last().expect("words")).to_owned(),
+        Kind::Bool if setting.key == "artifacts.s3_allow_http" => "true".to_owned(),
         Kind::Bool => "false".to_owned(),
         Kind::Integer(..) => match setting.key {
             "limits.payload_bytes" => "70000".to_owned(),
