@@ -69,6 +69,16 @@ inbox_events = 64
 inbox_bytes = 32768
 catch_up_readers = 2
 
+[artifacts]
+# storage is not set
+# local_dir is not set
+# s3_bucket is not set
+# s3_prefix is not set
+# s3_region is not set
+# s3_endpoint is not set
+s3_allow_http = false
+upload_expiry_seconds = 86400
+
 [limits]
 name_characters = 256
 execution_id_characters = 128
@@ -79,6 +89,9 @@ stack_trace_bytes = 262144
 payload_bytes = 6291456
 steps_per_execution = 100000
 depends_on_ids = 10000
+artifact_bytes = 5368709120
+artifacts_per_execution = 10000
+artifact_bytes_per_execution = 107374182400
 request_bytes = 16777216
 page_records = 1000
 page_bytes = 4194304
