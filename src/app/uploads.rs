@@ -538,6 +538,6 @@ impl Run {
 
     /// Whether the last unit was written, which is no place to go on from.
     fn is_ending(&self) -> bool {
-        self.written % self.storage.unit_bytes() as u64 != 0
+        !self.written.is_multiple_of(self.storage.unit_bytes() as u64)
     }
 }

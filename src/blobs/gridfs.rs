@@ -227,7 +227,7 @@ impl Storage for GridFs {
     async fn resume(&self, path: &str, bytes: u64, _state: &[u8]) -> Result<Box<dyn Writer>> {
         let (bucket, id) = self.inner.bucket(path).await?;
         let kept = bytes / CHUNK_BYTES as u64;
-        if bytes % CHUNK_BYTES as u64 != 0 {
+        if !bytes.is_multiple_of(CHUNK_BYTES as u64) {
             return Err(Error::Missing);
         }
         let number = i64::try_from(kept).unwrap_or(i64::MAX);

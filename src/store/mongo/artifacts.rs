@@ -157,7 +157,7 @@ async fn is_there(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<bo
         .find_one(doc! { "execution_id": execution_id })
         .projection(doc! { "_id": 1, "deleted_at": 1 });
     let found = inner.call(find).await?;
-    Ok(found.is_some_and(|found| !matches!(found.get_datetime("deleted_at"), Ok(_))))
+    Ok(found.is_some_and(|found| found.get_datetime("deleted_at").is_err()))
 }
 
 async fn usage(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<Usage> {
