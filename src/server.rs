@@ -224,7 +224,7 @@ impl Server {
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
         for collection in ["executions", "execution_steps", "execution_artifacts"] {
-            metrics::retention_removed(collection);
+            metrics::retention_removed(collection).increment(0);
         }
         let keeper = Keeper {
             store: Arc::clone(&store),

@@ -366,7 +366,7 @@ async fn upload(client: Client, number: usize, acknowledged: Arc<Acknowledged>) 
         let name = format!("{number}-{round}");
         let length = [0, 1, MIB, 3 * MIB + 17, 8 * MIB + 1, 32 * MIB][(number + round) % 6];
         let bytes = noise(length, (number * 1000 + round) as u64);
-        let resumable = number % 2 == 0;
+        let resumable = number.is_multiple_of(2);
         let mut description = describe("e", &name);
         description.upload_id = resumable.then(|| name.clone());
         let mut tries = 0;

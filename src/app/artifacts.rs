@@ -121,6 +121,8 @@ impl Artifacts {
                 async move { self.store.artifacts(&query).await.map_err(Error::from) }
             })
             .await?;
+        // One that was deleted meanwhile has none any more, and no half of them is told.
+        self.app.still_there(execution_id).await?;
         let next_page_token = found
             .next
             .map(|key| tokens.seal(kind, identity.as_bytes(), key.as_bytes()))

@@ -127,7 +127,7 @@ impl App {
     }
 
     /// Asked after the parts of an execution were read: of one that is being deleted, nobody gets a part.
-    async fn still_there(&self, execution_id: &str) -> Result<()> {
+    pub(crate) async fn still_there(&self, execution_id: &str) -> Result<()> {
         self.execution(execution_id).await.map(drop)
     }
 

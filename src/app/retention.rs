@@ -131,7 +131,7 @@ impl Retention {
                     "deleted what is not kept any longer"
                 ),
                 Err(Error::ShuttingDown) => return,
-                Err(error) => tracing::debug!(%error, "retention was cut short"),
+                Err(error) => tracing::warn!(%error, "retention was cut short"),
             }
         }
     }

@@ -66,6 +66,7 @@ impl proto::ingest_service_server::IngestService for Ingest {
             metrics: Arc::clone(&self.metrics),
             artifacts: Arc::clone(&self.artifacts),
             lease_made: Arc::clone(&self.lease_made),
+            tasks: self.tasks.clone(),
             stop: self.stop.clone(),
             in_flight: self.in_flight.max(1),
             answers,
@@ -81,6 +82,7 @@ struct Run {
     metrics: Arc<Metrics>,
     artifacts: Arc<Artifacts>,
     lease_made: Arc<Notify>,
+    tasks: TaskTracker,
     stop: CancellationToken,
     in_flight: usize,
     answers: mpsc::Sender<Result<proto::IngestResponse, Status>>,
@@ -305,15 +307,18 @@ impl Run {
         }
     }
 
+    /// A task of its own: what it holds, others wait for, and this stream may stand still for as long as its client
+    /// reads no answers. It goes on when the client is gone.
     fn aside(&self, key: String, execution_id: Option<String>, running: Running) -> Begun {
         let engine = self.app.engine().clone();
-        let running = async move {
+        let task = self.tasks.spawn(async move {
             if let Some(execution_id) = execution_id {
                 engine.passed(&execution_id).await?;
             }
             running.await
-        };
-        Begun::Aside(key, Box::pin(running))
+        });
+        let ended = async move { task.await.unwrap_or(Err(Error::ShuttingDown)) };
+        Begun::Aside(key, Box::pin(ended))
     }
 }
 

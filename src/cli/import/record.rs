@@ -150,13 +150,9 @@ pub fn configuration(document: Document) -> Result<Converted<proto::Configuratio
 /// A record without bytes: what its source says of them is kept.
 pub fn artifact(document: Document) -> Result<Converted<proto::Artifact>, Refused> {
     let mut fields = Fields { document, nested: "" };
-    // The id goes along where it is one of the model, so that a copy of a database has the same ids.
-    let artifact_id = match fields.document.get("_id") {
-        Some(Bson::ObjectId(id)) => id.to_hex(),
-        _ => String::new(),
-    };
     let record = proto::Artifact {
-        artifact_id,
+        // A new one: the age of a record counts from when it is stored here, and on MongoDB the id tells it.
+        artifact_id: String::new(),
         execution_id: fields.text("execution_id")?.unwrap_or_default(),
         step_id: fields.int32("step_id")?,
         artifact_type: fields.text("artifact_type")?.unwrap_or_default(),

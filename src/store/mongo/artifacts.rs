@@ -52,6 +52,7 @@ fn insert_artifact(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawD
     nullable(&mut to, cstr!("created_at"), record.created_at.map(date));
     nullable(&mut to, cstr!("sha256"), record.sha256.as_deref());
     to.append(cstr!("digests"), rawdoc! { "create": digest });
+    to.append(cstr!("last_change"), last_change(record).as_str());
     Ok(to)
 }
 
@@ -341,10 +342,9 @@ impl ArtifactStore for MongoStore {
 
     async fn marked_artifacts(&self, after: Option<&str>, limit: usize) -> Result<Vec<Artifact>> {
         let ready = self.inner.ready().await?;
-        let mut filter = doc! { "deleted_at": { "$gt": schema::epoch() } };
-        if let Some(after) = after.and_then(id_of) {
-            filter.insert("_id", doc! { "$gt": after });
-        }
+        // Other ids are those of other programs, and none of ours follows from them.
+        let after = after.and_then(id_of).unwrap_or(ObjectId::from_bytes([0; 12]));
+        let filter = doc! { "deleted_at": { "$gt": schema::epoch() }, "_id": { "$gt": after } };
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let find = ready.artifacts.find(filter).sort(doc! { "_id": 1 }).limit(limit);
         let found = self

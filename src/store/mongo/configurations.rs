@@ -39,6 +39,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// Rounds of looking and writing before a race counts as lost.
 const ROUNDS: usize = 5;
+/// Switches of other servers that may overtake one, each of which it helps to its end.
+const SWITCHES: usize = 100;
 /// Sendings of a commit whose answer was lost.
 const COMMITS: usize = 5;
 /// A transaction takes milliseconds; nobody goes on with one that was left alone for so long.
@@ -325,7 +327,7 @@ impl Inner {
     async fn finish_switch(&self, ready: &Ready, scope: &Scope) -> Result<()> {
         let (noted, newest) = (ready.switches(), ready.newest_configurations());
         let mut overtaken = false;
-        for _ in 0..ROUNDS {
+        for _ in 0..SWITCHES {
             let intent = self.call(noted.find_one(doc! { "_id": switch_id(scope) })).await?;
             let Some(intent) = intent else { return Ok(()) };
             if intent.get_bool("done").unwrap_or(false) && !overtaken {

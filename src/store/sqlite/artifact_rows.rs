@@ -105,26 +105,25 @@ pub fn by_id(connection: &Connection, artifact_id: &str) -> Result<Option<Artifa
     rows.next()?.map(artifact_of).transpose()
 }
 
-/// One page of the artifacts of an execution, in the order in which they were stored.
+/// One page of the artifacts of an execution by id, which is the order in which they were stored.
 pub fn page(connection: &Connection, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
     let after = match &query.after {
-        None => i64::MIN,
-        Some(key) => i64::from_be_bytes(key.0.as_slice().try_into().map_err(|_| Error::BadCursor)?),
+        None => String::new(),
+        Some(key) => String::from_utf8(key.0.clone()).map_err(|_| Error::BadCursor)?,
     };
     let sql = format!(
-        "SELECT {COLUMNS}, id FROM artifacts INDEXED BY artifacts_execution \
-         WHERE execution_id = ?1 AND id > ?2 AND deleted_at IS NULL ORDER BY id"
+        "SELECT {COLUMNS} FROM artifacts INDEXED BY artifacts_execution \
+         WHERE execution_id = ?1 AND artifact_id > ?2 AND deleted_at IS NULL ORDER BY artifact_id"
     );
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params![query.execution_id, after])?;
-    let mut page = Page { records: Vec::new(), next: None };
-    let mut last = after;
+    let mut page: Page<Artifact, ArtifactKey> = Page { records: Vec::new(), next: None };
     while let Some(row) = rows.next()? {
         if page.records.len() >= query.limit.max(1) {
-            page.next = Some(ArtifactKey(last.to_be_bytes().to_vec()));
+            let last = page.records.last();
+            page.next = last.map(|last| ArtifactKey(last.artifact_id.clone().into_bytes()));
             break;
         }
-        last = row.get("id")?;
         page.records.push(artifact_of(row)?);
     }
     Ok(page)

@@ -237,7 +237,7 @@ impl ArtifactStore for SqliteStore {
         self.readers
             .run(move |connection| {
                 let sql = format!(
-                    "SELECT {COLUMNS} FROM artifacts \
+                    "SELECT {COLUMNS} FROM artifacts INDEXED BY artifacts_deleted \
                      WHERE deleted_at IS NOT NULL AND artifact_id > ?1 ORDER BY artifact_id LIMIT ?2"
                 );
                 let mut statement = connection.prepare_cached(&sql)?;

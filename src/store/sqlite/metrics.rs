@@ -180,7 +180,9 @@ fn record(
     let connection = batch.connection;
     if !put
         && !connection
-            .prepare_cached("SELECT 1 FROM executions WHERE execution_id = ?1")?
+            .prepare_cached(
+                "SELECT 1 FROM executions WHERE execution_id = ?1 AND deleted_at IS NULL",
+            )?
             .exists([&execution_id])?
     {
         return Ok(Err(Refusal::ExecutionNotFound { execution_id }));
