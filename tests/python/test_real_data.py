@@ -95,6 +95,10 @@ def optional(message, field):
     return getattr(message, field) if message.HasField(field) else None
 
 
+# The points of the sets are older than what is kept unless told otherwise.
+KEEP_POINTS = {"STEPWELL_RETENTION_METRICS_SECONDS": "0"}
+
+
 class Cases:
     @classmethod
     def setUpClass(cls):
@@ -192,7 +196,12 @@ class Cases:
                         "--output", "json",
                     )
                     self.assertEqual(done.returncode, 0, (name, again, done.stdout, done.stderr))
-                    self.check_configurations(server, name, again, json.loads(done.stdout)["files"])
+                    files = json.loads(done.stdout)["files"]
+                    self.check_configurations(server, name, again, files)
+                    for kind in ("execution_artifacts", "execution_metrics"):
+                        counts = [file for file in files if file["collection"] == kind]
+                        there = sum(file["already_there" if again else "stored"] for file in counts)
+                        self.assertEqual(there, self.count(name, kind), (name, kind, again))
                 executions, steps = of_kind(folder, "executions"), of_kind(folder, "execution_steps")
                 self.assertEqual(len(executions), self.count(name, "executions"))
                 self.assertEqual(len(steps), self.count(name, "execution_steps"))
@@ -287,7 +296,7 @@ class Cases:
 @unittest.skipUnless(SETS, "no real data: set STEPWELL_DATA_SETS")
 class OnSqlite(Cases, unittest.TestCase):
     def server(self):
-        server = harness.Server()
+        server = harness.Server(env=KEEP_POINTS)
         server.store = "sqlite"
         return server
 
@@ -295,7 +304,7 @@ class OnSqlite(Cases, unittest.TestCase):
 @unittest.skipUnless(SETS, "no real data: set STEPWELL_DATA_SETS")
 class OnMongoDB(Cases, unittest.TestCase):
     def server(self):
-        server = harness.Server(harness.shared_mongodb().uri, database=f"data_{time.time_ns()}")
+        server = harness.Server(harness.shared_mongodb().uri, database=f"data_{time.time_ns()}", env=KEEP_POINTS)
         server.store = "mongodb"
         return server
 
