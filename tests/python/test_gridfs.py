@@ -69,6 +69,7 @@ class GridFs(unittest.TestCase):
         artifact = self.upload("document", b"x")
         document = self.database.execution_artifacts.find_one({"_id": bson.ObjectId(artifact.artifact_id)})
         self.assertEqual(document.pop("digests").keys(), {"create"})
+        self.assertEqual(document.pop("last_change"), f"e//{artifact.artifact_id}")
         self.assertIsInstance(document.pop("_id"), bson.ObjectId)
         self.assertIsInstance(document.pop("created_at"), datetime.datetime)
         self.assertIsInstance(document["size_bytes"], bson.Int64)
