@@ -243,7 +243,7 @@ impl Server {
             stores.retention,
             policy,
             Arc::clone(&clock),
-            Arc::clone(app.artifacts_marked()),
+            Arc::clone(app.sweeps()),
         ));
         tasks.spawn(Arc::clone(&retention).keep(config.retention.interval, stop.clone()));
 
@@ -632,7 +632,9 @@ async fn sweep(store: Arc<dyn Store>, stop: CancellationToken) {
 }
 
 async fn sweep_artifacts(artifacts: Arc<Artifacts>, often: Duration, stop: CancellationToken) {
+    let sweeps = Arc::clone(artifacts.app().sweeps());
     loop {
+        let asked = sweeps.begin();
         tokio::select! {
             () = stop.cancelled() => return,
             outcome = artifacts.sweep() => {
@@ -641,9 +643,10 @@ async fn sweep_artifacts(artifacts: Arc<Artifacts>, often: Duration, stop: Cance
                 }
             }
         }
+        sweeps.end(asked);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = artifacts.app().artifacts_marked().notified() => {}
+            () = sweeps.asked_after(asked) => {}
             () = tokio::time::sleep(often) => {}
         }
     }

@@ -78,7 +78,12 @@ impl Artifacts {
 
     pub async fn artifact(&self, artifact_id: &str) -> Result<Artifact> {
         let found = self.store.artifact(&artifact_id.to_ascii_lowercase()).await?;
-        found.ok_or_else(|| not_found(artifact_id))
+        let found = found.ok_or_else(|| not_found(artifact_id))?;
+        // It goes with its execution: the record and the bytes a moment later.
+        match self.app.store().is_being_deleted(&found.execution_id).await? {
+            true => Err(not_found(artifact_id)),
+            false => Ok(found),
+        }
     }
 
     /// One page of the artifacts of an execution, newest first; `size_of` is what a record takes in a reply.

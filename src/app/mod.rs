@@ -8,12 +8,14 @@ pub mod ids;
 pub mod leases;
 pub mod metrics;
 pub mod retention;
+pub mod swept;
 pub mod token;
 pub mod uploads;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::OnceCell;
 
 use crate::domain::limits::Limits;
 use crate::domain::query::{
@@ -26,11 +28,15 @@ pub use artifacts::Artifacts;
 pub use engine::Engine;
 pub use error::{Error, Result, Violation};
 pub use retention::Retention;
+pub use swept::Sweeps;
 pub use token::Tokens;
 
 /// Records asked of the store in one query; longer pages take several, so that a page of large records never
 /// fills the memory before it is cut.
 const QUERY_RECORDS: usize = 250;
+
+/// How long a delete waits until the bytes of artifacts are gone. They go anyway.
+const BYTES_WAITED_FOR: Duration = Duration::from_secs(20);
 
 /// What a reply takes beside its records, at most: the page token and the framing.
 const FRAMING_BYTES: usize = 16 * 1024;
@@ -41,7 +47,7 @@ pub struct App {
     engine: Engine,
     limits: Limits,
     tokens: OnceCell<Arc<Tokens>>,
-    artifacts_marked: Arc<Notify>,
+    sweeps: Arc<Sweeps>,
 }
 
 /// A page of a list as asked for.
@@ -70,13 +76,13 @@ pub struct WholeExecution {
 
 impl App {
     pub fn new(store: Arc<dyn Store>, engine: Engine, limits: Limits) -> Self {
-        let (tokens, artifacts_marked) = (OnceCell::new(), Arc::default());
-        App { store, engine, limits, tokens, artifacts_marked }
+        let (tokens, sweeps) = (OnceCell::new(), Arc::default());
+        App { store, engine, limits, tokens, sweeps }
     }
 
-    /// Woken when artifacts may have been marked as deleted: their bytes can go.
-    pub fn artifacts_marked(&self) -> &Arc<Notify> {
-        &self.artifacts_marked
+    /// For who marks artifacts as deleted: their bytes can go.
+    pub fn sweeps(&self) -> &Arc<Sweeps> {
+        &self.sweeps
     }
 
     pub fn limits(&self) -> &Limits {
@@ -120,10 +126,16 @@ impl App {
     pub async fn delete_execution(&self, execution_id: String, force: bool) -> Result<()> {
         let op = Op::Execution(ExecutionOp::Delete { force });
         self.engine.write(execution_id.clone(), op).await?;
-        let removed = self.store.remove(&execution_id).await;
-        // Also when it was cut short: what was marked may go.
-        self.artifacts_marked.notify_one();
-        Ok(removed?)
+        match self.store.remove(&execution_id).await {
+            Ok(0) => {}
+            Ok(_) => self.sweeps.ask_and_wait(BYTES_WAITED_FOR).await,
+            Err(error) => {
+                // It was cut short, but what was marked may go.
+                self.sweeps.ask();
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     /// Asked after the parts of an execution were read: of one that is being deleted, nobody gets a part.

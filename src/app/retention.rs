@@ -7,11 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Result};
-use super::ids;
+use super::{BYTES_WAITED_FOR, Sweeps, ids};
 use crate::clock::Clock;
 use crate::domain::Millis;
 use crate::domain::retention::{Kind, Policy};
@@ -71,18 +70,18 @@ pub struct Retention {
     store: Arc<dyn RetentionStore>,
     policy: Arc<Policy>,
     clock: Arc<dyn Clock>,
-    artifacts_marked: Arc<Notify>,
+    sweeps: Arc<Sweeps>,
 }
 
 impl Retention {
-    /// `artifacts_marked` is woken when a run may have marked some.
+    /// `sweeps` is asked for the bytes of the artifacts that a run has marked.
     pub fn new(
         store: Arc<dyn RetentionStore>,
         policy: Policy,
         clock: Arc<dyn Clock>,
-        artifacts_marked: Arc<Notify>,
+        sweeps: Arc<Sweeps>,
     ) -> Self {
-        Retention { store, policy: Arc::new(policy), clock, artifacts_marked }
+        Retention { store, policy: Arc::new(policy), clock, sweeps }
     }
 
     /// Begins a run: from now on no other one begins until this one ends.
@@ -105,7 +104,7 @@ impl Retention {
             holder,
             kept_at: Instant::now(),
             counts: Counts::default(),
-            artifacts_marked: Arc::clone(&self.artifacts_marked),
+            sweeps: Arc::clone(&self.sweeps),
         }))
     }
 
@@ -148,7 +147,7 @@ pub struct Run {
     /// When the lease was made sure of.
     kept_at: Instant,
     counts: Counts,
-    artifacts_marked: Arc<Notify>,
+    sweeps: Arc<Sweeps>,
 }
 
 impl Run {
@@ -160,7 +159,10 @@ impl Run {
     ) -> Result<Counts> {
         let outcome = self.all(stop, &mut progress).await;
         let ended = outcome.is_ok() && !self.dry_run;
-        self.artifacts_marked.notify_one();
+        match outcome.is_ok() && self.counts.artifacts.records > 0 && !self.dry_run {
+            true => self.sweeps.ask_and_wait(BYTES_WAITED_FOR).await,
+            false => drop(self.sweeps.ask()),
+        }
         if let Err(error) = self.store.drop_lease(&self.holder, ended).await {
             tracing::debug!(%error, "the lease of retention was not given back; it runs out");
         }

@@ -430,7 +430,7 @@ impl Artifacts {
                     self.drop_bytes(&upload).await?;
                 }
                 self.store.remove_upload(&upload.upload_id, upload.turn).await?;
-                self.app.artifacts_marked().notify_one();
+                self.app.sweeps().ask();
                 return Err(refusal.into());
             }
             Err(error) => return Err(error.into()),

@@ -73,6 +73,10 @@ pub trait Store: Send + Sync + 'static {
     /// The execution, unless it is being deleted.
     async fn execution(&self, execution_id: &str) -> Result<Option<Execution>>;
 
+    /// Whether there is such an execution that is being deleted. What it has is there for nobody any more, though
+    /// it goes piece by piece.
+    async fn is_being_deleted(&self, execution_id: &str) -> Result<bool>;
+
     /// The step with its payloads.
     async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>>;
 
@@ -104,8 +108,8 @@ pub trait Store: Send + Sync + 'static {
     /// the sweep of their bytes; at last the record, and with that the id is free again. In pieces, so that
     /// writers get their turn in between. Does nothing if there is no such execution or it is not marked. May be
     /// cut short anywhere and called again, also by several at once: what is stored under the id afterwards is
-    /// never touched.
-    async fn remove(&self, execution_id: &str) -> Result<()>;
+    /// never touched. The answer is how many artifacts it has marked.
+    async fn remove(&self, execution_id: &str) -> Result<u64>;
 
     /// Goes on with deletes that a crash cut short, and does what else keeps the store bounded.
     async fn sweep(&self) -> Result<()>;

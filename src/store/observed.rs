@@ -144,6 +144,10 @@ impl Store for Observed {
         self.execution.run(self.inner.execution(execution_id)).await
     }
 
+    async fn is_being_deleted(&self, execution_id: &str) -> Result<bool> {
+        self.execution.run(self.inner.is_being_deleted(execution_id)).await
+    }
+
     async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
         self.step.run(self.inner.step(execution_id, step)).await
     }
@@ -160,7 +164,7 @@ impl Store for Observed {
         self.artifacts.run(self.inner.artifacts(query)).await
     }
 
-    async fn remove(&self, execution_id: &str) -> Result<()> {
+    async fn remove(&self, execution_id: &str) -> Result<u64> {
         self.remove.run(self.inner.remove(execution_id)).await
     }
 

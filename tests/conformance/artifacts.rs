@@ -558,6 +558,39 @@ pub async fn a_deleted_artifact_is_gone_with_its_bytes(b: Backend) {
     s.shutdown().await;
 }
 
+pub async fn bytes_go_with_their_execution(b: Backend) {
+    let s = server(&b).await;
+    s.upload(describe("e", "one"), &noise(MIB, 1)).await;
+    s.upload(describe("e", "two"), &noise(2 * MIB, 2)).await;
+    s.create("other").await;
+    let kept = s.upload(describe("other", "kept"), &noise(MIB, 3)).await;
+    let timestamp = time(wall_clock_ms());
+    let metrics = [("loss".to_owned(), 1.0)].into();
+    let point = MetricPoint { timestamp, metrics, ..Default::default() };
+    s.record_metrics(RecordMetricsRequest {
+        execution_id: "other".into(),
+        points: vec![point],
+        ..Default::default()
+    })
+    .await;
+    s.delete_execution(DeleteExecutionRequest { execution_id: "e".into(), force: true }).await;
+    assert_eq!(b.blobs().await, [blob_of(&kept)].into(), "the bytes are gone with the answer");
+    assert_eq!(b.artifact_records().await, 1);
+    // While an execution is being deleted, nobody gets what it still has.
+    b.mark_execution("other", 0).await;
+    refused(s.try_artifact(&kept.artifact_id).await, Code::NotFound, "ARTIFACT_NOT_FOUND");
+    refused(s.try_download(&kept.artifact_id).await, Code::NotFound, "ARTIFACT_NOT_FOUND");
+    refused(s.try_delete(&kept.artifact_id).await, Code::NotFound, "ARTIFACT_NOT_FOUND");
+    let query = QueryMetricsRequest { execution_id: "other".into(), ..Default::default() };
+    refused(s.try_query_metrics(query.clone()).await, Code::NotFound, "EXECUTION_NOT_FOUND");
+    let interval = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    let query = QueryMetricsRequest { interval, ..query };
+    refused(s.try_query_metrics(query).await, Code::NotFound, "EXECUTION_NOT_FOUND");
+    s.delete_execution(DeleteExecutionRequest { execution_id: "other".into(), force: true }).await;
+    assert_eq!(b.blobs().await, [].into());
+    s.shutdown().await;
+}
+
 pub async fn names_of_artifacts_are_data(b: Backend) {
     let s = server(&b).await;
     let names = [

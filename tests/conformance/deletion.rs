@@ -154,6 +154,48 @@ pub async fn a_delete_that_was_cut_short_is_ended_by_the_server(b: Backend) {
     assert_eq!(s.execution("other").await.execution_id, "other");
 }
 
+/// Writers that pour steps into their executions through one server while another one deletes these.
+pub async fn no_step_outlives_a_delete_on_a_busy_server(b: Backend) {
+    const WRITERS: usize = 8;
+    const ROUNDS: usize = 6;
+    let (one, two) = b.pair().await;
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let (one, two) = ((*one).clone(), (*two).clone());
+        writers.spawn(async move {
+            for round in 0..ROUNDS {
+                let id = format!("w{writer}-{round}");
+                two.create(&id).await;
+                let mut step = 0;
+                for _ in 0..10 + 7 * writer {
+                    step += 1;
+                    two.start(&id, step).await;
+                }
+                let deleting = tokio::spawn({
+                    let (one, id) = (one.clone(), id.clone());
+                    async move { one.delete_execution(delete(&id)).await }
+                });
+                // Until the delete is heard of: each is stored before it, or refused.
+                loop {
+                    let answered = deleting.is_finished();
+                    step += 1;
+                    let answer = two.try_start_step(start(&id, step)).await;
+                    if answer.is_err() {
+                        refused(answer, Code::NotFound, "EXECUTION_NOT_FOUND");
+                        break;
+                    }
+                    assert!(!answered, "step {step} of {id} was taken after its delete");
+                }
+                deleting.await.expect("deleted");
+                let late = two.try_start_step(start(&id, step + 1)).await;
+                refused(late, Code::NotFound, "EXECUTION_NOT_FOUND");
+            }
+        });
+    }
+    writers.join_all().await;
+    assert_eq!(b.stored().await, [0, 0, 0]);
+}
+
 pub async fn a_great_execution_is_deleted_beside_other_writes(b: Backend) {
     const STEPS: i32 = 4_000;
     let s = b.serve().await;

@@ -288,6 +288,7 @@ cases! {
         bytes_that_are_damaged_or_gone_are_data_loss: "3.DownloadArtifact",
         artifacts_are_listed_newest_first: "3.ListArtifacts" "3.errors.tokens",
         a_deleted_artifact_is_gone_with_its_bytes: "3.DeleteArtifact",
+        bytes_go_with_their_execution: "3.DeleteExecution" "3.DeleteExecution.whole",
         names_of_artifacts_are_data: "3.UploadArtifact",
         artifacts_are_bounded: "3.bounds.artifacts" "3.errors.bad_request",
         an_execution_has_a_bounded_number_of_artifacts: "3.bounds.artifacts",
@@ -301,6 +302,7 @@ cases! {
         deleting_takes_the_artifacts_along: "3.DeleteExecution" "4.4",
         what_is_being_deleted_is_there_for_nobody: "3.DeleteExecution.whole",
         a_delete_that_was_cut_short_is_ended_by_the_server: "3.DeleteExecution.whole",
+        no_step_outlives_a_delete_on_a_busy_server: "2.4" "3.DeleteExecution.whole",
         a_great_execution_is_deleted_beside_other_writes: "3.DeleteExecution" "4.4",
         writes_after_a_delete_in_one_stream_find_the_id_free: "3.DeleteExecution" "3.Ingest",
     }

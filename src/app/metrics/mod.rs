@@ -78,6 +78,14 @@ impl Metrics {
         Err(execution_not_found(execution_id))
     }
 
+    /// Asked after points were read: of an execution that is being deleted, nobody gets any.
+    async fn check_stays(&self, execution_id: &str) -> Result<()> {
+        match self.app.store().is_being_deleted(execution_id).await? {
+            true => Err(execution_not_found(execution_id)),
+            false => Ok(()),
+        }
+    }
+
     /// One page of points; `size_of` is what one takes in a reply.
     pub async fn points(
         &self,
@@ -121,6 +129,7 @@ impl Metrics {
                 Some(more) => after = Some(more),
             }
         };
+        self.check_stays(&query.span.execution_id).await?;
         let next_page_token = match next {
             None => String::new(),
             Some(key) => self.app.tokens().await?.seal(
@@ -153,6 +162,7 @@ impl Metrics {
             limit: query.size + 1,
         };
         let mut records = self.store.intervals(&asked).await?;
+        self.check_stays(&query.span.execution_id).await?;
         let mut room = self.app.limits().page_bytes.saturating_sub(FRAMING_BYTES);
         let fitting = records
             .iter()

@@ -5,12 +5,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
+use bson::oid::ObjectId;
+use bson::raw::cstr;
+use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 
-use super::command::Fate;
+use super::cache::Birth;
+use super::command::{Durability, Fate};
 use super::documents::{Guard, Update};
-use super::{Inner, Ready, delete, documents, failure, no_payloads, schema};
+use super::{Inner, Ready, delete, documents, failure, marks, no_payloads, schema};
 use crate::domain::{Execution, Refusal, Step, StepRef};
 use crate::store::plan::{Dirty, Facts, Needs, Plan, plan};
 use crate::store::{Answer, Applied, Error, Op, Record, RecordKey, Result, Write};
@@ -20,6 +24,8 @@ const ROUNDS: usize = 8;
 /// Attempts that guard the whole document. After them only what the decision was made on: the document may hold
 /// something that no guard matches.
 const WHOLE_ROUNDS: usize = 3;
+/// New steps at most whose executions are looked up later.
+const UNCHECKED: usize = 20_000;
 /// Alternatives in one query.
 const ALTERNATIVES: usize = 100;
 
@@ -95,13 +101,16 @@ struct Known {
 }
 
 /// What became of the records of a round.
-#[derive(Default)]
 struct Persisted {
+    /// Before anything was sent.
+    began: Instant,
     /// Decide again: the record was not what the decision was made on.
     lost: HashSet<RecordKey>,
     failed: HashMap<RecordKey, Failed>,
     /// Written, but other fields than those written may be different from what is known here.
     inexact: HashSet<RecordKey>,
+    /// The documents of the new steps.
+    births: HashMap<RecordKey, Birth>,
     /// The marks of the updates.
     marks: HashMap<RecordKey, i64>,
 }
@@ -247,6 +256,7 @@ impl Batch<'_> {
         if needs.is_empty() {
             return Ok(());
         }
+        let asked_at = Instant::now();
         let (executions, steps, greatest, counts) = tokio::try_join!(
             self.load_executions(needs),
             self.load_steps(step_alternatives(&needs.steps, &needs.keys), false),
@@ -263,7 +273,11 @@ impl Batch<'_> {
                         deleted.insert(id.clone());
                     }
                     let record = Record::Execution(Arc::clone(&execution));
-                    self.inner.cache.put(RecordKey::execution(&id), record);
+                    let key = RecordKey::execution(&id);
+                    match execution.deleted_at {
+                        None => self.inner.cache.put_alive(key, record, asked_at),
+                        Some(_) => self.inner.cache.put(key, record),
+                    }
                     known.facts.executions.insert(id, Some(execution));
                 }
                 Err(error) => known.note_corrupt(&raw, error)?,
@@ -395,10 +409,10 @@ impl Batch<'_> {
         Ok(true)
     }
 
-    /// Persists what the plan changed. New steps of new executions wait for these; everything else goes out at
-    /// once.
+    /// Persists what the plan changed, in one chain of commands: new executions, new steps, changed steps, changed
+    /// executions.
     async fn persist(&self, decided: &Plan) -> Persisted {
-        let mut persisted = Persisted::default();
+        let mut persisted = Persisted::new();
         let mut new_executions = Statements::default();
         let mut executions = Statements::default();
         let order = in_order(decided);
@@ -422,10 +436,8 @@ impl Batch<'_> {
         let mut new_steps = Statements::default();
         let mut steps_of_new = Statements::default();
         let mut steps = Statements::default();
-        let mut with_steps = HashSet::new();
         for key in order.iter().filter(|key| key.step_id.is_some()) {
             let Some(dirty) = decided.steps.get(key) else { continue };
-            with_steps.insert(key.execution_id.as_str());
             match (&dirty.before, &dirty.after) {
                 (None, Some(after)) => {
                     let waits = decided
@@ -437,7 +449,8 @@ impl Batch<'_> {
                 }
                 (Some(before), Some(after)) => {
                     let mark = self.inner.mark();
-                    let update = documents::update_step(before, after, self.guard, mark);
+                    let birth = self.inner.cache.birth(before);
+                    let update = documents::update_step(before, after, self.guard, birth, mark);
                     let statement = persisted.note(key, update, mark);
                     steps.push(key.clone(), statement, &mut persisted);
                 }
@@ -445,46 +458,61 @@ impl Batch<'_> {
             }
         }
 
+        // A watcher that sees an execution end has seen what its steps did before, so executions come last.
         let commander = &self.ready.commander;
-        let insert_in_order = async {
-            let fates = commander.insert(schema::EXECUTIONS, &new_executions.documents).await;
-            let mut there = HashSet::new();
-            for (key, fate) in new_executions.keys.iter().zip(&fates) {
-                if *fate == Fate::Done {
-                    there.insert(key.execution_id.as_str());
-                }
+        let chain = commander.chain();
+        let updates_follow = !steps.documents.is_empty() || !executions.documents.is_empty();
+        let steps_follow = !new_steps.documents.is_empty() || !steps_of_new.documents.is_empty();
+        let mut new_fates = chain
+            .insert(schema::EXECUTIONS, &new_executions.documents, steps_follow || updates_follow)
+            .await;
+        let mut there = HashSet::new();
+        for (key, fate) in new_executions.keys.iter().zip(&new_fates) {
+            if *fate == Fate::Done {
+                there.insert(key.execution_id.as_str());
             }
-            let (ready, held) = steps_of_new.split(|key| there.contains(key.execution_id.as_str()));
-            let step_fates = commander.insert(schema::STEPS, &ready.documents).await;
-            (fates, ready, step_fates, held)
-        };
-        let insert_steps = async {
-            let fates = commander.insert(schema::STEPS, &new_steps.documents).await;
-            let vanished = self.vanished(&new_steps, &fates).await;
-            (fates, vanished)
-        };
-        // A watcher that sees an execution end has seen what its steps did before: an execution whose steps change
-        // in the same batch comes after them. All others need not wait.
-        let (executions, later_executions) =
-            executions.split(|key| !with_steps.contains(key.execution_id.as_str()));
-        let execution_index = self.ready.indexes.execution_key.as_deref();
-        let (created, inserted, step_fates, execution_fates) = tokio::join!(
-            insert_in_order,
-            insert_steps,
-            commander.update(
+        }
+        let (ready, held) = steps_of_new.split(|key| there.contains(key.execution_id.as_str()));
+        let older = new_steps.keys.len();
+        new_steps.append(ready);
+        let executions_follow = !executions.documents.is_empty();
+        // Both at once: changed steps take longer, so the inserts are in the log before them, nearly always.
+        let (mut new_step_fates, mut step_fates, ()) = tokio::join!(
+            chain.insert(schema::STEPS, &new_steps.documents, updates_follow),
+            chain.update(
                 schema::STEPS,
                 &steps.documents,
                 self.ready.indexes.step_key.as_deref(),
+                executions_follow,
             ),
-            commander.update(schema::EXECUTIONS, &executions.documents, execution_index),
+            self.look_at_marks(older > 0),
         );
-        let later_fates = commander
-            .update(schema::EXECUTIONS, &later_executions.documents, execution_index)
-            .await;
+        let (mut vanished, execution_fates) = tokio::join!(
+            self.vanished(&new_steps, &new_step_fates, older),
+            chain.update(
+                schema::EXECUTIONS,
+                &executions.documents,
+                self.ready.indexes.execution_key.as_deref(),
+                false,
+            ),
+        );
+        match chain.finish().await {
+            Durability::Certain => {}
+            Durability::Elected => {
+                new_fates =
+                    commander.insert_again(schema::EXECUTIONS, &new_executions.documents).await;
+                new_step_fates = commander.insert_again(schema::STEPS, &new_steps.documents).await;
+                vanished = self.vanished(&new_steps, &new_step_fates, older).await;
+                let doubt = |fate: &mut Fate| *fate = fate.or_doubtful();
+                step_fates.iter_mut().for_each(doubt);
+            }
+            Durability::Unknown => {
+                let all = [&mut new_fates, &mut new_step_fates, &mut step_fates];
+                all.into_iter().flatten().for_each(|fate| *fate = fate.or_unknown());
+            }
+        }
 
-        let (new_fates, ready_steps, ready_fates, held) = created;
         persisted.take(new_executions.keys, &new_fates);
-        persisted.take(ready_steps.keys, &ready_fates);
         // Never sent, because the execution was there already or its fate is unknown.
         for key in held.keys {
             let execution = RecordKey::execution(&key.execution_id);
@@ -498,68 +526,143 @@ impl Batch<'_> {
                 }
             }
         }
-        let (new_step_fates, vanished) = inserted;
+        let births = new_steps.keys.iter().zip(new_steps.documents.iter().map(Birth::of));
+        let births = births.filter_map(|(key, birth)| Some((key.clone(), birth?)));
+        persisted.births = births.collect();
         persisted.take(new_steps.keys, &new_step_fates);
         for key in vanished {
             persisted.failed.insert(key, Failed::NoExecution);
         }
         let doubtful_steps = persisted.take(steps.keys, &step_fates);
-        let mut doubtful_executions = persisted.take(executions.keys, &execution_fates);
-        doubtful_executions.extend(persisted.take(later_executions.keys, &later_fates));
+        let doubtful_executions = persisted.take(executions.keys, &execution_fates);
         self.resolve(decided, doubtful_executions, doubtful_steps, &mut persisted).await;
         self.undo_half_plans(decided, &mut persisted).await;
         persisted
     }
 
-    /// The new steps whose execution is gone: another server deleted it after we last saw it. They are taken
-    /// back, since the delete may have passed by already.
-    async fn vanished(&self, inserted: &Statements, fates: &[Fate]) -> Vec<RecordKey> {
-        let there: Vec<&RecordKey> = inserted
-            .keys
-            .iter()
-            .zip(fates)
-            .filter(|(_, fate)| **fate == Fate::Done)
-            .map(|(key, _)| key)
-            .collect();
-        if there.is_empty() {
+    /// Looks which executions are being deleted, now and then.
+    async fn look_at_marks(&self, has_new_steps: bool) {
+        if !has_new_steps {
+            return;
+        }
+        let Some(turn) = self.inner.deletes.turn(Instant::now()) else { return };
+        let filter = doc! { "deleted_at": { "$gt": schema::epoch() } };
+        let find = self.ready.executions.find(filter).projection(doc! { "execution_id": 1 });
+        let find = find.limit(i64::try_from(marks::MOST).unwrap_or(i64::MAX));
+        let unchecked = std::mem::take(&mut *self.inner.unchecked.lock());
+        let look = self.inner.call(async {
+            let mut marked = Vec::new();
+            let mut cursor = find.await?;
+            while cursor.advance().await? {
+                marked.extend(cursor.current().get_str("execution_id").ok().map(str::to_owned));
+            }
+            Ok(marked)
+        });
+        let (marked, ()) = tokio::join!(look, async {
+            // Another program that deletes executions leaves no mark.
+            if !unchecked.is_empty() {
+                let gone = self.gone(&unchecked).await;
+                self.take_back(&unchecked, &gone).await;
+                gone.iter().for_each(|key| self.forget_gone(key));
+            }
+        });
+        turn.saw(marked.ok());
+    }
+
+    /// Of the first `older` new steps, those whose execution is gone: another server deleted it after we last saw
+    /// it. They are taken back, since the delete may have passed by already.
+    async fn vanished(
+        &self,
+        inserted: &Statements,
+        fates: &[Fate],
+        older: usize,
+    ) -> Vec<RecordKey> {
+        let trust = self.inner.deletes.trust(Instant::now());
+        let (mut asked, mut trusted) = (Vec::new(), Vec::new());
+        let new = inserted.keys.iter().zip(&inserted.documents).zip(fates).take(older);
+        for ((key, document), fate) in new {
+            let (Fate::Done, Ok(id)) = (fate, document.get_object_id("_id")) else { continue };
+            let alive_at = self.inner.cache.alive_at(&RecordKey::execution(&key.execution_id));
+            let to = match trust.is_alive(&key.execution_id, alive_at) {
+                true => &mut trusted,
+                false => &mut asked,
+            };
+            to.push((key.clone(), id));
+        }
+        if !trusted.is_empty() {
+            let mut unchecked = self.inner.unchecked.lock();
+            trusted.truncate(UNCHECKED.saturating_sub(unchecked.len()));
+            unchecked.extend(trusted);
+        }
+        if asked.is_empty() {
             return Vec::new();
         }
-        let ids: HashSet<&str> = there.iter().map(|key| key.execution_id.as_str()).collect();
+        let gone = self.gone(&asked).await;
+        self.take_back(&asked, &gone).await;
+        gone.into_iter().collect()
+    }
+
+    /// The steps whose execution is not there or is being deleted.
+    async fn gone(&self, steps: &[(RecordKey, ObjectId)]) -> HashSet<RecordKey> {
+        let ids: HashSet<&str> = steps.iter().map(|(key, _)| key.execution_id.as_str()).collect();
+        let asked_at = Instant::now();
+        let note_alive =
+            |id: &str| self.inner.cache.note_alive(&RecordKey::execution(id), asked_at);
+        if self.ready.indexes.unique && self.all_alive(&ids).await {
+            ids.into_iter().for_each(note_alive);
+            return HashSet::new();
+        }
         let filter = doc! { "execution_id": { "$in": ids.iter().copied().collect::<Vec<_>>() } };
         let projection = doc! { "_id": 0, "execution_id": 1, "deleted_at": 1 };
         let found = match self.inner.all(&self.ready.executions, filter, Some(projection)).await {
             Ok(found) => found,
-            // The steps are durable; the sweep of a delete that runs just now takes them along.
-            Err(_) => return Vec::new(),
+            // The steps are there; the sweep of a delete that runs just now takes them along.
+            Err(_) => return HashSet::new(),
         };
         let alive: HashSet<&str> = found
             .iter()
             .filter(|raw| !matches!(raw.get("deleted_at"), Ok(Some(value)) if value.as_datetime().is_some()))
             .filter_map(|raw| raw.get_str("execution_id").ok())
             .collect();
-        let gone: Vec<RecordKey> = there
-            .into_iter()
-            .filter(|key| !alive.contains(key.execution_id.as_str()))
-            .cloned()
-            .collect();
-        if !gone.is_empty() {
-            self.take_back(inserted, &gone).await;
-        }
-        gone
+        alive.iter().copied().for_each(note_alive);
+        let keys = steps.iter().map(|(key, _)| key);
+        keys.filter(|key| !alive.contains(key.execution_id.as_str())).cloned().collect()
     }
 
-    /// Deletes steps that this call has just inserted, known by their `_id`.
-    async fn take_back(&self, inserted: &Statements, keys: &[RecordKey]) {
-        let wanted: HashSet<&RecordKey> = keys.iter().collect();
-        let ids: Vec<Bson> = inserted
-            .keys
-            .iter()
-            .zip(&inserted.documents)
-            .filter(|(key, _)| wanted.contains(key))
-            .filter_map(|(_, document)| document.get_object_id("_id").ok())
-            .map(Bson::ObjectId)
-            .collect();
-        let delete = self.ready.steps.delete_many(doc! { "_id": { "$in": ids } });
+    fn forget_gone(&self, step: &RecordKey) {
+        self.inner.cache.forget(step);
+        self.inner.cache.forget(&RecordKey::execution(&step.execution_id));
+    }
+
+    /// Whether so many executions are there and none of them is being deleted, as a number: nearly always the
+    /// answer, and cheaper than documents. False may also mean that there was no answer.
+    async fn all_alive(&self, ids: &HashSet<&str>) -> bool {
+        let mut wanted = RawArrayBuf::new();
+        ids.iter().for_each(|id| wanted.push(*id));
+        let mut command = rawdoc! {
+            "count": schema::EXECUTIONS,
+            "query": { "execution_id": { "$in": wanted }, "deleted_at": null },
+            "readConcern": { "level": "local" },
+        };
+        if let Some(index) = self.ready.indexes.execution_key.as_deref() {
+            command.append(cstr!("hint"), index);
+        }
+        let count = self.ready.database.run_raw_command(command);
+        let found = self.inner.call(count).await.ok().and_then(|reply| {
+            let count = reply.get_i32("n").map(i64::from).or_else(|_| reply.get_i64("n")).ok()?;
+            usize::try_from(count).ok()
+        });
+        found == Some(ids.len())
+    }
+
+    /// Deletes those of the steps that this server inserted which are `gone`.
+    async fn take_back(&self, steps: &[(RecordKey, ObjectId)], gone: &HashSet<RecordKey>) {
+        if gone.is_empty() {
+            return;
+        }
+        let ids = steps.iter().filter(|(key, _)| gone.contains(key)).map(|(_, id)| *id);
+        let delete =
+            self.ready.steps.delete_many(doc! { "_id": { "$in": ids.collect::<Vec<_>>() } });
         if let Err(error) = self.inner.call(delete).await {
             tracing::warn!(%error, "steps of a deleted execution were left behind");
         }
@@ -765,8 +868,11 @@ impl Batch<'_> {
             if dirty.changed {
                 written.insert(key.clone(), record.clone());
             }
-            if dirty.stored {
-                cache.put(key, record);
+            match dirty.stored {
+                // The insert or the guard says so.
+                true if dirty.changed => cache.put_alive(key, record, persisted.began),
+                true => cache.put(key, record),
+                false => {}
             }
         }
         for (key, dirty) in steps {
@@ -799,7 +905,7 @@ impl Batch<'_> {
                 written.insert(key.clone(), record.clone());
             }
             if dirty.stored {
-                cache.put(key.clone(), record);
+                cache.put_born(key.clone(), record, persisted.births.get(key).copied());
             }
         }
     }
@@ -819,6 +925,17 @@ impl Known {
 }
 
 impl Persisted {
+    fn new() -> Self {
+        Persisted {
+            began: Instant::now(),
+            lost: HashSet::new(),
+            failed: HashMap::new(),
+            inexact: HashSet::new(),
+            births: HashMap::new(),
+            marks: HashMap::new(),
+        }
+    }
+
     /// Whether the update of a record left this mark.
     fn is_ours(&self, key: &RecordKey, mark: Option<i64>) -> bool {
         mark.is_some() && self.marks.get(key).copied() == mark
@@ -927,6 +1044,11 @@ impl Statements {
                 persisted.failed.insert(key, Failed::Refused(0));
             }
         }
+    }
+
+    fn append(&mut self, more: Statements) {
+        self.keys.extend(more.keys);
+        self.documents.extend(more.documents);
     }
 
     fn split(self, mut keep: impl FnMut(&RecordKey) -> bool) -> (Statements, Statements) {

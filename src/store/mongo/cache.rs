@@ -2,7 +2,10 @@
 //! be stale: every write is guarded by what it read, and nothing is refused on its word alone.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use bson::RawDocumentBuf;
+use bson::oid::ObjectId;
 use quick_cache::Weighter;
 
 use crate::domain::{Execution, Step};
@@ -15,15 +18,39 @@ const NUMBERS: usize = 50_000;
 #[derive(Clone)]
 struct Weigh;
 
-impl Weighter<RecordKey, (Record, u32)> for Weigh {
-    fn weight(&self, _: &RecordKey, value: &(Record, u32)) -> u64 {
-        u64::from(value.1)
+#[derive(Clone)]
+struct Known {
+    record: Record,
+    weight: u32,
+    birth: Option<Birth>,
+    /// When an execution was surely there and not being deleted.
+    alive_at: Option<Instant>,
+}
+
+/// The document of a step as this server inserted it: as long as its size is the same and the fields that have a
+/// value have the same one, nobody has given one to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Birth {
+    pub(super) id: ObjectId,
+    pub(super) bytes: i32,
+}
+
+impl Birth {
+    pub(super) fn of(document: &RawDocumentBuf) -> Option<Birth> {
+        let bytes = i32::try_from(document.as_bytes().len()).ok()?;
+        Some(Birth { id: document.get_object_id("_id").ok()?, bytes })
+    }
+}
+
+impl Weighter<RecordKey, Known> for Weigh {
+    fn weight(&self, _: &RecordKey, value: &Known) -> u64 {
+        u64::from(value.weight)
     }
 }
 
 /// Bounded by bytes and by counts. `apply` alone uses it: no two calls hold the same execution.
 pub(super) struct Cache {
-    records: quick_cache::sync::Cache<RecordKey, (Record, u32), Weigh>,
+    records: quick_cache::sync::Cache<RecordKey, Known, Weigh>,
     /// (execution, step key) -> step number.
     keys: quick_cache::sync::Cache<(String, String), i32>,
     /// Execution -> greatest step number.
@@ -40,16 +67,26 @@ impl Cache {
     }
 
     pub(super) fn execution(&self, key: &RecordKey) -> Option<Arc<Execution>> {
-        match self.records.get(key)?.0 {
+        match self.records.get(key)?.record {
             Record::Execution(execution) => Some(execution),
             Record::Step(_) | Record::Artifact(_) => None,
         }
     }
 
     pub(super) fn step(&self, key: &RecordKey) -> Option<Arc<Step>> {
-        match self.records.get(key)?.0 {
+        match self.records.get(key)?.record {
             Record::Step(step) => Some(step),
             Record::Execution(_) | Record::Artifact(_) => None,
+        }
+    }
+
+    /// The document of a step that this server has inserted and nothing has changed since, as far as is known.
+    pub(super) fn birth(&self, step: &Step) -> Option<Birth> {
+        let key = RecordKey::step(&step.execution_id, step.step_id);
+        let known = self.records.get(&key)?;
+        match &known.record {
+            Record::Step(same) if same.revision == step.revision => known.birth,
+            _ => None,
         }
     }
 
@@ -63,6 +100,38 @@ impl Cache {
 
     /// `record` has no payloads.
     pub(super) fn put(&self, key: RecordKey, record: Record) {
+        let alive_at = self.records.get(&key).and_then(|known| known.alive_at);
+        self.put_known(key, record, None, alive_at);
+    }
+
+    /// A new step.
+    pub(super) fn put_born(&self, key: RecordKey, record: Record, birth: Option<Birth>) {
+        self.put_known(key, record, birth, None);
+    }
+
+    /// An execution that was there and not being deleted at that time.
+    pub(super) fn put_alive(&self, key: RecordKey, record: Record, at: Instant) {
+        self.put_known(key, record, None, Some(at));
+    }
+
+    /// Notes that it was, if the execution is known here.
+    pub(super) fn note_alive(&self, key: &RecordKey, at: Instant) {
+        if let Some(known) = self.records.get(key) {
+            self.put_known(key.clone(), known.record, None, Some(at));
+        }
+    }
+
+    pub(super) fn alive_at(&self, key: &RecordKey) -> Option<Instant> {
+        self.records.get(key)?.alive_at
+    }
+
+    fn put_known(
+        &self,
+        key: RecordKey,
+        record: Record,
+        birth: Option<Birth>,
+        alive_at: Option<Instant>,
+    ) {
         if let Record::Step(step) = &record
             && let Some(step_key) = &step.step_key
         {
@@ -70,7 +139,7 @@ impl Cache {
         }
         let overhead = 2 * key.execution_id.len() + 64;
         let weight = u32::try_from(record.weight() + overhead).unwrap_or(u32::MAX);
-        self.records.insert(key, (record, weight));
+        self.records.insert(key, Known { record, weight, birth, alive_at });
     }
 
     pub(super) fn put_greatest(&self, execution_id: String, step_id: i32) {

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use bson::oid::ObjectId;
 use bson::raw::cstr;
-use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, Timestamp, doc, rawdoc};
 use mongodb::Database;
+use parking_lot::Mutex;
 
 use super::failure::{self, DUPLICATE_KEY};
+use super::schema::META;
 use crate::store::{Error, Result};
 
 /// Statements in one command at most; the server takes 100,000.
@@ -43,10 +45,242 @@ pub(super) enum Fate {
     Unknown,
 }
 
+/// When a command is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// When what it wrote is durable, as the write concern says.
+    Durable,
+    /// When the primary has executed it: a later command of the same chain waits for both.
+    Executed,
+}
+
+/// A place in the log of one primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OpTime {
+    election: ObjectId,
+    term: i64,
+    at: Timestamp,
+}
+
+impl OpTime {
+    fn of(reply: &Document) -> Option<OpTime> {
+        let time = reply.get_document("opTime").ok()?;
+        Some(OpTime {
+            election: reply.get_object_id("electionId").ok()?,
+            term: time.get_i64("t").ok()?,
+            at: time.get_timestamp("ts").ok()?,
+        })
+    }
+
+    /// Whether that this place is durable says the same of an earlier one. Not after an election: the new primary
+    /// may never have had it.
+    fn covers(&self, earlier: &OpTime) -> bool {
+        self.election == earlier.election && self.term == earlier.term && self.at >= earlier.at
+    }
+}
+
+/// Whether that `last` is durable says the same of all earlier ones.
+fn is_covered(earlier: &[OpTime], last: Option<OpTime>) -> bool {
+    earlier.iter().all(|earlier| last.is_some_and(|last| last.covers(earlier)))
+}
+
+/// What is known of the commands of a chain when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    Certain,
+    /// Another primary was elected meanwhile. What it has is durable, but it may lack some of the writes.
+    Elected,
+    Unknown,
+}
+
+/// Commands one after the other, of which only the last waits until what it wrote is durable: the log is in their
+/// order, so that says it of all. Each wait costs a flush of the journal, which is more than the commands cost.
+pub(super) struct Chain<'a> {
+    commander: &'a Commander,
+    earlier: Mutex<Vec<OpTime>>,
+    last: Mutex<Option<OpTime>>,
+    /// The database went away: what would follow is not sent.
+    broken: AtomicBool,
+}
+
+impl Chain<'_> {
+    /// Inserts documents, in no order. Each has its `_id`.
+    pub(super) async fn insert(
+        &self,
+        collection: &str,
+        documents: &[RawDocumentBuf],
+        more_follows: bool,
+    ) -> Vec<Fate> {
+        let mut fates = Vec::with_capacity(documents.len());
+        for piece in pieces(documents) {
+            let (mut now, sent_again) =
+                self.send_all(collection, piece, insert_command(collection), more_follows).await;
+            if sent_again && now.contains(&Fate::Duplicate) {
+                self.commander.recognise(collection, piece, &mut now).await;
+            }
+            fates.extend(now);
+        }
+        fates
+    }
+
+    /// Runs guarded updates, in no order.
+    pub(super) async fn update(
+        &self,
+        collection: &str,
+        statements: &[RawDocumentBuf],
+        index: Option<&str>,
+        more_follows: bool,
+    ) -> Vec<Fate> {
+        let command = update_command(collection);
+        let hints = &self.commander.hints;
+        let mut fates = Vec::with_capacity(statements.len());
+        for piece in pieces(statements) {
+            let index = index.filter(|_| hints.load(Ordering::Relaxed));
+            let Some(index) = index else {
+                fates.extend(self.send_all(collection, piece, &command, more_follows).await.0);
+                continue;
+            };
+            let hinted: Vec<RawDocumentBuf> = piece
+                .iter()
+                .map(|statement| {
+                    let mut statement = statement.clone();
+                    if !matches!(statement.get("hint"), Ok(Some(_))) {
+                        statement.append(cstr!("hint"), index);
+                    }
+                    statement
+                })
+                .collect();
+            let (mut now, _) = self.send_all(collection, &hinted, &command, more_follows).await;
+            if now.contains(&Fate::Refused(BAD_HINT)) {
+                tracing::warn!(collection, index, "an index is gone that was there at the start");
+                hints.store(false, Ordering::Relaxed);
+                // None of these was executed.
+                for (fate, statement) in now.iter_mut().zip(piece) {
+                    if *fate == Fate::Refused(BAD_HINT) {
+                        let again = std::slice::from_ref(statement);
+                        *fate = self.send_all(collection, again, &command, more_follows).await.0[0];
+                    }
+                }
+            }
+            fates.extend(now);
+        }
+        fates
+    }
+
+    /// Whether everything is durable that was said to be done.
+    pub(super) async fn finish(self) -> Durability {
+        let earlier = self.earlier.into_inner();
+        if is_covered(&earlier, self.last.into_inner()) {
+            return Durability::Certain;
+        }
+        let started = Instant::now();
+        loop {
+            match self.commander.attempt(self.commander.barrier_command()).await {
+                Ok(reply) if is_covered(&earlier, OpTime::of(&reply)) => {
+                    return Durability::Certain;
+                }
+                Ok(_) => return Durability::Elected,
+                Err(Error::Unavailable(_)) if started.elapsed() < self.commander.patience => {
+                    tokio::time::sleep(PAUSE_BEFORE_RESEND).await;
+                }
+                Err(_) => return Durability::Unknown,
+            }
+        }
+    }
+
+    /// One command for all statements, or one for each if the database refuses it as a whole: a statement that
+    /// is too large, say, must not take the others with it.
+    async fn send_all(
+        &self,
+        collection: &str,
+        statements: &[RawDocumentBuf],
+        command: impl Fn(RawArrayBuf) -> RawDocumentBuf,
+        more_follows: bool,
+    ) -> (Vec<Fate>, bool) {
+        if self.broken.load(Ordering::Relaxed) {
+            return (vec![Fate::Unknown; statements.len()], false);
+        }
+        let wait = if more_follows { Wait::Executed } else { Wait::Durable };
+        match self.send(command(statements.iter().collect()), wait).await {
+            Ok(reply) => (read_reply(&reply, statements.len()), reply.sent_again),
+            Err(Error::Failed(_)) if statements.len() > 1 => {
+                let mut fates = Vec::with_capacity(statements.len());
+                let mut sent_again = false;
+                for statement in statements {
+                    let alone: RawArrayBuf = std::iter::once(statement).collect();
+                    match self.send(command(alone), wait).await {
+                        Ok(reply) => {
+                            sent_again |= reply.sent_again;
+                            fates.extend(read_reply(&reply, 1));
+                        }
+                        Err(Error::Failed(source)) => fates.push(refused(collection, &source)),
+                        Err(_) => fates.push(Fate::Unknown),
+                    }
+                }
+                (fates, sent_again)
+            }
+            Err(Error::Failed(source)) => (vec![refused(collection, &source)], false),
+            Err(_) => {
+                self.broken.store(true, Ordering::Relaxed);
+                (vec![Fate::Unknown; statements.len()], false)
+            }
+        }
+    }
+
+    async fn send(&self, command: RawDocumentBuf, wait: Wait) -> Result<Reply> {
+        let wait = if self.commander.logged { wait } else { Wait::Durable };
+        let earlier = self.earlier.lock().clone();
+        let reply = self.commander.send(command, wait, &earlier).await?;
+        let time = OpTime::of(&reply.document);
+        match (wait, time) {
+            (Wait::Durable, time) => *self.last.lock() = time,
+            (Wait::Executed, Some(time)) => self.earlier.lock().push(time),
+            (Wait::Executed, None) => return Err(failure::no_op_time()),
+        }
+        Ok(reply)
+    }
+}
+
+fn insert_command(collection: &str) -> impl Fn(RawArrayBuf) -> RawDocumentBuf {
+    move |documents| {
+        let mut command = rawdoc! { "insert": collection, "ordered": false };
+        command.append(cstr!("documents"), documents);
+        command
+    }
+}
+
+fn update_command(collection: &str) -> impl Fn(RawArrayBuf) -> RawDocumentBuf {
+    move |statements| {
+        let mut command = rawdoc! { "update": collection, "ordered": false };
+        command.append(cstr!("updates"), statements);
+        command
+    }
+}
+
+impl Fate {
+    /// After an election: what was done may be undone.
+    pub(super) fn or_doubtful(self) -> Fate {
+        match self {
+            Fate::Done => Fate::Doubtful { sent_again: true },
+            other => other,
+        }
+    }
+
+    /// The same when nobody answers.
+    pub(super) fn or_unknown(self) -> Fate {
+        match self {
+            Fate::Done => Fate::Unknown,
+            other => other,
+        }
+    }
+}
+
 /// Sends write commands.
 pub(super) struct Commander {
     database: Database,
     write_concern: RawDocumentBuf,
+    /// Whether answers say where in the log the writes are.
+    logged: bool,
     patience: Duration,
     call_timeout: Duration,
     /// Whether updates may name their index, which spares the database the choice.
@@ -62,135 +296,120 @@ impl Commander {
     pub(super) fn new(
         database: Database,
         write_concern: RawDocumentBuf,
+        logged: bool,
         patience: Duration,
     ) -> Self {
         Commander {
             database,
             write_concern,
+            logged,
             patience,
             call_timeout: patience * 2,
             hints: AtomicBool::new(true),
         }
     }
 
-    /// Inserts documents, in no order. Each has its `_id`.
-    pub(super) async fn insert(&self, collection: &str, documents: &[RawDocumentBuf]) -> Vec<Fate> {
-        let mut fates = Vec::with_capacity(documents.len());
-        for piece in pieces(documents) {
-            let command = |documents: RawArrayBuf| {
-                let mut command = rawdoc! { "insert": collection, "ordered": false };
-                command.append(cstr!("documents"), documents);
-                command
-            };
-            let (mut now, sent_again) = self.send_all(collection, piece, command).await;
-            if sent_again && now.contains(&Fate::Duplicate) {
-                self.recognise(collection, piece, &mut now).await;
-            }
-            fates.extend(now);
+    pub(super) fn chain(&self) -> Chain<'_> {
+        Chain {
+            commander: self,
+            earlier: Mutex::default(),
+            last: Mutex::default(),
+            broken: AtomicBool::new(false),
         }
+    }
+
+    /// Inserts documents durably, in no order. Each has its `_id`.
+    pub(super) async fn insert(&self, collection: &str, documents: &[RawDocumentBuf]) -> Vec<Fate> {
+        self.chain().insert(collection, documents, false).await
+    }
+
+    /// Inserts documents that have been inserted before by a primary that is one no more. `Done` are those that
+    /// are there, from then or from now.
+    pub(super) async fn insert_again(
+        &self,
+        collection: &str,
+        documents: &[RawDocumentBuf],
+    ) -> Vec<Fate> {
+        let mut fates = self.insert(collection, documents).await;
+        self.recognise(collection, documents, &mut fates).await;
         fates
     }
 
-    /// Runs guarded updates, in no order.
+    /// Runs guarded updates durably, in no order.
     pub(super) async fn update(
         &self,
         collection: &str,
         statements: &[RawDocumentBuf],
         index: Option<&str>,
     ) -> Vec<Fate> {
-        let command = |statements: RawArrayBuf| {
-            let mut command = rawdoc! { "update": collection, "ordered": false };
-            command.append(cstr!("updates"), statements);
-            command
-        };
-        let mut fates = Vec::with_capacity(statements.len());
-        for piece in pieces(statements) {
-            let index = index.filter(|_| self.hints.load(Ordering::Relaxed));
-            let Some(index) = index else {
-                fates.extend(self.send_all(collection, piece, command).await.0);
-                continue;
-            };
-            let hinted: Vec<RawDocumentBuf> = piece
-                .iter()
-                .map(|statement| {
-                    let mut statement = statement.clone();
-                    statement.append(cstr!("hint"), index);
-                    statement
-                })
-                .collect();
-            let (mut now, _) = self.send_all(collection, &hinted, command).await;
-            if now.contains(&Fate::Refused(BAD_HINT)) {
-                tracing::warn!(collection, index, "an index is gone that was there at the start");
-                self.hints.store(false, Ordering::Relaxed);
-                // None of these was executed.
-                for (fate, statement) in now.iter_mut().zip(piece) {
-                    if *fate == Fate::Refused(BAD_HINT) {
-                        let again = std::slice::from_ref(statement);
-                        *fate = self.send_all(collection, again, command).await.0[0];
-                    }
-                }
-            }
-            fates.extend(now);
-        }
-        fates
+        self.chain().update(collection, statements, index, false).await
     }
 
-    /// One command for all statements, or one for each if the database refuses it as a whole: a statement that
-    /// is too large, say, must not take the others with it.
-    async fn send_all(
+    /// Sends one command until it is answered or patience ends. It is not sent to another primary than `earlier`
+    /// commands were, which may lack what these wrote.
+    async fn send(
         &self,
-        collection: &str,
-        statements: &[RawDocumentBuf],
-        command: impl Fn(RawArrayBuf) -> RawDocumentBuf,
-    ) -> (Vec<Fate>, bool) {
-        match self.send(command(statements.iter().collect())).await {
-            Ok(reply) => (read_reply(&reply, statements.len()), reply.sent_again),
-            Err(Error::Failed(_)) if statements.len() > 1 => {
-                let mut fates = Vec::with_capacity(statements.len());
-                let mut sent_again = false;
-                for statement in statements {
-                    let alone: RawArrayBuf = std::iter::once(statement).collect();
-                    match self.send(command(alone)).await {
-                        Ok(reply) => {
-                            sent_again |= reply.sent_again;
-                            fates.extend(read_reply(&reply, 1));
-                        }
-                        Err(Error::Failed(source)) => fates.push(refused(collection, &source)),
-                        Err(_) => fates.push(Fate::Unknown),
-                    }
-                }
-                (fates, sent_again)
-            }
-            Err(Error::Failed(source)) => (vec![refused(collection, &source)], false),
-            Err(_) => (vec![Fate::Unknown; statements.len()], false),
+        mut command: RawDocumentBuf,
+        wait: Wait,
+        earlier: &[OpTime],
+    ) -> Result<Reply> {
+        match wait {
+            Wait::Durable => command.append(cstr!("writeConcern"), &self.write_concern),
+            Wait::Executed => command.append(cstr!("writeConcern"), rawdoc! { "w": 1 }),
         }
-    }
-
-    /// Sends one command until it is answered or patience ends.
-    async fn send(&self, mut command: RawDocumentBuf) -> Result<Reply> {
-        command.append(cstr!("writeConcern"), &self.write_concern);
         let started = Instant::now();
         let mut sent_again = false;
         loop {
-            let call = self.database.run_raw_command(command.clone());
-            let failed = match tokio::time::timeout(self.call_timeout, call).await {
-                Err(_) => return Err(failure::timeout()),
-                Ok(Ok(document)) => match concern_failure(&document) {
-                    None => return Ok(Reply { document, sent_again }),
-                    Some(code) => failure::statement(code),
-                },
-                Ok(Err(error)) => failure::error(error),
+            let same_primary = match sent_again && !earlier.is_empty() {
+                true => self.attempt(self.barrier_command()).await,
+                false => Ok(Document::new()),
             };
-            if !matches!(failed, Error::Unavailable(_)) || started.elapsed() >= self.patience {
-                return Err(failed);
+            let tried = match same_primary {
+                Ok(reply) if sent_again && !is_covered(earlier, OpTime::of(&reply)) => {
+                    return Err(failure::elected());
+                }
+                Ok(_) => self.attempt(command.clone()).await,
+                Err(error) => Err(error),
+            };
+            match tried {
+                Ok(document) => return Ok(Reply { document, sent_again }),
+                Err(failed)
+                    if !matches!(failed, Error::Unavailable(_))
+                        || started.elapsed() >= self.patience =>
+                {
+                    return Err(failed);
+                }
+                Err(_) => tokio::time::sleep(PAUSE_BEFORE_RESEND).await,
             }
-            tokio::time::sleep(PAUSE_BEFORE_RESEND).await;
             sent_again = true;
         }
     }
 
+    async fn attempt(&self, command: RawDocumentBuf) -> Result<Document> {
+        let call = self.database.run_raw_command(command);
+        match tokio::time::timeout(self.call_timeout, call).await {
+            Err(_) => Err(failure::timeout()),
+            Ok(Ok(document)) => match concern_failure(&document) {
+                None => Ok(document),
+                Some(code) => Err(failure::statement(code)),
+            },
+            Ok(Err(error)) => Err(failure::error(error)),
+        }
+    }
+
+    /// Changes nothing. A write that changes nothing waits until everything before it is durable.
+    fn barrier_command(&self) -> RawDocumentBuf {
+        let nothing = rawdoc! { "q": { "_id": "nothing" }, "u": { "$set": { "value": 0 } } };
+        let mut command = update_command(META)(std::iter::once(&nothing).collect());
+        command.append(cstr!("writeConcern"), &self.write_concern);
+        command
+    }
+
     /// Of the documents whose keys were taken when they were sent again, finds those that took them themselves.
     async fn recognise(&self, collection: &str, documents: &[RawDocumentBuf], fates: &mut [Fate]) {
+        if !fates.contains(&Fate::Duplicate) {
+            return;
+        }
         let id = |document: &RawDocumentBuf| document.get_object_id("_id").ok();
         let asked: Vec<ObjectId> = documents
             .iter()

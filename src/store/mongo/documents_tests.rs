@@ -193,15 +193,18 @@ fn an_update_makes_the_new_record_out_of_the_old_document() {
     }];
     retried.digests.start = Some("s".to_owned());
     let raw = insert_step(&before).unwrap();
-    let raw = updated(&raw, &update_step(&before, &retried, Guard::Whole, 7).unwrap().statement);
+    let raw =
+        updated(&raw, &update_step(&before, &retried, Guard::Whole, None, 7).unwrap().statement);
     assert_eq!(read_step(&raw, true).unwrap(), retried);
-    let raw = updated(&raw, &update_step(&retried, &before, Guard::Whole, 7).unwrap().statement);
+    let raw =
+        updated(&raw, &update_step(&retried, &before, Guard::Whole, None, 7).unwrap().statement);
     assert_eq!(read_step(&raw, true).unwrap(), before);
     // Payloads that were never read stay as they are.
     let light = before.without_payloads();
     let mut renamed = light.clone();
     renamed.revision += 1;
-    let raw = updated(&raw, &update_step(&light, &renamed, Guard::Whole, 7).unwrap().statement);
+    let raw =
+        updated(&raw, &update_step(&light, &renamed, Guard::Whole, None, 7).unwrap().statement);
     assert_eq!(read_step(&raw, true).unwrap().output, before.output);
 }
 
@@ -218,7 +221,10 @@ fn looking_at_a_record_stores_nothing() {
     );
     let step = step();
     let raw = insert_step(&step).unwrap();
-    assert_eq!(updated(&raw, &update_step(&step, &step, Guard::Whole, 7).unwrap().statement), raw);
+    assert_eq!(
+        updated(&raw, &update_step(&step, &step, Guard::Whole, None, 7).unwrap().statement),
+        raw
+    );
 }
 
 #[test]

@@ -126,6 +126,16 @@ pub(super) fn timeout() -> Error {
     Error::unavailable(told("no answer in time"))
 }
 
+/// A replica set's answer does not say where in its log the write is.
+pub(super) fn no_op_time() -> Error {
+    Error::unavailable(told("the server's answer lacks opTime"))
+}
+
+/// Another primary was elected between two writes that belong together.
+pub(super) fn elected() -> Error {
+    Error::unavailable(told("another primary was elected"))
+}
+
 /// Nothing could be asked yet.
 pub(super) fn away() -> Error {
     Error::unavailable(told("not connected yet"))

@@ -27,6 +27,13 @@ pub(super) async fn execution(inner: &Inner, execution_id: &str) -> Result<Optio
     Ok(execution.deleted_at.is_none().then_some(execution))
 }
 
+pub(super) async fn is_being_deleted(inner: &Inner, execution_id: &str) -> Result<bool> {
+    let ready = inner.ready().await?;
+    let marked = doc! { "execution_id": execution_id, "deleted_at": { "$gt": schema::epoch() } };
+    let find = ready.committed_executions.find_one(marked).projection(doc! { "_id": 1 });
+    Ok(inner.call(find).await?.is_some())
+}
+
 pub(super) async fn step(
     inner: &Inner,
     execution_id: &str,
@@ -43,15 +50,13 @@ pub(super) async fn step(
     if filter.len() == 1 {
         return Ok(None);
     }
-    let marked = doc! { "execution_id": execution_id, "deleted_at": { "$gt": schema::epoch() } };
-    let marked = ready.committed_executions.find_one(marked).projection(doc! { "_id": 1 });
-    let (found, marked) = tokio::try_join!(
+    let (found, gone) = tokio::try_join!(
         inner.call(ready.committed_steps.find_one(filter)),
         // The steps of an execution that is being deleted go away one by one, but for everybody at once.
-        inner.call(marked),
+        is_being_deleted(inner, execution_id),
     )?;
     match found {
-        Some(raw) if marked.is_none() => documents::read_step(&raw, true).map(Some),
+        Some(raw) if !gone => documents::read_step(&raw, true).map(Some),
         _ => Ok(None),
     }
 }

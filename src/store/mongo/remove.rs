@@ -6,6 +6,7 @@
 //! document that came later can be among them.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
@@ -20,15 +21,19 @@ const PIECE: i64 = 1000;
 const LEFT_ALONE_MS: i64 = 5_000;
 const SWEPT_AT_ONCE: i64 = 100;
 
-pub(super) async fn remove(inner: &Inner, execution_id: &str) -> Result<()> {
+pub(super) async fn remove(inner: &Inner, execution_id: &str) -> Result<u64> {
     remove_all(inner, vec![execution_id.to_owned()]).await
 }
 
-async fn remove_all(inner: &Inner, mut execution_ids: Vec<String>) -> Result<()> {
+/// How many artifacts were marked.
+async fn remove_all(inner: &Inner, mut execution_ids: Vec<String>) -> Result<u64> {
+    let mut artifacts = 0;
     while !execution_ids.is_empty() {
-        execution_ids = remove_piece(inner, execution_ids).await?.left;
+        let piece = remove_piece(inner, execution_ids).await?;
+        artifacts += piece.removed.artifacts;
+        execution_ids = piece.left;
     }
-    Ok(())
+    Ok(artifacts)
 }
 
 /// Goes on with deletes that somebody began and did not end.
@@ -91,11 +96,14 @@ fn document_id(raw: &RawDocumentBuf) -> Option<Bson> {
 
 pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> Result<Piece> {
     let ready = inner.ready().await?;
-    let began = marked(inner, &ready, doc! { "execution_id": { "$in": execution_ids } }).await?;
+    let asked = doc! { "execution_id": { "$in": &execution_ids } };
+    let began = marked(inner, &ready, asked).await?;
     if began.is_empty() {
+        inner.deletes.bury(execution_ids.iter());
         return Ok(Piece::default());
     }
     let (documents, ids): (Vec<Bson>, Vec<String>) = began.into_iter().unzip();
+    inner.deletes.grace(ids.iter());
     let parts = doc! { "execution_id": { "$in": ids.clone() } };
     let alive = doc! { "deleted_at": { "$not": { "$type": "date" } } };
     let mut artifacts = parts.clone();
@@ -105,6 +113,12 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
         find(inner, &ready, schema::ARTIFACTS, artifacts, PIECE),
     )?;
     if steps.is_empty() && artifacts.is_empty() {
+        let grace = inner.deletes.grace(ids.iter());
+        if grace > Duration::ZERO {
+            // A server that has not seen the mark may still be inserting a step.
+            tokio::time::sleep(grace).await;
+            return Ok(Piece { removed: Removed::default(), left: ids });
+        }
         for id in &ids {
             // By the id of the execution, as nothing else is told of points; so only while the mark was there
             // a moment ago.
@@ -118,6 +132,7 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
         for id in &ids {
             inner.cache.forget(&RecordKey::execution(id));
         }
+        inner.deletes.bury(ids.iter());
         return Ok(Piece::default());
     }
     // Only what was found before this look is taken.

@@ -328,6 +328,11 @@ impl Store for SqliteStore {
         self.readers.run(move |connection| read::execution(connection, &execution_id)).await
     }
 
+    async fn is_being_deleted(&self, execution_id: &str) -> Result<bool> {
+        let execution_id = execution_id.to_owned();
+        self.readers.run(move |connection| read::is_being_deleted(connection, &execution_id)).await
+    }
+
     async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
         let (execution_id, step) = (execution_id.to_owned(), step.clone());
         self.readers.run(move |connection| read::step(connection, &execution_id, &step)).await
@@ -348,7 +353,7 @@ impl Store for SqliteStore {
         self.readers.run(move |connection| artifact_rows::page(connection, &query)).await
     }
 
-    async fn remove(&self, execution_id: &str) -> Result<()> {
+    async fn remove(&self, execution_id: &str) -> Result<u64> {
         self.remove_all(vec![execution_id.to_owned()]).await
     }
 
@@ -390,7 +395,7 @@ impl Store for SqliteStore {
         let (now, kept_ms) = (self.clock.now().millis(), self.metrics_kept_ms);
         while self.write(move |batch| metrics::expire(batch.connection, now, kept_ms)).await? {}
         let marked = self.readers.run(remove::marked).await?;
-        self.remove_all(marked).await
+        self.remove_all(marked).await.map(drop)
     }
 
     async fn close(&self) {

@@ -56,6 +56,14 @@ pub fn execution(connection: &Connection, execution_id: &str) -> Result<Option<E
     Ok(found.filter(|execution| execution.deleted_at.is_none()))
 }
 
+/// Whether the execution of this id is being deleted.
+pub fn is_being_deleted(connection: &Connection, execution_id: &str) -> Result<bool> {
+    let mut statement = connection.prepare_cached(
+        "SELECT 1 FROM executions WHERE execution_id = ?1 AND deleted_at IS NOT NULL",
+    )?;
+    Ok(statement.exists([execution_id])?)
+}
+
 /// The execution of this id, being deleted or not, with its row.
 pub fn any_execution(
     connection: &Connection,

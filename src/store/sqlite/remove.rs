@@ -12,12 +12,15 @@ use crate::store::retention::{Piece, Removed};
 const PIECE: usize = 500;
 
 impl SqliteStore {
-    /// Removes all of these that are marked, to the end.
-    pub(super) async fn remove_all(&self, mut execution_ids: Vec<String>) -> Result<()> {
+    /// Removes all of these that are marked, to the end. How many artifacts were marked.
+    pub(super) async fn remove_all(&self, mut execution_ids: Vec<String>) -> Result<u64> {
+        let mut artifacts = 0;
         while !execution_ids.is_empty() {
-            execution_ids = self.remove_some(execution_ids).await?.left;
+            let piece = self.remove_some(execution_ids).await?;
+            artifacts += piece.removed.artifacts;
+            execution_ids = piece.left;
         }
-        Ok(())
+        Ok(artifacts)
     }
 
     /// Removes one piece.

@@ -165,6 +165,10 @@ impl Store for TestStore {
         self.inner.execution(execution_id).await
     }
 
+    async fn is_being_deleted(&self, execution_id: &str) -> Result<bool> {
+        self.inner.is_being_deleted(execution_id).await
+    }
+
     async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
         self.inner.step(execution_id, step).await
     }
@@ -181,7 +185,7 @@ impl Store for TestStore {
         self.inner.artifacts(query).await
     }
 
-    async fn remove(&self, execution_id: &str) -> Result<()> {
+    async fn remove(&self, execution_id: &str) -> Result<u64> {
         self.inner.remove(execution_id).await
     }
 

@@ -45,7 +45,7 @@ impl MetricStore for MongoStore {
     }
 
     fn metric_lanes(&self) -> usize {
-        super::LANES
+        super::METRIC_LANES
     }
 
     async fn points(
