@@ -7,7 +7,9 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 /// What a stream gathers before it hands it to HTTP/2: little, since a watcher that does not read keeps it.
-const BUFFER_BYTES: usize = 4 * 1024;
+const GATHERED_BYTES: usize = 2 * 1024;
+/// The buffer to begin with. One that grows is doubled, and the stream keeps the largest it ever had.
+const BUFFER_BYTES: usize = 1024;
 
 /// Decodes requests of type `T`, and sends answers as they are.
 pub struct SharedCodec<T>(PhantomData<fn() -> T>);
@@ -47,7 +49,7 @@ impl Encoder for Encoded {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES)
+        BufferSettings::new(BUFFER_BYTES, GATHERED_BYTES)
     }
 }
 

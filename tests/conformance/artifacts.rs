@@ -564,7 +564,7 @@ pub async fn bytes_go_with_their_execution(b: Backend) {
     s.upload(describe("e", "two"), &noise(2 * MIB, 2)).await;
     s.create("other").await;
     let kept = s.upload(describe("other", "kept"), &noise(MIB, 3)).await;
-    let timestamp = time(wall_clock_ms());
+    let timestamp = Some(time(wall_clock_ms()));
     let metrics = [("loss".to_owned(), 1.0)].into();
     let point = MetricPoint { timestamp, metrics, ..Default::default() };
     s.record_metrics(RecordMetricsRequest {

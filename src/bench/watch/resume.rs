@@ -93,7 +93,8 @@ pub async fn run(bench: &Bench<'_>) -> anyhow::Result<Report> {
     let peaks = bench.sampler.take_peaks();
     let writes = written.end();
 
-    let mut times = Histogram::<u64>::new(3).context("a histogram")?;
+    let most_micros = u64::try_from(PATIENCE.as_micros()).unwrap_or(u64::MAX);
+    let mut times = Histogram::<u64>::new_with_bounds(1, most_micros, 3).context("a histogram")?;
     for watcher in &back {
         times.saturating_record(u64::try_from(watcher.after.as_micros()).unwrap_or(u64::MAX));
     }
