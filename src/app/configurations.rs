@@ -20,10 +20,13 @@ const STEP_BYTES: usize = 128;
 /// The most that the number of a step takes in a reply.
 const NUMBER_BYTES: usize = 5;
 
-/// Which version of an app's configuration.
+/// Scopes of one name that are told apart.
+const SCOPES: usize = 1000;
+
+/// Which version of an app's configuration. `app` names one, by number or by name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Named {
-    pub scope: Scope,
+    pub app: AppRef,
     /// `None`: the active one.
     pub version: Option<String>,
 }
@@ -61,17 +64,31 @@ impl Configurations {
     }
 
     pub async fn get(&self, named: &Named) -> Result<Configuration> {
-        let found = self.store.configuration(&named.scope, named.version.as_deref()).await?;
+        let scope = self.scope(&named.app).await?;
+        let found = self.store.configuration(&scope, named.version.as_deref()).await?;
         found.ok_or_else(|| {
             Error::Refused(Refusal::ConfigurationNotFound {
-                scope: named.scope.to_string(),
+                scope: scope.to_string(),
                 version: named.version.clone(),
             })
         })
     }
 
-    pub async fn activate(&self, scope: &Scope, version: &str) -> Result<Configuration> {
-        Ok(self.store.activate_configuration(scope, version).await?)
+    pub async fn activate(&self, app: &AppRef, version: &str) -> Result<Configuration> {
+        let scope = self.scope(app).await?;
+        Ok(self.store.activate_configuration(&scope, version).await?)
+    }
+
+    /// The scope that a request means.
+    async fn scope(&self, app: &AppRef) -> Result<Scope> {
+        let scope = match (app.app_id, &app.app_name) {
+            (None, Some(name)) => {
+                let parts = self.store.scopes_named(name, SCOPES).await?;
+                app.scope_among(&parts).map_err(|numbers| several(&numbers))?
+            }
+            _ => app.scope(),
+        };
+        scope.ok_or_else(|| Error::invalid("app_id", "or app_name is required"))
     }
 
     /// One page of a history; `size_of` is what a record takes in a reply.
@@ -81,6 +98,13 @@ impl Configurations {
         page: PageRequest,
         size_of: impl Fn(&Configuration) -> usize,
     ) -> Result<PageAnswer<Configuration>> {
+        let app = match (app.app_id, &app.app_name) {
+            (None, Some(name)) => {
+                let parts = self.store.scopes_named(name, SCOPES).await?;
+                app.app_among(&parts).map_err(|numbers| several(&numbers))?
+            }
+            _ => app,
+        };
         let tokens = self.app.tokens().await?;
         // Nothing but lengths and texts: no two apps have the same.
         let identity = format!("{app:?}");
@@ -144,11 +168,11 @@ impl Configurations {
             sub_app_id: execution.sub_app_id,
             sub_app_name: execution.sub_app_name,
         };
-        let Some(scope) = app.scope() else {
+        if app.scope().is_none() {
             return Err(Error::invalid("execution_id", "is of an execution without an app"));
-        };
+        }
         let version = version.to_owned();
-        let named = Named { scope, version: Some(version.clone()) };
+        let named = Named { app, version: Some(version.clone()) };
         let configuration = self.get(&named).await?.configuration;
         let steps = self.steps(&configuration).map_err(|why| {
             let version = version.clone();
@@ -176,6 +200,13 @@ impl Configurations {
             false => Ok(steps),
         }
     }
+}
+
+fn several(numbers: &[i32]) -> Error {
+    let shown: Vec<String> = numbers.iter().take(10).map(ToString::to_string).collect();
+    let more = if numbers.len() > shown.len() { ", ..." } else { "" };
+    let apps = shown.join(", ");
+    Error::invalid("app_name", format!("is the name of several apps ({apps}{more}): give app_id"))
 }
 
 fn planned(step: GraphStep) -> (StepRef, StepOp) {

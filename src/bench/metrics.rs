@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, value_name = "URI", env = "STEPWELL_BENCH_DIRECT", hide_env_values = true)]
     direct: Option<String>,
     /// Then record so many points of one execution, a second apart, and ask for them by the hour. The server must
-    /// keep them (retention.metrics_seconds = 0, or long enough).
+    /// keep them (retention.metrics = 0, or long enough).
     #[arg(long, value_name = "N", default_value_t = 0)]
     hourly: u64,
 }

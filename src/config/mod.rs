@@ -199,13 +199,13 @@ impl Default for Watch {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
-    #[serde(with = "seconds", rename = "executions_seconds")]
+    #[serde(with = "seconds")]
     pub executions: Duration,
-    #[serde(with = "seconds", rename = "steps_seconds")]
+    #[serde(with = "seconds")]
     pub steps: Duration,
-    #[serde(with = "seconds", rename = "artifacts_seconds")]
+    #[serde(with = "seconds")]
     pub artifacts: Duration,
-    #[serde(with = "seconds", rename = "metrics_seconds")]
+    #[serde(with = "seconds")]
     pub metrics: Duration,
     /// 0: never by itself.
     #[serde(with = "seconds", rename = "interval_seconds")]
@@ -280,13 +280,13 @@ pub struct RetentionRule {
     pub app_names: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub statuses: Vec<Outcome>,
-    #[serde(with = "optional_seconds", rename = "executions_seconds")]
+    #[serde(with = "optional_seconds")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub executions: Option<Duration>,
-    #[serde(with = "optional_seconds", rename = "steps_seconds")]
+    #[serde(with = "optional_seconds")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<Duration>,
-    #[serde(with = "optional_seconds", rename = "artifacts_seconds")]
+    #[serde(with = "optional_seconds")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<Duration>,
 }

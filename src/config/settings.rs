@@ -250,24 +250,24 @@ const ROWS: &[Row] = &[
         "Most records read to find one page.",
     ),
     row(
-        "retention.executions_seconds",
+        "retention.executions",
         Kind::Seconds(0.0, CENTURY),
-        "How long an execution is kept with all it has, from when it was stored. Running and pinned ones stay. 0: for ever. Other times for some apps or outcomes: `[[retention.rules]]`, see docs/retention.md.",
+        "Seconds for which an execution is kept with all it has, from when it was stored. Running and pinned ones stay. 0: for ever. Other times for some apps or outcomes: `[[retention.rules]]`, see docs/retention.md.",
     ),
     row(
-        "retention.steps_seconds",
+        "retention.steps",
         Kind::Seconds(0.0, CENTURY),
-        "How long a step is kept whose execution stays. 0: as long as its execution.",
+        "Seconds for which a step is kept whose execution stays. 0: as long as its execution.",
     ),
     row(
-        "retention.artifacts_seconds",
+        "retention.artifacts",
         Kind::Seconds(0.0, CENTURY),
-        "How long an artifact is kept whose execution stays, with its bytes. 0: as long as its execution.",
+        "Seconds for which an artifact is kept whose execution stays, with its bytes. 0: as long as its execution.",
     ),
     row(
-        "retention.metrics_seconds",
+        "retention.metrics",
         Kind::Seconds(0.0, CENTURY),
-        "How long points of metrics are kept, by their own time; older ones are not taken in. 0: for ever.",
+        "Seconds for which points of metrics are kept, by their own time; older ones are not taken in. 0: for ever.",
     ),
     row(
         "retention.interval_seconds",

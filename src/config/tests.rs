@@ -99,10 +99,10 @@ page_bytes = 4194304
 page_examined_records = 20000
 
 [retention]
-executions_seconds = 31536000
-steps_seconds = 15811200
-artifacts_seconds = 7948800
-metrics_seconds = 2592000
+executions = 31536000
+steps = 15811200
+artifacts = 7948800
+metrics = 2592000
 interval_seconds = 3600
 
 [shutdown]
@@ -457,9 +457,9 @@ fn what_is_printed_can_be_read_again() {
 #[test]
 fn retention_rules_are_read_in_order_and_printed_again() {
     let file = file(
-        "[retention]\nsteps_seconds = 0\n\
-         [[retention.rules]]\nstatuses = [\"failed\"]\nexecutions_seconds = 0\n\
-         [[retention.rules]]\napp_names = [\"a\", \"b\"]\napp_ids = [1]\nsteps_seconds = 0.5\n",
+        "[retention]\nsteps = 0\n\
+         [[retention.rules]]\nstatuses = [\"failed\"]\nexecutions = 0\n\
+         [[retention.rules]]\napp_names = [\"a\", \"b\"]\napp_ids = [1]\nsteps = 0.5\n",
     );
     let (config, _) = load(&with_file(&file), &[]).expect("good rules");
     let [failed, apps] = config.retention.rules.as_slice() else { panic!("{config:?}") };
@@ -477,8 +477,8 @@ fn bad_retention_rules_are_refused_by_their_number() {
     for (rules, said) in [
         ("[[retention.rules]]\n[[retention.rules]]\nkeep = 3\n", "rule 2: unknown field `keep`"),
         ("[[retention.rules]]\nstatuses = [\"running\"]\n", "rule 1: unknown variant `running`"),
-        ("[[retention.rules]]\nsteps_seconds = -1\n", "rule 1"),
-        ("[[retention.rules]]\nsteps_seconds = 1e12\n", "longer than a century"),
+        ("[[retention.rules]]\nsteps = -1\n", "rule 1"),
+        ("[[retention.rules]]\nsteps = 1e12\n", "longer than a century"),
         ("[retention]\nrules = 3\n", "expected tables"),
         (&"[[retention.rules]]\n".repeat(101), "at most 100"),
     ] {

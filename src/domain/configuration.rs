@@ -94,6 +94,14 @@ impl std::fmt::Display for Scope {
     }
 }
 
+/// A part of an app that has a configuration, by its numbers and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub app_id: Option<i32>,
+    pub sub_app_id: Option<i32>,
+    pub sub_app_name: Option<String>,
+}
+
 /// How a request names an app and a part of it. The number decides where there is one; names then say nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AppRef {
@@ -113,6 +121,57 @@ impl AppRef {
                 sub_app_name: self.sub_app_name.clone(),
             }),
             (None, None) => None,
+        }
+    }
+
+    /// The scope that a request means which names an app and gives no number. An app without a number comes first;
+    /// a numbered one has to be the only one of its name, and else the answer is the numbers there are.
+    pub fn scope_among(&self, parts: &[Part]) -> Result<Option<Scope>, Vec<i32>> {
+        let Some(scope @ Scope::Names { .. }) = self.scope() else { return Ok(self.scope()) };
+        let named = |part: &&Part| {
+            self.sub_app_id.is_none_or(|id| part.sub_app_id == Some(id))
+                && match &self.sub_app_name {
+                    Some(name) => part.sub_app_name.as_ref() == Some(name),
+                    // By its number alone a part is named as well.
+                    None => self.sub_app_id.is_some() || part.sub_app_id.is_none(),
+                }
+        };
+        let own = |part: &Part| part.app_id.is_none() && part.sub_app_name == self.sub_app_name;
+        if parts.iter().any(own) {
+            return Ok(Some(scope));
+        }
+        let mut numbers: Vec<(i32, Option<i32>)> = parts
+            .iter()
+            .filter(named)
+            .filter_map(|part| Some((part.app_id?, part.sub_app_id)))
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        match numbers.as_slice() {
+            [] => Ok(Some(scope)),
+            [(app_id, sub_app_id)] => {
+                Ok(Some(Scope::Numbers { app_id: *app_id, sub_app_id: *sub_app_id }))
+            }
+            several => Err(several.iter().map(|(app_id, _)| *app_id).collect()),
+        }
+    }
+
+    /// The same for a list, in which a part that is not named is any part.
+    pub fn app_among(&self, parts: &[Part]) -> Result<AppRef, Vec<i32>> {
+        let mut numbers: Vec<i32> = parts.iter().filter_map(|part| part.app_id).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        if self.app_id.is_some() || parts.iter().any(|part| part.app_id.is_none()) {
+            return Ok(self.clone());
+        }
+        let sub_app_id = self.sub_app_id.or_else(|| {
+            let name = self.sub_app_name.as_ref()?;
+            parts.iter().find(|part| part.sub_app_name.as_ref() == Some(name))?.sub_app_id
+        });
+        match numbers.as_slice() {
+            [] => Ok(self.clone()),
+            [app_id] => Ok(AppRef { app_id: Some(*app_id), sub_app_id, ..self.clone() }),
+            _ => Err(numbers),
         }
     }
 

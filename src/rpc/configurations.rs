@@ -26,7 +26,7 @@ fn app(check: &mut Check<'_>, prefix: &str, app: &AppRef) {
     check.optional_name(&field("sub_app_name"), app.sub_app_name.as_ref());
 }
 
-/// The scope and version that a request names.
+/// The app and version that a request names.
 fn named(
     check: &mut Check<'_>,
     prefix: &str,
@@ -37,11 +37,11 @@ fn named(
     if let Some(version) = &version {
         check.required_name(&format!("{prefix}version"), version);
     }
-    let scope = named.scope();
-    if scope.is_none() {
+    if named.scope().is_none() {
         check.bad(&format!("{prefix}app_id"), "or app_name is required");
+        return None;
     }
-    Some(Named { scope: scope?, version })
+    Some(Named { app: named, version })
 }
 
 fn key(check: &mut Check<'_>, field: &str, key: Option<proto::ConfigurationKey>) -> Option<Named> {
@@ -217,7 +217,7 @@ impl proto::configuration_service_server::ConfigurationService for Service {
         let version = request.version;
         let named = named(&mut check, "", app, Some(version.clone()));
         let stored = match required(check, named) {
-            Ok(named) => self.configurations.activate(&named.scope, &version).await,
+            Ok(named) => self.configurations.activate(&named.app, &version).await,
             Err(error) => Err(error),
         };
         let stored = stored.map_err(|error| status::of(&error))?;

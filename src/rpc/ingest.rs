@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use futures::future::Either;
 use futures::stream::FuturesUnordered;
+use prost::Message as _;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,9 @@ use crate::store::{Answer, Op};
 
 /// Answers that may wait for the client to read them; then reading pauses too.
 const ANSWERS: usize = 512;
+/// Bytes of writes beside the lanes that one stream may have under way, unless one alone has more. Those in the lanes
+/// are bounded for all streams together.
+const ASIDE_BYTES: usize = 32 * 1024 * 1024;
 
 /// Serves IngestService.
 pub struct Ingest {
@@ -92,12 +96,12 @@ impl Run {
     async fn run(self, mut inbound: Streaming<proto::IngestRequest>) {
         let mut waiting = FuturesUnordered::new();
         // Writes beside the lanes that are under way, by what they are about.
-        let mut aside: HashMap<String, usize> = HashMap::new();
+        let mut asides = Asides::default();
         let end = loop {
             let message = tokio::select! {
                 biased;
-                Some((answer, key)) = waiting.next() => {
-                    ended(&mut aside, key);
+                Some((answer, aside)) = waiting.next() => {
+                    asides.ended(aside);
                     if self.answers.send(Ok(answer)).await.is_err() {
                         // The client is gone. What it sent is applied all the same.
                         return;
@@ -110,13 +114,14 @@ impl Run {
             match message {
                 Ok(Some(request)) => {
                     let sequence = request.sequence;
+                    let bytes = request.encoded_len();
                     let taken = match self.take(request) {
                         // In order: what is under way about the same comes first.
                         Ok(taken) => {
-                            while taken.key().is_some_and(|key| aside.contains_key(key))
-                                && let Some((answer, key)) = waiting.next().await
+                            while asides.hold_up(&taken, bytes)
+                                && let Some((answer, aside)) = waiting.next().await
                             {
-                                ended(&mut aside, key);
+                                asides.ended(aside);
                                 if self.answers.send(Ok(answer)).await.is_err() {
                                     return;
                                 }
@@ -132,14 +137,15 @@ impl Run {
                                 (answer(sequence, outcome, execution_id, expects), None)
                             }));
                         }
-                        Ok(Begun::Aside(key, running)) => {
-                            *aside.entry(key.clone()).or_default() += 1;
+                        Ok(Begun::Aside { key, alone, running }) => {
+                            let aside = Aside { key, alone, bytes };
+                            asides.begun(&aside);
                             waiting.push(Either::Right(async move {
                                 let result = running.await.unwrap_or_else(|error| {
                                     Outcome::Error(status::message_of(&error))
                                 });
                                 let result = Some(result);
-                                (proto::IngestResponse { sequence, result }, Some(key))
+                                (proto::IngestResponse { sequence, result }, Some(aside))
                             }));
                         }
                         Err(error) => {
@@ -299,17 +305,23 @@ impl Run {
             }
             Taken::Beside { execution_id, running } => {
                 let after = Some(execution_id.clone()).filter(|id| !id.is_empty());
-                Ok(self.aside(execution_id, after, running))
+                Ok(self.aside(execution_id, false, after, running))
             }
             Taken::Aside { key, execution_id, running } => {
-                Ok(self.aside(key, execution_id, running))
+                Ok(self.aside(key, true, execution_id, running))
             }
         }
     }
 
     /// A task of its own: what it holds, others wait for, and this stream may stand still for as long as its client
     /// reads no answers. It goes on when the client is gone.
-    fn aside(&self, key: String, execution_id: Option<String>, running: Running) -> Begun {
+    fn aside(
+        &self,
+        key: String,
+        alone: bool,
+        execution_id: Option<String>,
+        running: Running,
+    ) -> Begun {
         let engine = self.app.engine().clone();
         let task = self.tasks.spawn(async move {
             if let Some(execution_id) = execution_id {
@@ -318,7 +330,7 @@ impl Run {
             running.await
         });
         let ended = async move { task.await.unwrap_or(Err(Error::ShuttingDown)) };
-        Begun::Aside(key, Box::pin(ended))
+        Begun::Aside { key, alone, running: Box::pin(ended) }
     }
 }
 
@@ -344,13 +356,50 @@ enum Taken {
     },
 }
 
-impl Taken {
-    /// What has to have ended before.
-    fn key(&self) -> Option<&str> {
-        match self {
-            Taken::Lane(execution_id, ..) => Some(execution_id),
-            Taken::Aside { key, .. } => Some(key),
-            Taken::Beside { .. } => None,
+/// A write beside the lanes that is under way.
+struct Aside {
+    key: String,
+    /// Whether others about the same wait for it, whatever they are.
+    alone: bool,
+    bytes: usize,
+}
+
+/// All of them of one stream.
+#[derive(Default)]
+struct Asides {
+    /// By what they are about: those that go alone, and all.
+    about: HashMap<String, (usize, usize)>,
+    bytes: usize,
+}
+
+impl Asides {
+    /// Whether a write of so many bytes has to wait for one of them.
+    fn hold_up(&self, taken: &Taken, bytes: usize) -> bool {
+        let about = |key: &str| self.about.get(key).copied().unwrap_or_default();
+        let full = self.bytes > 0 && self.bytes + bytes > ASIDE_BYTES;
+        match taken {
+            Taken::Lane(execution_id, ..) => about(execution_id).1 > 0,
+            Taken::Aside { key, .. } => about(key).1 > 0 || full,
+            Taken::Beside { execution_id, .. } => about(execution_id).0 > 0 || full,
+        }
+    }
+
+    fn begun(&mut self, aside: &Aside) {
+        let (alone, all) = self.about.entry(aside.key.clone()).or_default();
+        *alone += usize::from(aside.alone);
+        *all += 1;
+        self.bytes += aside.bytes;
+    }
+
+    fn ended(&mut self, aside: Option<Aside>) {
+        let Some(aside) = aside else { return };
+        self.bytes = self.bytes.saturating_sub(aside.bytes);
+        if let Some((alone, all)) = self.about.get_mut(&aside.key) {
+            *alone = alone.saturating_sub(usize::from(aside.alone));
+            *all -= 1;
+            if *all == 0 {
+                self.about.remove(&aside.key);
+            }
         }
     }
 }
@@ -358,18 +407,7 @@ impl Taken {
 /// A write that was begun.
 enum Begun {
     Lane(crate::app::engine::Pending, String, Expects),
-    Aside(String, Running),
-}
-
-fn ended(aside: &mut HashMap<String, usize>, key: Option<String>) {
-    if let Some(key) = key
-        && let Some(count) = aside.get_mut(&key)
-    {
-        *count -= 1;
-        if *count == 0 {
-            aside.remove(&key);
-        }
-    }
+    Aside { key: String, alone: bool, running: Running },
 }
 
 fn answer(

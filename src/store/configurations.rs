@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::Result;
 use crate::domain::Configuration;
-use crate::domain::configuration::{ConfigurationQuery, Place, Scope};
+use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::Page;
 
 /// A configuration that was asked to be stored, as it is stored now.
@@ -32,7 +32,8 @@ pub struct Listed {
 pub trait ConfigurationStore: Send + Sync + 'static {
     /// Stores a version; one that is `active` becomes the active one of its scope in the same step. When the
     /// version is there already: with the same content it is the answer, made active if `record` is, and
-    /// otherwise unchanged; with other content `Refusal::ConfigurationExists`.
+    /// otherwise unchanged; with other content `Refusal::ConfigurationExists`. Where it was once made active in this
+    /// way, doing so again changes nothing, whatever is active now: it may be a client that lost the answer.
     async fn put_configuration(&self, record: Configuration) -> Result<Stored>;
 
     /// Makes a version the active one of its scope, and the one that was not, in one step.
@@ -45,6 +46,9 @@ pub trait ConfigurationStore: Send + Sync + 'static {
         scope: &Scope,
         version: Option<&str>,
     ) -> Result<Option<Configuration>>;
+
+    /// The different scopes of the configurations of this name, at most so many.
+    async fn scopes_named(&self, app_name: &str, limit: usize) -> Result<Vec<Part>>;
 
     /// One page of a history, keyset.
     async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>>;

@@ -9,7 +9,7 @@ use tracing::Instrument as _;
 
 use super::configurations::{ConfigurationStore, Listed, Stored};
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
-use crate::domain::configuration::{ConfigurationQuery, Place, Scope};
+use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
 };
@@ -234,6 +234,10 @@ impl ConfigurationStore for ObservedConfigurations {
         version: Option<&str>,
     ) -> Result<Option<Configuration>> {
         self.get.run(self.inner.configuration(scope, version)).await
+    }
+
+    async fn scopes_named(&self, app_name: &str, limit: usize) -> Result<Vec<Part>> {
+        self.list.run(self.inner.scopes_named(app_name, limit)).await
     }
 
     async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {

@@ -113,7 +113,13 @@ pub async fn the_same_content_again_is_the_stored_record(b: Backend) {
     let again = publish(numbered("1", json!({ "a": 1 })), true);
     let activated = s.publish_configuration(again.clone()).await;
     assert_eq!(activated, Configuration { active: true, ..first });
-    assert_eq!(s.publish_configuration(again).await, activated);
+    assert_eq!(s.publish_configuration(again.clone()).await, activated);
+    // Sent once more after another version became active it changes nothing: its answer may have been lost.
+    s.publish_configuration(publish(numbered("2", json!({})), true)).await;
+    let late = s.publish_configuration(again).await;
+    assert_eq!(late, Configuration { active: false, ..activated.clone() });
+    assert_eq!(active_versions(&s).await, ["2"]);
+    s.activate_configuration(activate("1")).await;
     // Without it nothing is taken back.
     let again = publish(numbered("1", json!({ "a": 1 })), false);
     assert_eq!(s.publish_configuration(again).await, activated);
@@ -311,6 +317,64 @@ pub async fn apps_without_a_number_are_told_apart_by_name(b: Backend) {
     assert_eq!(list(Some(9), None, None).await, 1);
     assert_eq!(list(None, None, None).await, 4);
     assert_eq!(list(None, Some("nobody"), None).await, 0);
+}
+
+pub async fn a_numbered_app_is_found_by_its_name_too(b: Backend) {
+    let s = b.serve().await;
+    let app = |app_id, app_name: &str, sub_app_id, sub_app_name: Option<&str>| Configuration {
+        app_id,
+        app_name: app_name.into(),
+        sub_app_id,
+        sub_app_name: sub_app_name.map(Into::into),
+        version: "1".into(),
+        configuration: meta(json!({ "app": app_id, "part": sub_app_id })),
+        ..Default::default()
+    };
+    for record in [
+        app(Some(1), "one", None, None),
+        app(Some(1), "one", Some(7), Some("part")),
+        app(Some(2), "twins", None, None),
+        app(Some(3), "twins", None, None),
+        app(Some(4), "mixed", None, None),
+        app(None, "mixed", None, None),
+    ] {
+        s.publish_configuration(publish(record, true)).await;
+    }
+    let get = |app_name: &str, sub_app_id, sub_app_name: Option<&str>| GetConfigurationRequest {
+        app_name: Some(app_name.into()),
+        sub_app_id,
+        sub_app_name: sub_app_name.map(Into::into),
+        ..Default::default()
+    };
+    for (request, expected) in [
+        (get("one", None, None), json!({ "app": 1, "part": null })),
+        (get("one", Some(7), None), json!({ "app": 1, "part": 7 })),
+        (get("one", None, Some("part")), json!({ "app": 1, "part": 7 })),
+        // The one without a number comes first.
+        (get("mixed", None, None), json!({ "app": null, "part": null })),
+    ] {
+        let found = s.get_configuration(request.clone()).await;
+        assert_eq!(plain_meta(&found.configuration), expected, "{request:?}");
+    }
+    let missing = s.try_get_configuration(get("one", Some(8), None)).await;
+    refused(missing, Code::NotFound, "CONFIGURATION_NOT_FOUND");
+    let several = s.try_get_configuration(get("twins", None, None)).await;
+    assert_eq!(bad_fields(several)[0].0, "app_name");
+
+    let list = async |app_name: &str| {
+        let request =
+            ListConfigurationsRequest { app_name: Some(app_name.into()), ..Default::default() };
+        s.try_list_configurations(request).await.map(|page| page.configurations.len())
+    };
+    assert_eq!(list("one").await.expect("listed"), 2);
+    assert_eq!(list("mixed").await.expect("listed"), 1);
+    assert_eq!(bad_fields(list("twins").await)[0].0, "app_name");
+    let activate = ActivateConfigurationRequest {
+        app_name: Some("one".into()),
+        version: "1".into(),
+        ..Default::default()
+    };
+    assert_eq!(s.activate_configuration(activate).await.app_id, Some(1));
 }
 
 pub async fn a_history_is_listed_newest_first_in_pages(b: Backend) {

@@ -267,4 +267,29 @@ pub async fn writes_after_a_delete_in_one_stream_find_the_id_free(b: Backend) {
     );
     assert_eq!(b.stored().await, [1, 1, 0]);
     assert_eq!(s.step("e", 3).await.step_id, Some(3));
+
+    // Records of artifacts go beside the other writes, and all the same not ahead of a delete.
+    let artifact = |name: &str| {
+        W::PutArtifact(Artifact {
+            execution_id: "a".into(),
+            artifact_type: "log".into(),
+            artifact_name: name.into(),
+            ..Default::default()
+        })
+    };
+    for _ in 0..20 {
+        let answers = s
+            .ingest_all(vec![
+                W::CreateExecution(create("a")),
+                artifact("gone"),
+                W::DeleteExecution(delete("a")),
+                W::CreateExecution(create("a")),
+                artifact("kept"),
+            ])
+            .await;
+        let failed = answers.iter().find(|a| matches!(a, ingest_response::Result::Error(_)));
+        assert!(failed.is_none(), "{failed:?}");
+        assert_eq!(names(&s.get_execution(full("a")).await.artifacts), ["kept"]);
+        s.delete_execution(delete("a")).await;
+    }
 }

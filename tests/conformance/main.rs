@@ -259,6 +259,7 @@ cases! {
         racing_activations_leave_exactly_one_active: "2.4" "3.ActivateConfiguration",
         of_two_first_activations_one_stays_active: "2.4" "3.ActivateConfiguration",
         apps_without_a_number_are_told_apart_by_name: "1.configurations" "3.GetConfiguration",
+        a_numbered_app_is_found_by_its_name_too: "3.GetConfiguration" "3.ListConfigurations",
         a_history_is_listed_newest_first_in_pages: "3.ListConfigurations" "3.errors.tokens" "3.pages.keyset",
         a_page_of_configurations_ends_early_at_4_mib: "3.bounds.reply" "3.ListConfigurations",
         a_difference_is_a_json_patch: "3.DiffConfigurations" "3.bounds.reply",

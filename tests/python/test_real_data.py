@@ -96,7 +96,7 @@ def optional(message, field):
 
 
 # The points of the sets are older than what is kept unless told otherwise.
-KEEP_POINTS = {"STEPWELL_RETENTION_METRICS_SECONDS": "0"}
+KEEP_POINTS = {"STEPWELL_RETENTION_METRICS": "0"}
 
 
 class Cases:

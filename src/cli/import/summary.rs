@@ -217,7 +217,7 @@ impl Summary {
         let points_from_here =
             |count| format!("{} from here on", text::count(count, "point", "points"));
         for (count, what) in [
-            (points.too_old, "older than what the server keeps (its retention.metrics_seconds)"),
+            (points.too_old, "older than what the server keeps (its retention.metrics)"),
             (points.in_future, "ahead of the server's clock"),
         ] {
             let count = counted(count);

@@ -29,7 +29,7 @@ use mongodb::{ClientSession, Collection, Cursor, SessionCursor};
 
 use super::documents::{millis, object, small, text};
 use super::{APP_NAME, Inner, MongoStore, Ready, documents, failure, schema};
-use crate::domain::configuration::{ConfigurationQuery, Place, Scope};
+use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Refusal};
 use crate::store::configurations::{ConfigurationStore, Listed, Stored};
@@ -129,11 +129,32 @@ fn switch_id(scope: &Scope) -> String {
     format!("configuration/{}", scope.identity())
 }
 
+/// `_id` of the document in `stepwell_meta` which says that who stored a version made it active: doing so again
+/// changes nothing.
+fn published_id(scope: &Scope, version: &str) -> String {
+    format!("configuration_published_active/{}/{version}", scope.identity())
+}
+
 fn intent(scope: &Scope, version: &str, done: bool) -> Document {
     let mut set = in_scope(scope);
     set.insert("version", version);
     set.insert("done", done);
     doc! { "$set": set, "$inc": { "number": 1_i64 } }
+}
+
+/// The update that notes it.
+fn published(scope: &Scope, version: &str) -> (Document, Document) {
+    (doc! { "_id": published_id(scope, version) }, doc! { "$set": { "version": version } })
+}
+
+/// Why a version becomes the active one.
+#[derive(Clone, Copy)]
+enum Why<'a> {
+    /// It is stored now, as that.
+    New(&'a Configuration),
+    /// It was stored before, and now again as the active one.
+    Published,
+    Activated,
 }
 
 /// What became of an attempt to make a version the active one.
@@ -218,18 +239,23 @@ impl Inner {
         ready: &Ready,
         scope: &Scope,
         version: &str,
-        insert: Option<&Configuration>,
+        why: Why<'_>,
     ) -> Result<Switched> {
         if ready.replica_set {
-            return self.switch_at_once(ready, scope, version, insert).await;
+            return self.switch_at_once(ready, scope, version, why).await;
         }
-        if let Some(record) = insert {
+        if let Why::New(record) = why {
             let inactive = Configuration { active: false, ..record.clone() };
             if !self.insert(ready, &inactive).await? {
                 return Ok(Switched::Taken);
             }
         }
-        self.switch_step_by_step(ready, scope, version).await
+        let switched = self.switch_step_by_step(ready, scope, version).await?;
+        if !matches!(why, Why::Activated) {
+            let (id, set) = published(scope, version);
+            self.call(ready.switches().update_one(id, set).upsert(true)).await?;
+        }
+        Ok(switched)
     }
 
     /// In one transaction, again and again while others are in the way.
@@ -238,12 +264,12 @@ impl Inner {
         ready: &Ready,
         scope: &Scope,
         version: &str,
-        insert: Option<&Configuration>,
+        why: Why<'_>,
     ) -> Result<Switched> {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            let attempt = attempt(ready, scope, version, insert);
+            let attempt = attempt(ready, scope, version, why);
             let error = match tokio::time::timeout(self.patience * 2, attempt).await {
                 Ok(Ok(switched)) => return Ok(switched),
                 Ok(Err(error)) => error,
@@ -397,7 +423,7 @@ async fn attempt(
     ready: &Ready,
     scope: &Scope,
     version: &str,
-    insert: Option<&Configuration>,
+    why: Why<'_>,
 ) -> Result<Switched, DriverError> {
     let all = ready.configurations(None);
     let mut session = ready.client.start_session().await?;
@@ -414,20 +440,22 @@ async fn attempt(
         .upsert(true)
         .session(&mut session)
         .await?;
-    let (id, record) = match insert {
-        Some(record) => {
+    if !matches!(why, Why::Activated) {
+        let (id, set) = published(scope, version);
+        ready.switches().update_one(id, set).upsert(true).session(&mut session).await?;
+    }
+    let (id, record) = match why {
+        Why::New(record) => {
             let document = new_document(record);
             let id = document.get("_id").cloned().unwrap_or(Bson::Null);
             let all = all.clone_with_type::<Document>();
             all.insert_one(document).session(&mut session).await?;
             (id, record.clone())
         }
-        None => {
+        Why::Published | Why::Activated => {
+            let set = doc! { "$set": { "active": true } };
             let raw = all
-                .find_one_and_update(
-                    of_version(scope, version),
-                    doc! { "$set": { "active": true } },
-                )
+                .find_one_and_update(of_version(scope, version), set)
                 .return_document(ReturnDocument::After)
                 .session(&mut session)
                 .await?;
@@ -478,10 +506,14 @@ async fn put(inner: &Inner, record: Configuration) -> Result<Stored> {
             if !stored.same_content(&record) {
                 return Err(exists(&record));
             }
-            if !record.active || stored.active {
+            let repeated = async || {
+                let id = doc! { "_id": published_id(&scope, &record.version) };
+                Ok::<_, Error>(inner.call(ready.switches().find_one(id)).await?.is_some())
+            };
+            if !record.active || repeated().await? {
                 return Ok(Stored { record: stored, created: false });
             }
-            match inner.switch(&ready, &scope, &record.version, None).await? {
+            match inner.switch(&ready, &scope, &record.version, Why::Published).await? {
                 Switched::Done(record) => return Ok(Stored { record: *record, created: false }),
                 Switched::Missing | Switched::Taken => continue,
             }
@@ -489,7 +521,7 @@ async fn put(inner: &Inner, record: Configuration) -> Result<Stored> {
         let created = match record.active {
             false => inner.insert(&ready, &record).await?,
             true => matches!(
-                inner.switch(&ready, &scope, &record.version, Some(&record)).await?,
+                inner.switch(&ready, &scope, &record.version, Why::New(&record)).await?,
                 Switched::Done(_)
             ),
         };
@@ -607,7 +639,7 @@ impl ConfigurationStore for MongoStore {
     async fn activate_configuration(&self, scope: &Scope, version: &str) -> Result<Configuration> {
         let ready = self.inner.ready().await?;
         let _turn = self.inner.configuration_turn().await?;
-        match self.inner.switch(&ready, scope, version, None).await? {
+        match self.inner.switch(&ready, scope, version, Why::Activated).await? {
             Switched::Done(record) => Ok(*record),
             Switched::Missing | Switched::Taken => {
                 Err(Error::Refused(Refusal::ConfigurationNotFound {
@@ -628,6 +660,30 @@ impl ConfigurationStore for MongoStore {
         let committed = ready.committed_configurations();
         let raw = self.inner.call(committed.find_one(of_version(scope, version))).await?;
         Ok(raw.map(|raw| found(&raw).record))
+    }
+
+    async fn scopes_named(&self, app_name: &str, limit: usize) -> Result<Vec<Part>> {
+        let ready = self.inner.ready().await?;
+        let pipeline = [
+            doc! { "$match": { "app_name": app_name } },
+            doc! { "$group": { "_id": {
+                "app_id": "$app_id",
+                "sub_app_id": "$sub_app_id",
+                "sub_app_name": "$sub_app_name",
+            } } },
+            doc! { "$limit": i64::try_from(limit).unwrap_or(i64::MAX) },
+            doc! { "$replaceWith": "$_id" },
+        ];
+        let found = self.inner.aggregate(&ready.committed_configurations(), pipeline).await?;
+        let parts = found.iter().map(|raw| {
+            let field = |key: &str| raw.get(key).ok().flatten();
+            Part {
+                app_id: field("app_id").and_then(small),
+                sub_app_id: field("sub_app_id").and_then(small),
+                sub_app_name: field("sub_app_name").and_then(text),
+            }
+        });
+        Ok(parts.collect())
     }
 
     async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {

@@ -7,7 +7,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, Row, params, params_from_iter};
 
 use super::SqliteStore;
-use crate::domain::configuration::{AppRef, ConfigurationQuery, Place, Scope};
+use crate::domain::configuration::{AppRef, ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Millis, Refusal};
 use crate::store::configurations::{ConfigurationStore, Listed, Stored};
@@ -18,12 +18,14 @@ const NO_TIME: i64 = i64::MIN;
 
 /// The row comes first, the document last.
 const COLUMNS: &str = "id, app_id, app_name, sub_app_id, sub_app_name, version, active, created_at, \
-     created_by, configuration";
+     created_by, configuration, published_active";
 
 /// A record with its row.
 struct Found {
     row: i64,
     record: Configuration,
+    /// Whether it was made active by who stored it.
+    published_active: bool,
 }
 
 impl Found {
@@ -61,7 +63,7 @@ fn found(row: &Row<'_>) -> Result<Found> {
         created_by: row.get(8)?,
         configuration: document.ok_or_else(corrupt)?,
     };
-    Ok(Found { row: id, record })
+    Ok(Found { row: id, record, published_active: row.get(10)? })
 }
 
 /// Conditions for SQL, with their parameters.
@@ -143,12 +145,20 @@ fn activate(connection: &Connection, scope: &Scope, row: i64) -> Result<()> {
     Ok(())
 }
 
+/// Notes that who stored it made it active: doing so again changes nothing.
+fn publish_active(connection: &Connection, row: i64) -> Result<()> {
+    connection
+        .prepare_cached("UPDATE configurations SET published_active = 1 WHERE id = ?")?
+        .execute([row])?;
+    Ok(())
+}
+
 /// A refusal is an answer: nothing was written, so nothing has to be rolled back.
 type Answer<T> = std::result::Result<T, Refusal>;
 
 fn put(connection: &Connection, at: Millis, record: Configuration) -> Result<Answer<Stored>> {
     let scope = record.scope();
-    if let Some(Found { row, record: mut stored }) =
+    if let Some(Found { row, record: mut stored, published_active }) =
         of_version(connection, &scope, &record.version)?
     {
         if !stored.same_content(&record) {
@@ -157,8 +167,9 @@ fn put(connection: &Connection, at: Millis, record: Configuration) -> Result<Ans
                 version: record.version,
             }));
         }
-        if record.active && !stored.active {
+        if record.active && !published_active {
             activate(connection, &scope, row)?;
+            publish_active(connection, row)?;
             stored.active = true;
         }
         return Ok(Ok(Stored { record: stored, created: false }));
@@ -183,6 +194,7 @@ fn put(connection: &Connection, at: Millis, record: Configuration) -> Result<Ans
         ])?;
     if record.active {
         activate(connection, &scope, row)?;
+        publish_active(connection, row)?;
     }
     Ok(Ok(Stored { record, created: true }))
 }
@@ -234,7 +246,7 @@ impl ConfigurationStore for SqliteStore {
         let (scope, version) = (scope.clone(), version.to_owned());
         let answer = self
             .write(move |batch| {
-                let Some(Found { row, mut record }) =
+                let Some(Found { row, mut record, .. }) =
                     of_version(batch.connection, &scope, &version)?
                 else {
                     return Ok(Err(Refusal::ConfigurationNotFound {
@@ -267,6 +279,26 @@ impl ConfigurationStore for SqliteStore {
                     }
                 };
                 Ok(found.map(|found| found.record))
+            })
+            .await
+    }
+
+    async fn scopes_named(&self, app_name: &str, limit: usize) -> Result<Vec<Part>> {
+        let (app_name, limit) = (app_name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX));
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT DISTINCT app_id, sub_app_id, sub_app_name FROM configurations \
+                     WHERE app_name = ?1 LIMIT ?2",
+                )?;
+                let parts = statement.query_map(params![app_name, limit], |row| {
+                    Ok(Part {
+                        app_id: row.get(0)?,
+                        sub_app_id: row.get(1)?,
+                        sub_app_name: row.get(2)?,
+                    })
+                })?;
+                Ok(parts.collect::<rusqlite::Result<_>>()?)
             })
             .await
     }

@@ -221,6 +221,10 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX steps_stored ON steps (stored_at);
     ALTER TABLE executions ADD COLUMN deleted_at INTEGER;
     CREATE INDEX executions_deleted ON executions (deleted_at) WHERE deleted_at IS NOT NULL;
+", "
+    -- Set where who stored a configuration made it active: doing so again changes nothing.
+    ALTER TABLE configurations ADD COLUMN published_active INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX configurations_name ON configurations (app_name, app_id, sub_app_id, sub_app_name);
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.
