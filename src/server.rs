@@ -636,7 +636,7 @@ async fn sweep_artifacts(artifacts: Arc<Artifacts>, often: Duration, stop: Cance
     loop {
         let asked = sweeps.begin();
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             outcome = artifacts.sweep() => {
                 if let Err(error) = outcome {
                     tracing::debug!(%error, "cannot sweep artifacts");
@@ -645,11 +645,12 @@ async fn sweep_artifacts(artifacts: Arc<Artifacts>, often: Duration, stop: Cance
         }
         sweeps.end(asked);
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = sweeps.asked_after(asked) => {}
             () = tokio::time::sleep(often) => {}
         }
     }
+    sweeps.close();
 }
 
 /// Serves until the calls have drained, or the time for that is over.

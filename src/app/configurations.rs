@@ -206,7 +206,10 @@ fn several(numbers: &[i32]) -> Error {
     let shown: Vec<String> = numbers.iter().take(10).map(ToString::to_string).collect();
     let more = if numbers.len() > shown.len() { ", ..." } else { "" };
     let apps = shown.join(", ");
-    Error::invalid("app_name", format!("is the name of several apps ({apps}{more}): give app_id"))
+    Error::invalid(
+        "app_name",
+        format!("names several ({apps}{more}): give app_id, and sub_app_id for a part"),
+    )
 }
 
 fn planned(step: GraphStep) -> (StepRef, StepOp) {

@@ -127,7 +127,10 @@ impl App {
         let op = Op::Execution(ExecutionOp::Delete { force });
         self.engine.write(execution_id.clone(), op).await?;
         match self.store.remove(&execution_id).await {
-            Ok(0) => {}
+            // Somebody else may have marked some.
+            Ok(0) => {
+                self.sweeps.ask();
+            }
             Ok(_) => self.sweeps.ask_and_wait(BYTES_WAITED_FOR).await,
             Err(error) => {
                 // It was cut short, but what was marked may go.

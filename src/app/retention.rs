@@ -159,12 +159,14 @@ impl Run {
     ) -> Result<Counts> {
         let outcome = self.all(stop, &mut progress).await;
         let ended = outcome.is_ok() && !self.dry_run;
-        match outcome.is_ok() && self.counts.artifacts.records > 0 && !self.dry_run {
-            true => self.sweeps.ask_and_wait(BYTES_WAITED_FOR).await,
-            false => drop(self.sweeps.ask()),
-        }
         if let Err(error) = self.store.drop_lease(&self.holder, ended).await {
             tracing::debug!(%error, "the lease of retention was not given back; it runs out");
+        }
+        match ended && self.counts.artifacts.records > 0 {
+            true => self.sweeps.ask_and_wait(BYTES_WAITED_FOR).await,
+            false => {
+                self.sweeps.ask();
+            }
         }
         outcome.map(|()| self.counts)
     }

@@ -47,6 +47,11 @@ impl Sweeps {
         self.ended.send_replace(number);
     }
 
+    /// There will be none any more: nobody waits.
+    pub fn close(&self) {
+        self.ended.send_replace(u64::MAX);
+    }
+
     /// Waits until somebody asks for a sweep after `number`.
     pub async fn asked_after(&self, number: u64) {
         let _ = self.asked.subscribe().wait_for(|asked| *asked > number).await;
@@ -76,6 +81,8 @@ mod tests {
         let after = sweeps.begin();
         sweeps.end(after);
         waiting.await.unwrap();
+        sweeps.close();
+        sweeps.ask_and_wait(LONG).await;
     }
 
     #[tokio::test]

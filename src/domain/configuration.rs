@@ -164,10 +164,18 @@ impl AppRef {
         if self.app_id.is_some() || parts.iter().any(|part| part.app_id.is_none()) {
             return Ok(self.clone());
         }
-        let sub_app_id = self.sub_app_id.or_else(|| {
-            let name = self.sub_app_name.as_ref()?;
-            parts.iter().find(|part| part.sub_app_name.as_ref() == Some(name))?.sub_app_id
-        });
+        let mut sub_app_id = self.sub_app_id;
+        if let (None, Some(name)) = (sub_app_id, &self.sub_app_name) {
+            let named = parts.iter().filter(|part| part.sub_app_name.as_ref() == Some(name));
+            let mut ids: Vec<i32> = named.filter_map(|part| part.sub_app_id).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            let [id] = ids.as_slice() else {
+                // No part of this name has a number, or several have: as it stands it lists none.
+                return Ok(self.clone());
+            };
+            sub_app_id = Some(*id);
+        }
         match numbers.as_slice() {
             [] => Ok(self.clone()),
             [app_id] => Ok(AppRef { app_id: Some(*app_id), sub_app_id, ..self.clone() }),

@@ -368,6 +368,14 @@ pub async fn a_numbered_app_is_found_by_its_name_too(b: Backend) {
     };
     assert_eq!(list("one").await.expect("listed"), 2);
     assert_eq!(list("mixed").await.expect("listed"), 1);
+    for (part, listed) in [("part", 1), ("nope", 0)] {
+        let request = ListConfigurationsRequest {
+            app_name: Some("one".into()),
+            sub_app_name: Some(part.into()),
+            ..Default::default()
+        };
+        assert_eq!(s.list_configurations(request).await.configurations.len(), listed, "{part}");
+    }
     assert_eq!(bad_fields(list("twins").await)[0].0, "app_name");
     let activate = ActivateConfigurationRequest {
         app_name: Some("one".into()),

@@ -1,7 +1,7 @@
 //! From writes to commands: load what the rules have to know, let them decide, persist what changed under the
 //! guard that it still is what the decision was made on, and decide again what lost a race.
 //!
-//! In the usual case everything is known from the cache or expected to be new, so a batch is one round trip.
+//! In the usual case everything is known from the cache or expected to be new, so a batch is one chain of commands.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -502,7 +502,10 @@ impl Batch<'_> {
                 new_fates =
                     commander.insert_again(schema::EXECUTIONS, &new_executions.documents).await;
                 new_step_fates = commander.insert_again(schema::STEPS, &new_steps.documents).await;
-                vanished = self.vanished(&new_steps, &new_step_fates, older).await;
+                // Time has passed, and the marks that were looked at may be those of the old primary.
+                self.inner.deletes.distrust();
+                let all = new_steps.keys.len();
+                vanished = self.vanished(&new_steps, &new_step_fates, all).await;
                 let doubt = |fate: &mut Fate| *fate = fate.or_doubtful();
                 step_fates.iter_mut().for_each(doubt);
             }
@@ -549,7 +552,6 @@ impl Batch<'_> {
         let filter = doc! { "deleted_at": { "$gt": schema::epoch() } };
         let find = self.ready.executions.find(filter).projection(doc! { "execution_id": 1 });
         let find = find.limit(i64::try_from(marks::MOST).unwrap_or(i64::MAX));
-        let unchecked = std::mem::take(&mut *self.inner.unchecked.lock());
         let look = self.inner.call(async {
             let mut marked = Vec::new();
             let mut cursor = find.await?;
@@ -558,15 +560,8 @@ impl Batch<'_> {
             }
             Ok(marked)
         });
-        let (marked, ()) = tokio::join!(look, async {
-            // Another program that deletes executions leaves no mark.
-            if !unchecked.is_empty() {
-                let gone = self.gone(&unchecked).await;
-                self.take_back(&unchecked, &gone).await;
-                gone.iter().for_each(|key| self.forget_gone(key));
-            }
-        });
-        turn.saw(marked.ok());
+        let (marked, ()) = tokio::join!(look, check_trusted(self.inner, self.ready));
+        turn.saw(marked.ok(), Instant::now());
     }
 
     /// Of the first `older` new steps, those whose execution is gone: another server deleted it after we last saw
@@ -591,81 +586,17 @@ impl Batch<'_> {
         }
         if !trusted.is_empty() {
             let mut unchecked = self.inner.unchecked.lock();
-            trusted.truncate(UNCHECKED.saturating_sub(unchecked.len()));
+            let room = UNCHECKED.saturating_sub(unchecked.len()).min(trusted.len());
+            asked.extend(trusted.split_off(room));
             unchecked.extend(trusted);
         }
         if asked.is_empty() {
             return Vec::new();
         }
-        let gone = self.gone(&asked).await;
-        self.take_back(&asked, &gone).await;
+        let checks = Checks { inner: self.inner, ready: self.ready };
+        // Without an answer the steps stay; the sweep of a delete that runs just now takes them along.
+        let gone = checks.take_back_gone(&asked).await.unwrap_or_default();
         gone.into_iter().collect()
-    }
-
-    /// The steps whose execution is not there or is being deleted.
-    async fn gone(&self, steps: &[(RecordKey, ObjectId)]) -> HashSet<RecordKey> {
-        let ids: HashSet<&str> = steps.iter().map(|(key, _)| key.execution_id.as_str()).collect();
-        let asked_at = Instant::now();
-        let note_alive =
-            |id: &str| self.inner.cache.note_alive(&RecordKey::execution(id), asked_at);
-        if self.ready.indexes.unique && self.all_alive(&ids).await {
-            ids.into_iter().for_each(note_alive);
-            return HashSet::new();
-        }
-        let filter = doc! { "execution_id": { "$in": ids.iter().copied().collect::<Vec<_>>() } };
-        let projection = doc! { "_id": 0, "execution_id": 1, "deleted_at": 1 };
-        let found = match self.inner.all(&self.ready.executions, filter, Some(projection)).await {
-            Ok(found) => found,
-            // The steps are there; the sweep of a delete that runs just now takes them along.
-            Err(_) => return HashSet::new(),
-        };
-        let alive: HashSet<&str> = found
-            .iter()
-            .filter(|raw| !matches!(raw.get("deleted_at"), Ok(Some(value)) if value.as_datetime().is_some()))
-            .filter_map(|raw| raw.get_str("execution_id").ok())
-            .collect();
-        alive.iter().copied().for_each(note_alive);
-        let keys = steps.iter().map(|(key, _)| key);
-        keys.filter(|key| !alive.contains(key.execution_id.as_str())).cloned().collect()
-    }
-
-    fn forget_gone(&self, step: &RecordKey) {
-        self.inner.cache.forget(step);
-        self.inner.cache.forget(&RecordKey::execution(&step.execution_id));
-    }
-
-    /// Whether so many executions are there and none of them is being deleted, as a number: nearly always the
-    /// answer, and cheaper than documents. False may also mean that there was no answer.
-    async fn all_alive(&self, ids: &HashSet<&str>) -> bool {
-        let mut wanted = RawArrayBuf::new();
-        ids.iter().for_each(|id| wanted.push(*id));
-        let mut command = rawdoc! {
-            "count": schema::EXECUTIONS,
-            "query": { "execution_id": { "$in": wanted }, "deleted_at": null },
-            "readConcern": { "level": "local" },
-        };
-        if let Some(index) = self.ready.indexes.execution_key.as_deref() {
-            command.append(cstr!("hint"), index);
-        }
-        let count = self.ready.database.run_raw_command(command);
-        let found = self.inner.call(count).await.ok().and_then(|reply| {
-            let count = reply.get_i32("n").map(i64::from).or_else(|_| reply.get_i64("n")).ok()?;
-            usize::try_from(count).ok()
-        });
-        found == Some(ids.len())
-    }
-
-    /// Deletes those of the steps that this server inserted which are `gone`.
-    async fn take_back(&self, steps: &[(RecordKey, ObjectId)], gone: &HashSet<RecordKey>) {
-        if gone.is_empty() {
-            return;
-        }
-        let ids = steps.iter().filter(|(key, _)| gone.contains(key)).map(|(_, id)| *id);
-        let delete =
-            self.ready.steps.delete_many(doc! { "_id": { "$in": ids.collect::<Vec<_>>() } });
-        if let Err(error) = self.inner.call(delete).await {
-            tracing::warn!(%error, "steps of a deleted execution were left behind");
-        }
     }
 
     /// Tells which records of a command that matched too few have been written after all.
@@ -907,6 +838,96 @@ impl Batch<'_> {
             if dirty.stored {
                 cache.put_born(key.clone(), record, persisted.births.get(key).copied());
             }
+        }
+    }
+}
+
+/// New steps that this server inserted on trust, checked now: another program that deletes executions leaves no
+/// mark.
+pub(super) async fn check_trusted(inner: &Inner, ready: &Ready) {
+    let unchecked = std::mem::take(&mut *inner.unchecked.lock());
+    if !unchecked.is_empty() && (Checks { inner, ready }).take_back_gone(&unchecked).await.is_err()
+    {
+        let mut later = inner.unchecked.lock();
+        let room = UNCHECKED.saturating_sub(later.len());
+        later.extend(unchecked.into_iter().take(room));
+    }
+}
+
+/// Whether the executions of new steps are still there.
+struct Checks<'a> {
+    inner: &'a Inner,
+    ready: &'a Ready,
+}
+
+impl Checks<'_> {
+    /// Takes back those of the steps whose execution is not there or is being deleted.
+    async fn take_back_gone(&self, steps: &[(RecordKey, ObjectId)]) -> Result<HashSet<RecordKey>> {
+        let gone = self.gone(steps).await?;
+        self.take_back(steps, &gone).await;
+        gone.iter().for_each(|key| self.forget_gone(key));
+        Ok(gone)
+    }
+
+    /// The steps whose execution is not there or is being deleted.
+    async fn gone(&self, steps: &[(RecordKey, ObjectId)]) -> Result<HashSet<RecordKey>> {
+        let ids: HashSet<&str> = steps.iter().map(|(key, _)| key.execution_id.as_str()).collect();
+        let asked_at = Instant::now();
+        let note_alive =
+            |id: &str| self.inner.cache.note_alive(&RecordKey::execution(id), asked_at);
+        if self.ready.indexes.unique && self.all_alive(&ids).await {
+            ids.into_iter().for_each(note_alive);
+            return Ok(HashSet::new());
+        }
+        let filter = doc! { "execution_id": { "$in": ids.iter().copied().collect::<Vec<_>>() } };
+        let projection = doc! { "_id": 0, "execution_id": 1, "deleted_at": 1 };
+        let found = self.inner.all(&self.ready.executions, filter, Some(projection)).await?;
+        let alive: HashSet<&str> = found
+            .iter()
+            .filter(|raw| !matches!(raw.get("deleted_at"), Ok(Some(value)) if value.as_datetime().is_some()))
+            .filter_map(|raw| raw.get_str("execution_id").ok())
+            .collect();
+        alive.iter().copied().for_each(note_alive);
+        let keys = steps.iter().map(|(key, _)| key);
+        Ok(keys.filter(|key| !alive.contains(key.execution_id.as_str())).cloned().collect())
+    }
+
+    fn forget_gone(&self, step: &RecordKey) {
+        self.inner.cache.forget(step);
+        self.inner.cache.forget(&RecordKey::execution(&step.execution_id));
+    }
+
+    /// Whether so many executions are there and none of them is being deleted, as a number: nearly always the
+    /// answer, and cheaper than documents. False may also mean that there was no answer.
+    async fn all_alive(&self, ids: &HashSet<&str>) -> bool {
+        let mut wanted = RawArrayBuf::new();
+        ids.iter().for_each(|id| wanted.push(*id));
+        let mut command = rawdoc! {
+            "count": schema::EXECUTIONS,
+            "query": { "execution_id": { "$in": wanted }, "deleted_at": null },
+            "readConcern": { "level": "local" },
+        };
+        if let Some(index) = self.ready.indexes.execution_key.as_deref() {
+            command.append(cstr!("hint"), index);
+        }
+        let count = self.ready.database.run_raw_command(command);
+        let found = self.inner.call(count).await.ok().and_then(|reply| {
+            let count = reply.get_i32("n").map(i64::from).or_else(|_| reply.get_i64("n")).ok()?;
+            usize::try_from(count).ok()
+        });
+        found == Some(ids.len())
+    }
+
+    /// Deletes those of the steps that this server inserted which are `gone`.
+    async fn take_back(&self, steps: &[(RecordKey, ObjectId)], gone: &HashSet<RecordKey>) {
+        if gone.is_empty() {
+            return;
+        }
+        let ids = steps.iter().filter(|(key, _)| gone.contains(key)).map(|(_, id)| *id);
+        let delete =
+            self.ready.steps.delete_many(doc! { "_id": { "$in": ids.collect::<Vec<_>>() } });
+        if let Err(error) = self.inner.call(delete).await {
+            tracing::warn!(%error, "steps of a deleted execution were left behind");
         }
     }
 }

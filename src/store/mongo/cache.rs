@@ -48,7 +48,8 @@ impl Weighter<RecordKey, Known> for Weigh {
     }
 }
 
-/// Bounded by bytes and by counts. `apply` alone uses it: no two calls hold the same execution.
+/// Bounded by bytes and by counts. `apply` uses it, of which no two calls hold the same execution, and what checks
+/// afterwards whether executions are still there, which at worst makes a record staler or forgotten.
 pub(super) struct Cache {
     records: quick_cache::sync::Cache<RecordKey, Known, Weigh>,
     /// (execution, step key) -> step number.

@@ -32,7 +32,7 @@ const BAD_HINT: i32 = 2;
 /// What became of one statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Applied, durably.
+    /// Applied; durably when its chain has ended as `Durability::Certain`.
     Done,
     /// A unique index holds the key already.
     Duplicate,
@@ -228,14 +228,19 @@ impl Chain<'_> {
     }
 
     async fn send(&self, command: RawDocumentBuf, wait: Wait) -> Result<Reply> {
-        let wait = if self.commander.logged { wait } else { Wait::Durable };
+        let logged = self.commander.logged.load(Ordering::Relaxed);
+        let wait = if logged { wait } else { Wait::Durable };
         let earlier = self.earlier.lock().clone();
         let reply = self.commander.send(command, wait, &earlier).await?;
         let time = OpTime::of(&reply.document);
         match (wait, time) {
             (Wait::Durable, time) => *self.last.lock() = time,
             (Wait::Executed, Some(time)) => self.earlier.lock().push(time),
-            (Wait::Executed, None) => return Err(failure::no_op_time()),
+            (Wait::Executed, None) => {
+                // From now on each command waits for itself.
+                self.commander.logged.store(false, Ordering::Relaxed);
+                return Err(failure::no_op_time());
+            }
         }
         Ok(reply)
     }
@@ -280,7 +285,7 @@ pub(super) struct Commander {
     database: Database,
     write_concern: RawDocumentBuf,
     /// Whether answers say where in the log the writes are.
-    logged: bool,
+    logged: AtomicBool,
     patience: Duration,
     call_timeout: Duration,
     /// Whether updates may name their index, which spares the database the choice.
@@ -302,7 +307,7 @@ impl Commander {
         Commander {
             database,
             write_concern,
-            logged,
+            logged: AtomicBool::new(logged),
             patience,
             call_timeout: patience * 2,
             hints: AtomicBool::new(true),

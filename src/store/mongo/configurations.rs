@@ -251,7 +251,7 @@ impl Inner {
             }
         }
         let switched = self.switch_step_by_step(ready, scope, version).await?;
-        if !matches!(why, Why::Activated) {
+        if !matches!(why, Why::Activated) && matches!(switched, Switched::Done(_)) {
             let (id, set) = published(scope, version);
             self.call(ready.switches().update_one(id, set).upsert(true)).await?;
         }
@@ -519,7 +519,12 @@ async fn put(inner: &Inner, record: Configuration) -> Result<Stored> {
             }
         }
         let created = match record.active {
-            false => inner.insert(&ready, &record).await?,
+            false => {
+                // Of a version that another program took away.
+                let id = doc! { "_id": published_id(&scope, &record.version) };
+                inner.call(ready.switches().delete_one(id)).await?;
+                inner.insert(&ready, &record).await?
+            }
             true => matches!(
                 inner.switch(&ready, &scope, &record.version, Why::New(&record)).await?,
                 Switched::Done(_)

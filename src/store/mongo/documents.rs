@@ -587,7 +587,11 @@ pub(super) fn update_step(
     birth: Option<Birth>,
     mark: i64,
 ) -> Result<Update> {
-    let (query, exact) = match birth.filter(|_| guard == Guard::Whole && is_plain(before)) {
+    let merged = before.output != after.output
+        && matches!(before.output.value(), Some(Bson::Document(_)))
+        && matches!(after.output.value(), Some(Bson::Document(_)));
+    let plain = guard == Guard::Whole && is_plain(before) && !merged;
+    let (query, exact) = match birth.filter(|_| plain) {
         Some(birth) => (born_step(before, birth)?, true),
         None => guarded_step(before, after, guard)?,
     };

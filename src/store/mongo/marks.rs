@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bson::Bson;
 use parking_lot::Mutex;
 
 /// A busy server looks this often.
@@ -19,8 +20,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const TRUST: Duration = Duration::from_millis(100);
 /// How long a mark stands before what is marked goes away.
 pub(super) const GRACE: Duration = Duration::from_millis(150);
-/// A mark is remembered for longer than any write is under way.
+/// A mark is remembered for longer than any write is under way, and than what was found alive is believed.
 const REMEMBERED: Duration = Duration::from_secs(60);
+const BELIEVED: Duration = Duration::from_secs(30);
 /// Marks in one look, and marks remembered. With more of them nothing is trusted.
 pub(super) const MOST: usize = 2000;
 
@@ -57,6 +59,7 @@ impl Drop for Turn<'_> {
 /// Tells whose being alive can be trusted at one moment.
 pub(super) struct Trust<'a> {
     marks: &'a Marks,
+    now: Instant,
     unbroken_since: Option<Instant>,
 }
 
@@ -65,7 +68,9 @@ impl Trust<'_> {
     /// take its steps away.
     pub(super) fn is_alive(&self, execution_id: &str, seen: Option<Instant>) -> bool {
         let (Some(since), Some(seen)) = (self.unbroken_since, seen) else { return false };
-        seen >= since && !self.marks.looks.lock().marked.contains_key(execution_id)
+        seen >= since
+            && self.now.saturating_duration_since(seen) < BELIEVED
+            && !self.marks.looks.lock().marked.contains_key(execution_id)
     }
 }
 
@@ -86,29 +91,39 @@ impl Marks {
     pub(super) fn trust(&self, now: Instant) -> Trust<'_> {
         let looks = self.looks.lock();
         let fresh = looks.last.is_some_and(|last| now.duration_since(last) <= TRUST);
-        Trust { marks: self, unbroken_since: looks.unbroken_since.filter(|_| fresh) }
+        Trust { marks: self, now, unbroken_since: looks.unbroken_since.filter(|_| fresh) }
     }
 
-    /// How long the marks of these executions still have to stand.
-    pub(super) fn grace<'a>(&self, execution_ids: impl Iterator<Item = &'a String>) -> Duration {
+    /// Forgets all looks.
+    pub(super) fn distrust(&self) {
+        let mut looks = self.looks.lock();
+        looks.last = None;
+        looks.unbroken_since = None;
+    }
+
+    /// How long the marks of these documents of executions still have to stand.
+    pub(super) fn grace<'a>(&self, documents: impl Iterator<Item = &'a Bson>) -> Duration {
         let now = Instant::now();
         let mut looks = self.looks.lock();
-        let seen = execution_ids.map(|id| *looks.graves.entry(id.clone()).or_insert(now)).max();
+        // Those that another server took away are not heard of again.
+        looks.graves.retain(|_, seen| now.duration_since(*seen) < REMEMBERED);
+        let graves = &mut looks.graves;
+        let seen = documents.map(|id| *graves.entry(id.to_string()).or_insert(now)).max();
         seen.map_or(Duration::ZERO, |seen| (seen + GRACE).saturating_duration_since(now))
     }
 
-    /// These executions are gone.
-    pub(super) fn bury<'a>(&self, execution_ids: impl Iterator<Item = &'a String>) {
+    /// These are gone.
+    pub(super) fn bury<'a>(&self, documents: impl Iterator<Item = &'a Bson>) {
         let mut looks = self.looks.lock();
-        for id in execution_ids {
-            looks.graves.remove(id);
+        for id in documents {
+            looks.graves.remove(&id.to_string());
         }
     }
 }
 
 impl Turn<'_> {
-    /// Takes in what the look saw; `None`: it failed.
-    pub(super) fn saw(self, marked: Option<Vec<String>>) {
+    /// Takes in what the look saw by now; `None`: it failed.
+    pub(super) fn saw(self, marked: Option<Vec<String>>, now: Instant) {
         let mut looks = self.marks.looks.lock();
         let began = self.began;
         let known = marked.filter(|marked| marked.len() < MOST && looks.marked.len() < 2 * MOST);
@@ -118,7 +133,10 @@ impl Turn<'_> {
             looks.unbroken_since = None;
             return;
         };
-        let follows = looks.last.is_some_and(|last| began.duration_since(last) <= TRUST);
+        // A mark that came after the last look began stood until this one had ended, or was seen by it.
+        let follows = looks.last.is_some_and(|last| {
+            began.duration_since(last) <= TRUST && now.duration_since(last) < GRACE
+        });
         if !follows {
             looks.unbroken_since = Some(began);
         }
@@ -139,7 +157,7 @@ mod tests {
         let turn = marks.turn(at);
         let looked = turn.is_some();
         if let Some(turn) = turn {
-            turn.saw(Some(marked.iter().map(|id| (*id).to_owned()).collect()));
+            turn.saw(Some(marked.iter().map(|id| (*id).to_owned()).collect()), at);
         }
         looked
     }
@@ -177,25 +195,45 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_look_follows_no_other_and_nothing_is_believed_for_long() {
+        let (marks, start) = (Marks::default(), Instant::now());
+        look(&marks, start, &[]);
+        look(&marks, after(start, 10), &[]);
+        look(&marks, after(start, 40), &[]);
+        let slow = marks.turn(after(start, 61)).unwrap();
+        slow.saw(Some(Vec::new()), after(start, 160));
+        assert!(!marks.trust(after(start, 160)).is_alive("a", Some(after(start, 20))));
+        assert!(marks.trust(after(start, 160)).is_alive("a", Some(after(start, 61))));
+        for at in (100..=40_000).step_by(40) {
+            look(&marks, after(start, at), &[]);
+        }
+        let trust = marks.trust(after(start, 40_000));
+        assert!(!trust.is_alive("a", Some(after(start, 9_000))));
+        assert!(trust.is_alive("a", Some(after(start, 12_000))));
+        marks.distrust();
+        assert!(!marks.trust(after(start, 40_000)).is_alive("a", Some(after(start, 12_000))));
+    }
+
+    #[test]
     fn a_look_that_failed_or_saw_too_much_ends_all_trust() {
         let (marks, start) = (Marks::default(), Instant::now());
         look(&marks, start, &[]);
         look(&marks, after(start, 10), &[]);
         look(&marks, after(start, 40), &[]);
-        marks.turn(after(start, 60)).unwrap().saw(None);
+        marks.turn(after(start, 60)).unwrap().saw(None, after(start, 60));
         assert!(!marks.trust(after(start, 61)).is_alive("a", Some(after(start, 20))));
         assert!(look(&marks, after(start, 70), &[]));
         assert!(marks.trust(after(start, 71)).is_alive("a", Some(after(start, 70))));
         let many = (0..MOST).map(|id| id.to_string()).collect();
         assert!(marks.turn(after(start, 110)).is_none());
-        marks.turn(after(start, 121)).unwrap().saw(Some(many));
+        marks.turn(after(start, 121)).unwrap().saw(Some(many), after(start, 121));
         assert!(!marks.trust(after(start, 122)).is_alive("a", Some(after(start, 121))));
     }
 
     #[test]
     fn marks_stand_for_their_grace() {
         let marks = Marks::default();
-        let id = "e".to_owned();
+        let id = Bson::from("e");
         let first = marks.grace(std::iter::once(&id));
         assert!(first > GRACE / 2 && first <= GRACE);
         assert!(GRACE > TRUST);

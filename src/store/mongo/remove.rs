@@ -11,7 +11,7 @@ use std::time::Duration;
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 
-use super::{Inner, Ready, artifact_documents, documents, metrics, schema};
+use super::{Inner, Ready, apply, artifact_documents, documents, metrics, schema};
 use crate::store::retention::{Piece, Removed};
 use crate::store::{RecordKey, Result};
 
@@ -39,6 +39,7 @@ async fn remove_all(inner: &Inner, mut execution_ids: Vec<String>) -> Result<u64
 /// Goes on with deletes that somebody began and did not end.
 pub(super) async fn sweep(inner: &Inner) -> Result<()> {
     let ready = inner.ready().await?;
+    apply::check_trusted(inner, &ready).await;
     loop {
         let before = DateTime::from_millis(inner.clock.now().millis() - LEFT_ALONE_MS);
         let filter = doc! { "deleted_at": { "$gt": schema::epoch(), "$lt": before } };
@@ -99,11 +100,10 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
     let asked = doc! { "execution_id": { "$in": &execution_ids } };
     let began = marked(inner, &ready, asked).await?;
     if began.is_empty() {
-        inner.deletes.bury(execution_ids.iter());
         return Ok(Piece::default());
     }
     let (documents, ids): (Vec<Bson>, Vec<String>) = began.into_iter().unzip();
-    inner.deletes.grace(ids.iter());
+    let grace = inner.deletes.grace(documents.iter());
     let parts = doc! { "execution_id": { "$in": ids.clone() } };
     let alive = doc! { "deleted_at": { "$not": { "$type": "date" } } };
     let mut artifacts = parts.clone();
@@ -113,9 +113,8 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
         find(inner, &ready, schema::ARTIFACTS, artifacts, PIECE),
     )?;
     if steps.is_empty() && artifacts.is_empty() {
-        let grace = inner.deletes.grace(ids.iter());
         if grace > Duration::ZERO {
-            // A server that has not seen the mark may still be inserting a step.
+            // A server that has not seen the mark may have inserted a step since these were looked for.
             tokio::time::sleep(grace).await;
             return Ok(Piece { removed: Removed::default(), left: ids });
         }
@@ -125,14 +124,14 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
             metrics::delete(&ready, id).await?;
         }
         let gone = doc! {
-            "_id": { "$in": documents },
+            "_id": { "$in": &documents },
             "deleted_at": { "$gt": schema::epoch() },
         };
         inner.call(ready.executions.delete_many(gone)).await?;
         for id in &ids {
             inner.cache.forget(&RecordKey::execution(id));
         }
-        inner.deletes.bury(ids.iter());
+        inner.deletes.bury(documents.iter());
         return Ok(Piece::default());
     }
     // Only what was found before this look is taken.
