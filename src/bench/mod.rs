@@ -1,7 +1,8 @@
 //! `stepwell bench`: measures a running server from outside, over gRPC like any other client, and the database
-//! without it for comparison. It knows nothing of how the server works; only `track::direct` speaks to a
-//! database, because that is what it compares with.
+//! without it for comparison. It knows nothing of how the server works; only `track::direct` and
+//! `artifacts::direct` write to a database or a storage, because that is what they compare with.
 
+mod artifacts;
 mod connect;
 mod machine;
 mod measure;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
 
-/// Measures a running server: how fast it takes changes, and how fast watchers see them.
+/// Measures a running server: how fast it takes changes and files, and how fast watchers see them.
 ///
 /// The load generator runs in this process. When server, database and load generator share a machine they
 /// share its cores too: compare ratios measured in one run, not figures of different machines. Any error during a
@@ -52,6 +53,7 @@ enum Workload {
     Track(track::Args),
     Watch(watch::Args),
     Metrics(metrics::Args),
+    Artifacts(artifacts::Args),
 }
 
 /// Runs a workload and prints what it measured. The code is 1 if anything went wrong on the way.
@@ -63,6 +65,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Workload::Track(track) => track::run(&server, &track).await?,
         Workload::Watch(watch) => watch::run(&server, &watch).await?,
         Workload::Metrics(metrics) => metrics::run(&server, &metrics).await?,
+        Workload::Artifacts(artifacts) => artifacts::run(&server, &artifacts).await?,
     };
     report.print(&header, args.output)?;
     Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })

@@ -1,5 +1,5 @@
 //! The same documents straight through the MongoDB driver: what an app does that tracks its runs by itself, one
-//! operation per change. The only place of the load generator that speaks to a database.
+//! operation per change.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,18 +32,29 @@ pub struct Direct {
     database: Database,
 }
 
+/// A name that nothing else has.
+pub fn name_of_its_own() -> String {
+    format!("stepwell_bench_{}", &ids::execution_id()[..8])
+}
+
+/// A database that nothing else uses, with the writes of the comparison. The URI, given as `option`, is never shown:
+/// it may hold a password.
+pub async fn database_of_its_own(uri: &str, option: &str) -> anyhow::Result<Database> {
+    let options = ClientOptions::parse(uri).await;
+    let mut options = options.with_context(|| format!("{option} is no MongoDB URI"))?;
+    options.max_pool_size = Some(POOL);
+    options.min_pool_size = Some(POOL);
+    options.write_concern =
+        Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
+    options.app_name = Some("stepwell bench".to_owned());
+    options.server_selection_timeout = Some(Duration::from_secs(10));
+    Ok(Client::with_options(options)?.database(&name_of_its_own()))
+}
+
 impl Direct {
-    /// Makes the database with the indexes that the server makes. The URI is never shown: it may hold a password.
+    /// Makes the database with the indexes that the server makes.
     pub async fn open(uri: &str) -> anyhow::Result<Self> {
-        let mut options = ClientOptions::parse(uri).await.context("--direct is no MongoDB URI")?;
-        options.max_pool_size = Some(POOL);
-        options.min_pool_size = Some(POOL);
-        options.write_concern =
-            Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
-        options.app_name = Some("stepwell bench".to_owned());
-        options.server_selection_timeout = Some(Duration::from_secs(10));
-        let name = format!("stepwell_bench_{}", &ids::execution_id()[..8]);
-        let database = Client::with_options(options)?.database(&name);
+        let database = database_of_its_own(uri, "--direct").await?;
         mongo::make_indexes(&database).await.context("no indexes on the database of --direct")?;
         Ok(Direct { database })
     }

@@ -6,7 +6,8 @@ mod ingest;
 mod script;
 mod unary;
 
-pub use direct::Direct;
+pub use direct::{Direct, database_of_its_own, name_of_its_own};
+pub use script::APP_NAME;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

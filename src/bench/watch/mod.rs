@@ -4,7 +4,7 @@ mod codec;
 mod fleet;
 mod resume;
 mod rounds;
-mod sampler;
+pub mod sampler;
 mod writer;
 
 use std::sync::Arc;
