@@ -594,15 +594,16 @@ impl Probe {
                 outcome = self.store.ping() => outcome.is_ok(),
             };
             if known != Some(up) {
+                set_ready(&self.reporter, up).await;
+                self.ready.send_replace(up);
+                metrics::store_up().set(if up { 1.0 } else { 0.0 });
+                // Said when it is so: who reads the log may rely on it.
                 match (known, up) {
                     (_, true) => tracing::info!("ready"),
                     (None, false) => tracing::warn!("waiting for the database"),
                     (Some(_), false) => tracing::warn!("the database is away"),
                 }
                 known = Some(up);
-                set_ready(&self.reporter, up).await;
-                self.ready.send_replace(up);
-                metrics::store_up().set(if up { 1.0 } else { 0.0 });
             }
             tokio::select! {
                 () = self.stop.cancelled() => break,

@@ -448,9 +448,11 @@ async fn killing_the_database_loses_no_acknowledged_write_and_doubles_none() {
     let mut mongod = tokio::task::spawn_blocking(support::mongod::Mongod::start).await.unwrap();
     let bench = bench_on(&mongod.uri(), "kill").await;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (done, progress) = tokio::sync::watch::channel(0_usize);
     let lanes: Vec<_> = (0..4)
         .map(|lane| {
             let (store, stop) = (Arc::clone(&bench.store), Arc::clone(&stop));
+            let done = done.clone();
             tokio::spawn(async move {
                 let id = format!("e{lane}");
                 one(&store, create(&id)).await.unwrap();
@@ -466,7 +468,10 @@ async fn killing_the_database_loses_no_acknowledged_write_and_doubles_none() {
                     let outcomes = store.apply(writes).await.outcomes;
                     for (name, outcome) in names.into_iter().zip(outcomes) {
                         match outcome {
-                            Ok(answer) => acknowledged.push((step_of(answer).step_id, name)),
+                            Ok(answer) => {
+                                acknowledged.push((step_of(answer).step_id, name));
+                                done.send_modify(|done| *done += 1);
+                            }
                             Err(Error::Unavailable(_)) => {}
                             Err(error) => panic!("{error:?}"),
                         }
@@ -476,8 +481,15 @@ async fn killing_the_database_loses_no_acknowledged_write_and_doubles_none() {
             })
         })
         .collect();
+    // In the midst of the work each time, and it goes on after the last.
+    let more = async |count: usize| {
+        let mut progress = progress.clone();
+        let wanted = *progress.borrow() + count;
+        let wait = progress.wait_for(|done| *done >= wanted);
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("writes go on").unwrap();
+    };
     for _ in 0..2 {
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        more(200).await;
         mongod = tokio::task::spawn_blocking(move || {
             mongod.kill();
             mongod.restart();
@@ -486,7 +498,7 @@ async fn killing_the_database_loses_no_acknowledged_write_and_doubles_none() {
         .await
         .unwrap();
     }
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    more(200).await;
     stop.store(true, std::sync::atomic::Ordering::SeqCst);
     let steps = bench.database.collection::<Document>("execution_steps");
     for lane in lanes {

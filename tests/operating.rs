@@ -12,9 +12,6 @@ use serde_json::Value;
 use stepwell::proto;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
 
-/// Generous: the machine may be busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 fn stepwell() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stepwell"));
     // What the surroundings configure is none of the tests' business.
@@ -81,12 +78,15 @@ impl Server {
         (status.expect("a status"), body.to_owned())
     }
 
-    fn until_ready(&self) {
-        let began = Instant::now();
-        while self.get("/readyz").0 != 200 {
-            assert!(began.elapsed() < PATIENCE, "never ready");
-            std::thread::sleep(Duration::from_millis(5));
+    /// Reads the log up to where the server says so; a server that ends before ends the log.
+    fn until_ready(&mut self) {
+        while self.lines.last().is_none_or(|line| line["message"] != "ready") {
+            let mut line = String::new();
+            let read = self.log.read_line(&mut line).expect("text");
+            assert_ne!(read, 0, "never ready");
+            self.lines.push(serde_json::from_str(&line).expect("every line is JSON"));
         }
+        assert_eq!(self.get("/readyz").0, 200);
     }
 
     fn signal(&self, signal: Signal) {
@@ -163,7 +163,7 @@ fn the_effective_configuration_is_printed_without_secrets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_probes_metrics_and_a_quiet_end() {
-    let server = Server::start(&[]);
+    let mut server = Server::start(&[]);
     server.until_ready();
     assert_eq!(server.get("/livez").0, 200);
 

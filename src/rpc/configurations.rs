@@ -15,6 +15,18 @@ use crate::domain::patch::{Change, What};
 use crate::domain::{Configuration, graph};
 use crate::proto;
 
+/// The app that a request names: each has these four fields.
+macro_rules! app_of {
+    ($request:ident) => {
+        AppRef {
+            app_id: $request.app_id,
+            app_name: $request.app_name,
+            sub_app_id: $request.sub_app_id,
+            sub_app_name: $request.sub_app_name,
+        }
+    };
+}
+
 /// A name may not be given and empty: no app is called nothing.
 fn app(check: &mut Check<'_>, prefix: &str, app: &AppRef) {
     let field = |name: &str| format!("{prefix}{name}");
@@ -49,12 +61,7 @@ fn key(check: &mut Check<'_>, field: &str, key: Option<proto::ConfigurationKey>)
         check.bad(field, "is required");
         return None;
     };
-    let app = AppRef {
-        app_id: key.app_id,
-        app_name: key.app_name,
-        sub_app_id: key.sub_app_id,
-        sub_app_name: key.sub_app_name,
-    };
+    let app = app_of!(key);
     named(check, &format!("{field}."), app, key.version)
 }
 
@@ -149,12 +156,7 @@ impl proto::configuration_service_server::ConfigurationService for Service {
     ) -> Result<Response<proto::GetConfigurationResponse>, Status> {
         let request = request.into_inner();
         let mut check = self.check();
-        let app = AppRef {
-            app_id: request.app_id,
-            app_name: request.app_name,
-            sub_app_id: request.sub_app_id,
-            sub_app_name: request.sub_app_name,
-        };
+        let app = app_of!(request);
         let named = named(&mut check, "", app, request.version);
         let found = match required(check, named) {
             Ok(named) => self.configurations.get(&named).await,
@@ -171,12 +173,7 @@ impl proto::configuration_service_server::ConfigurationService for Service {
     ) -> Result<Response<proto::ListConfigurationsResponse>, Status> {
         let request = request.into_inner();
         let mut check = self.check();
-        let listed = AppRef {
-            app_id: request.app_id,
-            app_name: request.app_name,
-            sub_app_id: request.sub_app_id,
-            sub_app_name: request.sub_app_name,
-        };
+        let listed = app_of!(request);
         app(&mut check, "", &listed);
         if listed.scope().is_none() {
             for (field, given) in [
@@ -208,12 +205,7 @@ impl proto::configuration_service_server::ConfigurationService for Service {
     ) -> Result<Response<proto::ActivateConfigurationResponse>, Status> {
         let request = request.into_inner();
         let mut check = self.check();
-        let app = AppRef {
-            app_id: request.app_id,
-            app_name: request.app_name,
-            sub_app_id: request.sub_app_id,
-            sub_app_name: request.sub_app_name,
-        };
+        let app = app_of!(request);
         let version = request.version;
         let named = named(&mut check, "", app, Some(version.clone()));
         let stored = match required(check, named) {

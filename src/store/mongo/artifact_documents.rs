@@ -2,21 +2,15 @@
 //! its document, in hex. Knows nothing of connections and commands.
 
 use bson::oid::ObjectId;
-use bson::raw::{BindRawBsonRef, CStr, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
-use bson::{Bson, Document};
+use bson::raw::{RawDocument, RawDocumentBuf, cstr};
+use bson::{Document, rawdoc};
 
-use super::documents::{date, integer};
+use super::documents::{corrupt, date, integer, millis, nullable, object, raw, read_digests};
+use super::documents::{small, text};
 use crate::domain::{Artifact, Millis};
-use crate::store::{Error, Result};
+use crate::store::Result;
 
 const COLLECTION: &str = super::schema::ARTIFACTS;
-
-fn nullable(to: &mut RawDocumentBuf, key: &'static CStr, value: Option<impl BindRawBsonRef>) {
-    match value {
-        Some(value) => to.append(key, value),
-        None => to.append(key, RawBsonRef::Null),
-    }
-}
 
 /// Between the two parts of `last_change`.
 pub(super) const SEPARATOR: &str = "//";
@@ -31,44 +25,46 @@ pub(super) fn parse_last_change(text: &str) -> Option<(&str, &str)> {
     text.rsplit_once(SEPARATOR).filter(|(_, artifact_id)| ObjectId::parse_str(artifact_id).is_ok())
 }
 
-/// A new artifact. Its id has to be that of an ObjectId.
-pub(super) fn insert(record: &Artifact) -> Result<RawDocumentBuf> {
-    let id = ObjectId::parse_str(&record.artifact_id).map_err(Error::failed)?;
+/// What is empty in a record is null in the document: the other programs' word for unknown.
+fn filled(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// A new artifact, with the digest of the request that made it.
+pub(super) fn insert(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawDocumentBuf> {
     let mut to = RawDocumentBuf::new();
     to.append(cstr!("_id"), id);
-    to.append(cstr!("execution_id"), record.execution_id.as_str());
+    nullable(&mut to, cstr!("execution_id"), filled(&record.execution_id));
     nullable(&mut to, cstr!("step_id"), record.step_id);
-    to.append(cstr!("artifact_type"), record.artifact_type.as_str());
-    to.append(cstr!("artifact_name"), record.artifact_name.as_str());
+    nullable(&mut to, cstr!("artifact_type"), filled(&record.artifact_type));
+    nullable(&mut to, cstr!("artifact_name"), filled(&record.artifact_name));
     nullable(&mut to, cstr!("mime_type"), record.mime_type.as_deref());
     nullable(&mut to, cstr!("size_bytes"), record.size_bytes);
     nullable(&mut to, cstr!("storage_type"), record.storage_type.as_deref());
     nullable(&mut to, cstr!("storage_path"), record.storage_path.as_deref());
-    let metadata = RawDocumentBuf::try_from(&record.metadata).map_err(Error::failed)?;
-    to.append(cstr!("metadata"), metadata);
+    to.append(cstr!("metadata"), raw(&record.metadata)?);
     nullable(&mut to, cstr!("created_at"), record.created_at.map(date));
     nullable(&mut to, cstr!("sha256"), record.sha256.as_deref());
-    let last_change = last_change(&record.execution_id, &record.artifact_id);
-    to.append(cstr!("last_change"), last_change.as_str());
+    to.append(cstr!("digests"), rawdoc! { "create": digest });
+    to.append(
+        cstr!("last_change"),
+        last_change(&record.execution_id, &record.artifact_id).as_str(),
+    );
     Ok(to)
 }
 
-fn corrupt(raw: &RawDocument, field: &'static str) -> Error {
-    let id = match raw.get("_id") {
-        Ok(Some(RawBsonRef::ObjectId(id))) => id.to_hex(),
-        Ok(Some(value)) => {
-            Bson::try_from(value).map_or_else(|_| String::new(), |id| id.to_string())
-        }
-        _ => String::new(),
-    };
-    Error::Corrupt { collection: COLLECTION, id, field }
+/// A document as some program stored it, with what of it is not part of the record. Only `_id` has to be what
+/// it is elsewhere.
+pub(super) struct Stored {
+    pub(super) record: Artifact,
+    pub(super) digest: Option<String>,
+    pub(super) deleted: bool,
 }
 
-/// An artifact as some program stored it. Only `_id` and `execution_id` have to be readable.
-pub(super) fn read(raw: &RawDocument) -> Result<Artifact> {
-    let text = |value: RawBsonRef<'_>| value.as_str().map(str::to_owned);
-    let mut artifact_id = None;
-    let mut execution_id = None;
+pub(super) fn read_stored(raw: &RawDocument) -> Result<Stored> {
+    let mut id = None;
+    let mut digest = None;
+    let mut deleted = false;
     let mut record = Artifact {
         artifact_id: String::new(),
         execution_id: String::new(),
@@ -84,29 +80,35 @@ pub(super) fn read(raw: &RawDocument) -> Result<Artifact> {
         sha256: None,
     };
     for element in raw {
-        let (key, value) = element.map_err(|_| corrupt(raw, "document"))?;
+        let (key, value) = element.map_err(|_| corrupt(COLLECTION, raw, "document"))?;
         match key.as_str() {
-            "_id" => artifact_id = value.as_object_id().map(ObjectId::to_hex),
-            "execution_id" => execution_id = text(value),
-            "step_id" => record.step_id = integer(value).and_then(|id| i32::try_from(id).ok()),
+            "_id" => id = value.as_object_id(),
+            "execution_id" => record.execution_id = text(value).unwrap_or_default(),
+            "step_id" => record.step_id = small(value),
             "artifact_type" => record.artifact_type = text(value).unwrap_or_default(),
             "artifact_name" => record.artifact_name = text(value).unwrap_or_default(),
             "mime_type" => record.mime_type = text(value),
             "size_bytes" => record.size_bytes = integer(value),
             "storage_type" => record.storage_type = text(value),
             "storage_path" => record.storage_path = text(value),
-            "metadata" => {
-                let object = value.as_document().and_then(|raw| Document::try_from(raw).ok());
-                record.metadata = object.unwrap_or_default();
-            }
-            "created_at" => record.created_at = value.as_datetime().map(|at| at.timestamp_millis()),
+            "metadata" => record.metadata = object(value),
+            "created_at" => record.created_at = millis(value),
             "sha256" => record.sha256 = text(value),
+            "digests" => digest = read_digests(value).create,
+            "deleted_at" => deleted = millis(value).is_some(),
             _ => {}
         }
     }
-    record.artifact_id = artifact_id.ok_or_else(|| corrupt(raw, "_id"))?;
-    record.execution_id = execution_id.ok_or_else(|| corrupt(raw, "execution_id"))?;
-    Ok(record)
+    record.artifact_id = id.ok_or_else(|| corrupt(COLLECTION, raw, "_id"))?.to_hex();
+    Ok(Stored { record, digest, deleted })
+}
+
+/// The record alone, of an execution.
+pub(super) fn read(raw: &RawDocument) -> Result<Artifact> {
+    match read_stored(raw)?.record {
+        record if record.execution_id.is_empty() => Err(corrupt(COLLECTION, raw, "execution_id")),
+        record => Ok(record),
+    }
 }
 
 /// When the artifact was marked as deleted. Such a document is no artifact any more.
@@ -117,9 +119,10 @@ pub(super) fn deleted_at(raw: &RawDocument) -> Option<Millis> {
 
 #[cfg(test)]
 mod tests {
-    use bson::{doc, rawdoc};
+    use bson::doc;
 
     use super::*;
+    use crate::store::Error;
 
     #[test]
     fn an_artifact_comes_back_as_it_was_stored() {
@@ -137,7 +140,9 @@ mod tests {
             created_at: Some(1_700_000_000_123),
             sha256: Some("00".repeat(32)),
         };
-        let stored = insert(&record).unwrap();
+        let id = ObjectId::parse_str(&record.artifact_id).unwrap();
+        let stored = insert(id, &record, "digest").unwrap();
+        assert_eq!(read_stored(&stored).unwrap().digest.as_deref(), Some("digest"));
         assert_eq!(read(&stored).unwrap(), record);
         let last_change = stored.get_str("last_change").unwrap();
         let parts = (record.execution_id.as_str(), record.artifact_id.as_str());

@@ -6,14 +6,14 @@
 
 use async_trait::async_trait;
 use bson::oid::ObjectId;
-use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 use bson::spec::BinarySubtype;
-use bson::{Binary, Document, doc, rawdoc};
+use bson::{Binary, doc};
 
+use super::artifact_documents::{last_change, read_stored};
 use super::command::Fate;
-use super::documents::{corrupt, date, integer, millis, nullable, object, raw, read_digests};
-use super::documents::{small, text};
-use super::{Inner, MongoStore, Ready, failure, schema};
+use super::documents::{corrupt, date, integer, millis, raw, text};
+use super::{Inner, MongoStore, Ready, artifact_documents, failure, schema};
 use crate::domain::query::Page;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
@@ -26,85 +26,6 @@ const FETCHED_AT_ONCE: u32 = 500;
 
 fn id_of(artifact_id: &str) -> Option<ObjectId> {
     ObjectId::parse_str(artifact_id).ok()
-}
-
-/// What is empty in a record is null in the document: the other programs' word for unknown.
-fn filled(text: &str) -> Option<&str> {
-    Some(text).filter(|text| !text.is_empty())
-}
-
-fn last_change(record: &Artifact) -> String {
-    format!("{}//{}", record.execution_id, record.artifact_id)
-}
-
-fn insert_artifact(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawDocumentBuf> {
-    let mut to = RawDocumentBuf::new();
-    to.append(cstr!("_id"), id);
-    nullable(&mut to, cstr!("execution_id"), filled(&record.execution_id));
-    nullable(&mut to, cstr!("step_id"), record.step_id);
-    nullable(&mut to, cstr!("artifact_type"), filled(&record.artifact_type));
-    nullable(&mut to, cstr!("artifact_name"), filled(&record.artifact_name));
-    nullable(&mut to, cstr!("mime_type"), record.mime_type.as_deref());
-    nullable(&mut to, cstr!("size_bytes"), record.size_bytes);
-    nullable(&mut to, cstr!("storage_type"), record.storage_type.as_deref());
-    nullable(&mut to, cstr!("storage_path"), record.storage_path.as_deref());
-    to.append(cstr!("metadata"), raw(&record.metadata)?);
-    nullable(&mut to, cstr!("created_at"), record.created_at.map(date));
-    nullable(&mut to, cstr!("sha256"), record.sha256.as_deref());
-    to.append(cstr!("digests"), rawdoc! { "create": digest });
-    to.append(cstr!("last_change"), last_change(record).as_str());
-    Ok(to)
-}
-
-/// A document as some program stored it, with what of it is not part of the record. Only `_id` has to be what
-/// it is elsewhere.
-struct Stored {
-    record: Artifact,
-    digest: Option<String>,
-    deleted: bool,
-}
-
-fn read(raw: &RawDocument) -> Result<Stored> {
-    const COLLECTION: &str = schema::ARTIFACTS;
-    let mut id = None;
-    let mut digest = None;
-    let mut deleted = false;
-    let mut record = Artifact {
-        artifact_id: String::new(),
-        execution_id: String::new(),
-        step_id: None,
-        artifact_type: String::new(),
-        artifact_name: String::new(),
-        mime_type: None,
-        size_bytes: None,
-        storage_type: None,
-        storage_path: None,
-        metadata: Document::new(),
-        created_at: None,
-        sha256: None,
-    };
-    for element in raw {
-        let (key, value) = element.map_err(|_| corrupt(COLLECTION, raw, "document"))?;
-        match key.as_str() {
-            "_id" => id = value.as_object_id(),
-            "execution_id" => record.execution_id = text(value).unwrap_or_default(),
-            "step_id" => record.step_id = small(value),
-            "artifact_type" => record.artifact_type = text(value).unwrap_or_default(),
-            "artifact_name" => record.artifact_name = text(value).unwrap_or_default(),
-            "mime_type" => record.mime_type = text(value),
-            "size_bytes" => record.size_bytes = integer(value),
-            "storage_type" => record.storage_type = text(value),
-            "storage_path" => record.storage_path = text(value),
-            "metadata" => record.metadata = object(value),
-            "created_at" => record.created_at = millis(value),
-            "sha256" => record.sha256 = text(value),
-            "digests" => digest = read_digests(value).create,
-            "deleted_at" => deleted = millis(value).is_some(),
-            _ => {}
-        }
-    }
-    record.artifact_id = id.ok_or_else(|| corrupt(COLLECTION, raw, "_id"))?.to_hex();
-    Ok(Stored { record, digest, deleted })
 }
 
 fn upload_document(upload: &Upload) -> Result<RawDocumentBuf> {
@@ -189,7 +110,7 @@ enum Holder {
 async fn holder(inner: &Inner, ready: &Ready, id: ObjectId, digest: &str) -> Result<Holder> {
     let same = ready.artifacts.find_one(doc! { "digests.create": digest });
     if let Some(raw) = inner.call(same).await? {
-        let stored = read(&raw)?;
+        let stored = read_stored(&raw)?;
         if !stored.deleted {
             return Ok(Holder::Same(stored.record));
         }
@@ -199,7 +120,7 @@ async fn holder(inner: &Inner, ready: &Ready, id: ObjectId, digest: &str) -> Res
         return Ok(Holder::Freed);
     }
     let taken = inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?;
-    match taken.map(|raw| read(&raw)).transpose()? {
+    match taken.map(|raw| read_stored(&raw)).transpose()? {
         None => Ok(Holder::Nobody),
         Some(stored) if stored.digest.as_deref() == Some(digest) && !stored.deleted => {
             Ok(Holder::Same(stored.record))
@@ -216,7 +137,7 @@ async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Create
         let execution_id = record.execution_id.clone();
         Error::Refused(Refusal::ExecutionNotFound { execution_id })
     };
-    let document = insert_artifact(id, record, digest)?;
+    let document = artifact_documents::insert(id, record, digest)?;
     for _ in 0..ROUNDS {
         match holder(inner, &ready, id, digest).await? {
             Holder::Nobody => {}
@@ -255,12 +176,13 @@ async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Create
 async fn mark(inner: &Inner, ready: &Ready, artifact_id: &str, at: Millis) -> Result<bool> {
     let Some(id) = id_of(artifact_id) else { return Ok(false) };
     let found = inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?;
-    let Some(stored) = found.map(|raw| read(&raw)).transpose()?.filter(|found| !found.deleted)
+    let Some(stored) =
+        found.map(|raw| read_stored(&raw)).transpose()?.filter(|found| !found.deleted)
     else {
         return Ok(false);
     };
     let change = doc! {
-        "$set": { "deleted_at": date(at), "last_change": last_change(&stored.record) },
+        "$set": { "deleted_at": date(at), "last_change": last_change(&stored.record.execution_id, &stored.record.artifact_id) },
         "$unset": { "digests": "" },
     };
     let only = doc! { "_id": id, "deleted_at": null };
@@ -289,7 +211,7 @@ async fn page(inner: &Inner, query: &ArtifactQuery) -> Result<Page<Artifact, Str
             break;
         }
         examined += 1;
-        match read(cursor.current()) {
+        match read_stored(cursor.current()) {
             Ok(stored) => {
                 last = Some(stored.record.artifact_id.clone());
                 if !stored.deleted && query.admits(&stored.record) {
@@ -314,7 +236,7 @@ impl ArtifactStore for MongoStore {
     async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>> {
         let ready = self.inner.ready().await?;
         let find = ready.committed_artifacts.find_one(doc! { "digests.create": digest });
-        let found = self.inner.call(find).await?.map(|raw| read(&raw)).transpose()?;
+        let found = self.inner.call(find).await?.map(|raw| read_stored(&raw)).transpose()?;
         Ok(found.filter(|found| !found.deleted).map(|found| found.record))
     }
 
@@ -322,7 +244,7 @@ impl ArtifactStore for MongoStore {
         let ready = self.inner.ready().await?;
         let Some(id) = id_of(artifact_id) else { return Ok(None) };
         let find = ready.committed_artifacts.find_one(doc! { "_id": id });
-        let found = self.inner.call(find).await?.map(|raw| read(&raw)).transpose()?;
+        let found = self.inner.call(find).await?.map(|raw| read_stored(&raw)).transpose()?;
         Ok(found.filter(|found| !found.deleted).map(|found| found.record))
     }
 
@@ -353,7 +275,7 @@ impl ArtifactStore for MongoStore {
                 let mut found = Vec::new();
                 let mut cursor = find.await?;
                 while cursor.advance().await? {
-                    found.extend(read(cursor.current()).map(|stored| stored.record));
+                    found.extend(read_stored(cursor.current()).map(|stored| stored.record));
                 }
                 Ok(found)
             })

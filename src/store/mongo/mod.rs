@@ -3,6 +3,7 @@
 //! `documents` says how records look, `schema` which indexes they need, `command` how a write is sent so that
 //! it is executed once, `apply` and `delete` how writes become commands, `read` and `changes` the rest.
 
+mod alive;
 mod apply;
 mod artifact_documents;
 mod artifacts;
@@ -124,11 +125,6 @@ pub fn new_step(record: &Step) -> Result<RawDocumentBuf> {
 /// The document of a new point of metrics, as this store inserts it.
 pub fn new_point(execution_id: &str, point: &MetricPoint) -> Result<RawDocumentBuf> {
     metrics::write_point(ObjectId::new(), execution_id, point)
-}
-
-/// The document of a new artifact, as this store inserts it.
-pub fn new_artifact(record: &Artifact) -> Result<RawDocumentBuf> {
-    artifact_documents::insert(record)
 }
 
 /// The database once it has answered and is set up.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 
-use super::{Inner, Ready, apply, artifact_documents, documents, metrics, schema};
+use super::{Inner, Ready, alive, artifact_documents, documents, metrics, schema};
 use crate::store::retention::{Piece, Removed};
 use crate::store::{RecordKey, Result};
 
@@ -39,7 +39,7 @@ async fn remove_all(inner: &Inner, mut execution_ids: Vec<String>) -> Result<u64
 /// Goes on with deletes that somebody began and did not end.
 pub(super) async fn sweep(inner: &Inner) -> Result<()> {
     let ready = inner.ready().await?;
-    apply::check_trusted(inner, &ready).await;
+    alive::check_trusted(inner, &ready).await;
     loop {
         let before = DateTime::from_millis(inner.clock.now().millis() - LEFT_ALONE_MS);
         let filter = doc! { "deleted_at": { "$gt": schema::epoch(), "$lt": before } };
