@@ -1,7 +1,8 @@
 //! The MongoDB backend: one database beside other programs, which read and write the same documents.
 //!
 //! `documents` says how records look, `schema` which indexes they need, `command` how a write is sent so that
-//! it is executed once, `apply` and `delete` how writes become commands, `read` and `changes` the rest.
+//! it is executed once, `apply` and `delete` how writes become commands, `alive` and `marks` how the two of these
+//! race, `read` and `changes` the rest.
 
 mod alive;
 mod apply;
