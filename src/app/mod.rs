@@ -8,6 +8,7 @@ pub mod ids;
 pub mod leases;
 pub mod metrics;
 pub mod retention;
+pub mod rollups;
 pub mod swept;
 pub mod token;
 pub mod uploads;

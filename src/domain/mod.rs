@@ -8,6 +8,7 @@ pub mod artifact;
 pub mod configuration;
 pub mod digest;
 pub mod execution;
+pub mod fingerprint;
 pub mod graph;
 pub mod limits;
 pub mod metric;
@@ -15,6 +16,7 @@ pub mod patch;
 pub mod query;
 pub mod refusal;
 pub mod retention;
+pub mod rollup;
 pub mod step;
 pub mod value;
 

@@ -11,6 +11,7 @@ pub mod observed;
 pub mod observed_metrics;
 pub mod plan;
 pub mod retention;
+pub mod rollups;
 pub mod sqlite;
 pub mod write;
 
