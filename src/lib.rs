@@ -14,6 +14,8 @@ pub mod blobs;
 
 pub mod watch;
 
+pub mod follow;
+
 pub mod app;
 
 pub mod proto;

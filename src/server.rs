@@ -20,6 +20,7 @@ use crate::app::configurations::Configurations;
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
 use crate::app::metrics::{Metrics, Recorder};
+use crate::app::rollups::{self, Rollups};
 use crate::app::{self, App, Artifacts, Engine, Retention};
 use crate::blobs::gridfs::GridFs;
 use crate::blobs::local::Local;
@@ -28,17 +29,20 @@ use crate::blobs::{Storage, Storages};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config, ConfigError, Mongodb, Secret, StorageKind, StoreChoice};
 use crate::domain::{ExecutionStatus, Millis, retention};
+use crate::follow::{self, Follower};
 use crate::proto;
 use crate::rpc;
 use crate::shutdown::{Ending, Shutdown};
 use crate::store::artifacts::ArtifactStore;
 use crate::store::configurations::ConfigurationStore;
 use crate::store::inspect::Inspect;
+use crate::store::leads::Leads;
 use crate::store::metrics::{Arrived, MetricStore};
 use crate::store::mongo::{self, MongoOptions, MongoStore};
 use crate::store::observed::{Observed, ObservedConfigurations};
 use crate::store::observed_metrics::ObservedMetrics;
 use crate::store::retention::RetentionStore;
+use crate::store::rollups::RollupStore;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{self, Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
@@ -169,10 +173,15 @@ impl Server {
             stop.clone(),
             tasks.clone(),
         );
+        let applied = Arc::new(AtomicU64::new(0));
         let engine = Engine::start(
             Arc::clone(&store),
             Arc::clone(&clock),
-            Arc::new(Committed { metrics: WriteMetrics::new(), hub: Arc::clone(&hub) }),
+            Arc::new(Committed {
+                metrics: WriteMetrics::new(),
+                hub: Arc::clone(&hub),
+                applied: Arc::clone(&applied),
+            }),
             Bounds {
                 batch_writes: config.writes.batch_writes,
                 batch_bytes: config.writes.batch_bytes,
@@ -247,6 +256,24 @@ impl Server {
         ));
         tasks.spawn(Arc::clone(&retention).keep(config.retention.interval, stop.clone()));
 
+        let applied: follow::Applied = Arc::new(move || applied.load(Ordering::Relaxed));
+        let holder = app::ids::server();
+        let keeper = Arc::new(rollups::Keeper::new(
+            Arc::clone(&store),
+            Arc::clone(&stores.rollups),
+            Arc::clone(&clock),
+            holder.clone(),
+        ));
+        let follower = Follower::new(
+            Arc::clone(&store),
+            Arc::clone(&stores.leads),
+            Arc::clone(&keeper) as _,
+            holder,
+            Arc::clone(&applied),
+        );
+        tasks.spawn(Arc::clone(&follower).run(stop.clone()));
+        let rollups = Rollups::new(rollups::Reader::new(stores.rollups), keeper, follower);
+
         let (reporter, health) = tonic_health::server::health_reporter();
         let (ready_sender, ready) = signal::channel(false);
         set_ready(&reporter, false).await;
@@ -313,6 +340,7 @@ impl Server {
             app,
             database: stores.database,
             retention,
+            rollups,
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
@@ -360,6 +388,8 @@ struct Stores {
     metrics: Arc<dyn MetricStore>,
     artifacts: Arc<dyn ArtifactStore>,
     retention: Arc<dyn RetentionStore>,
+    rollups: Arc<dyn RollupStore>,
+    leads: Arc<dyn Leads>,
     database: Arc<dyn Inspect>,
     storages: Storages,
 }
@@ -367,7 +397,14 @@ struct Stores {
 impl Stores {
     fn of<S>(store: Arc<S>, storages: Storages) -> Stores
     where
-        S: Store + ConfigurationStore + MetricStore + ArtifactStore + RetentionStore + Inspect,
+        S: Store
+            + ConfigurationStore
+            + MetricStore
+            + ArtifactStore
+            + RetentionStore
+            + RollupStore
+            + Leads
+            + Inspect,
     {
         Stores {
             records: Arc::<S>::clone(&store),
@@ -375,6 +412,8 @@ impl Stores {
             metrics: Arc::<S>::clone(&store),
             artifacts: Arc::<S>::clone(&store),
             retention: Arc::<S>::clone(&store),
+            rollups: Arc::<S>::clone(&store),
+            leads: Arc::<S>::clone(&store),
             database: store,
             storages,
         }
@@ -516,10 +555,13 @@ fn storages(config: &Config, gridfs: Option<Arc<dyn Storage>>) -> anyhow::Result
 struct Committed {
     metrics: WriteMetrics,
     hub: Arc<Hub>,
+    /// How many records were written.
+    applied: Arc<AtomicU64>,
 }
 
 impl Observer for Committed {
     fn written(&self, records: Vec<Record>) {
+        self.applied.fetch_add(records.len() as u64, Ordering::Relaxed);
         self.hub.wrote(records);
     }
 

@@ -53,6 +53,9 @@ const MEASURED: &[&str] =
 /// What is open to everybody above the rules: time, and handles that count.
 const COMMON: &[&str] = &["clock", "domain", "telemetry::metrics"];
 
+/// What is open to those who read the log of changes.
+const COMMON_AND_STORE: &[&str] = &["clock", "domain", "store", "telemetry::metrics"];
+
 const LAYERS: &[Layer] = &[
     Layer { modules: &["domain"], may_use: &[], crates: &[] },
     Layer { modules: &["clock"], may_use: &["domain"], crates: &[] },
@@ -90,16 +93,13 @@ const LAYERS: &[Layer] = &[
         crates: &["mongodb"],
     },
     Layer { modules: &["blobs::s3"], may_use: &["blobs"], crates: &["object_store"] },
-    Layer {
-        modules: &["watch"],
-        may_use: &["clock", "domain", "store", "telemetry::metrics"],
-        crates: &[],
-    },
+    Layer { modules: &["watch"], may_use: COMMON_AND_STORE, crates: &[] },
     Layer {
         modules: &["app"],
-        may_use: &["blobs", "clock", "domain", "store", "telemetry::metrics", "watch"],
+        may_use: &["blobs", "clock", "domain", "follow", "store", "telemetry::metrics", "watch"],
         crates: &[],
     },
+    Layer { modules: &["follow"], may_use: COMMON_AND_STORE, crates: &[] },
     Layer { modules: &["proto"], may_use: &[], crates: &["prost", "prost_types", "tonic"] },
     Layer {
         modules: &["rpc"],

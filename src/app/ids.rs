@@ -6,6 +6,12 @@ pub fn retention_run() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
+/// Tells a running server from others.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that makes ids")]
+pub fn server() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
 /// A new execution id: a UUID v4, random on purpose, since it is the shard key.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that makes ids")]
 pub fn execution_id() -> String {

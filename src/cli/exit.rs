@@ -14,7 +14,8 @@ pub const CODES_HELP: &str = "\
 Exit codes:
   0   done; `executions watch ID`: the execution completed; `import`: everything is in
   1   the server refused it, or a part of it; `executions watch ID`: the execution failed, was
-      cancelled or deleted; `import`: some records were refused or not sent; `doctor`: something to do
+      cancelled or deleted; `import`: some records were refused or not sent; `doctor`: something to do;
+      `analytics rebuild`: something was counted wrong
   2   could not start: wrong arguments, unreadable input, no server at the address, no database
   78  `serve`, `config`, `doctor`: the configuration is refused
 A reader that closes the pipe early (`| head`) ends a command quietly with 0.";

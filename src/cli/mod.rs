@@ -1,6 +1,7 @@
 //! The command line: the server, and the commands that talk to one. Client commands reach data only through
 //! gRPC, so that they work with any server.
 
+mod analytics;
 mod artifacts;
 mod connection;
 mod doctor;
@@ -89,6 +90,14 @@ enum Command {
         #[command(subcommand)]
         command: retention::Command,
     },
+    /// Have everything counted anew that reports are made of.
+    #[command(after_help = CODES_HELP)]
+    Analytics {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: analytics::Command,
+    },
     /// Say whether the server is SERVING; exit code 0 if it is.
     #[command(after_help = CODES_HELP)]
     Health {
@@ -140,6 +149,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Retention { client, command } => block_on(async {
             let connection = client.server.connect()?;
             retention::run(command, &connection, &client.output.open()).await
+        }),
+        Command::Analytics { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            analytics::run(command, &connection, &client.output.open()).await
         }),
         Command::Health { client } => block_on(async {
             let connection = client.server.connect()?;

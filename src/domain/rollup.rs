@@ -15,6 +15,10 @@ use hdrhistogram::Histogram;
 
 use super::{Execution, ExecutionStatus, Millis};
 
+/// Changes with what executions count as by these rules: the buckets of durations, the fingerprints of errors. Rollups
+/// made by other rules are made anew.
+pub const RULES: i64 = 1;
+
 /// A quarter of an hour.
 pub const QUARTER_MS: i64 = 15 * 60 * 1000;
 pub const QUARTERS_OF_HOUR: i64 = 4;
@@ -184,6 +188,15 @@ impl Tally {
         self.durations.merge(&other.durations);
     }
 
+    pub fn subtract(&mut self, other: &Tally) {
+        self.executions -= other.executions;
+        self.timed -= other.timed;
+        self.duration_sum_ms = self.duration_sum_ms.saturating_sub(other.duration_sum_ms);
+        for (bucket, times) in other.durations.iter() {
+            self.durations.add(bucket, -times);
+        }
+    }
+
     pub fn mean_ms(&self) -> Option<f64> {
         (self.timed > 0).then(|| self.duration_sum_ms as f64 / self.timed as f64)
     }
@@ -209,6 +222,12 @@ impl Tallies {
     pub fn merge(&mut self, other: &Tallies) {
         for outcome in Outcome::ALL {
             self.of_mut(outcome).merge(other.of(outcome));
+        }
+    }
+
+    pub fn subtract(&mut self, other: &Tallies) {
+        for outcome in Outcome::ALL {
+            self.of_mut(outcome).subtract(other.of(outcome));
         }
     }
 
@@ -286,48 +305,57 @@ pub struct Counted {
 /// How fine a rollup is, and for whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
+    /// Quarters of an hour apart.
     Hour,
+    /// As a whole.
     Day,
-    UserHour,
+    /// Quarters of an hour apart; hardly any user has more than a few.
     UserDay,
 }
 
 impl Level {
-    pub const ALL: [Level; 4] = [Level::Hour, Level::Day, Level::UserHour, Level::UserDay];
+    pub const ALL: [Level; 3] = [Level::Hour, Level::Day, Level::UserDay];
 
     /// As it is stored.
     pub fn word(self) -> &'static str {
         match self {
             Level::Hour => "hour",
             Level::Day => "day",
-            Level::UserHour => "user_hour",
             Level::UserDay => "user_day",
         }
     }
 
+    pub fn parse(word: &str) -> Option<Level> {
+        Level::ALL.into_iter().find(|level| level.word() == word)
+    }
+
+    /// How long a rollup is.
     pub fn quarters(self) -> i64 {
         match self {
-            Level::Hour | Level::UserHour => QUARTERS_OF_HOUR,
+            Level::Hour => QUARTERS_OF_HOUR,
             Level::Day | Level::UserDay => QUARTERS_OF_DAY,
         }
     }
 
     /// Whether users are counted apart.
     pub fn by_user(self) -> bool {
-        matches!(self, Level::UserHour | Level::UserDay)
+        self == Level::UserDay
     }
 
-    pub fn is_hour(self) -> bool {
-        self.quarters() == QUARTERS_OF_HOUR
-    }
-
-    fn slot(self, quarter: Option<i64>) -> (Option<i64>, usize) {
+    /// Which rollup a quarter of an hour belongs to, and which part of it.
+    pub fn slot(self, quarter: Option<i64>) -> (Option<i64>, u8) {
         let at = quarter.map(|quarter| quarter.div_euclid(self.quarters()));
         let part = match quarter {
-            Some(quarter) if self.is_hour() => quarter.rem_euclid(QUARTERS_OF_HOUR) as usize,
+            Some(quarter) if self != Level::Day => quarter.rem_euclid(self.quarters()),
             _ => 0,
         };
-        (at, part)
+        // Below 96.
+        (at, part as u8)
+    }
+
+    /// The quarter of an hour in which a part of a rollup begins.
+    pub fn quarter(self, at: i64, part: u8) -> i64 {
+        at.saturating_mul(self.quarters()).saturating_add(i64::from(part))
     }
 }
 
@@ -340,22 +368,48 @@ pub struct RollupKey {
     pub group: Group,
 }
 
-/// One rollup, or a change of one. A rollup of a day has only its first part.
+/// One rollup, or a change of one: its parts, as far as anything is in them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rollup {
-    pub quarters: [Tallies; 4],
-}
+pub struct Rollup(pub BTreeMap<u8, Tallies>);
 
 impl Rollup {
     pub fn is_empty(&self) -> bool {
-        self.quarters.iter().all(Tallies::is_empty)
+        self.0.values().all(Tallies::is_empty)
+    }
+
+    pub fn part(&mut self, part: u8) -> &mut Tallies {
+        self.0.entry(part).or_default()
+    }
+
+    /// Leaves out parts that are empty.
+    pub fn settle(&mut self) {
+        self.0.retain(|_, tallies| !tallies.is_empty());
+    }
+
+    pub fn merge(&mut self, other: &Rollup) {
+        for (part, tallies) in &other.0 {
+            self.part(*part).merge(tallies);
+        }
+    }
+
+    pub fn subtract(&mut self, other: &Rollup) {
+        for (part, tallies) in &other.0 {
+            self.part(*part).subtract(tallies);
+        }
+    }
+
+    /// Executions in it.
+    pub fn executions(&self) -> i64 {
+        let of =
+            |tallies: &Tallies| -> i64 { tallies.0.iter().map(|tally| tally.executions).sum() };
+        self.0.values().map(of).sum()
     }
 }
 
 /// Which count of failures. Failures are counted by app and part, not by user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FailureKey {
-    /// `Hour` or `Day`.
+    /// `Hour` (with quarters apart) or `Day`.
     pub level: Level,
     pub at: Option<i64>,
     /// Without a user.
@@ -371,8 +425,11 @@ pub struct FailureKey {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Deltas {
     pub rollups: HashMap<RollupKey, Rollup>,
-    pub failures: HashMap<FailureKey, [i64; 4]>,
+    pub failures: HashMap<FailureKey, Parts>,
 }
+
+/// Failures by part of their hour; of a day only the first counts.
+pub type Parts = [i64; 4];
 
 impl Deltas {
     /// What changes when an execution that counted as `before` counts as `after`.
@@ -399,7 +456,7 @@ impl Deltas {
                 counts_as.group.without_user()
             };
             let rollup = self.rollups.entry(RollupKey { level, at, group }).or_default();
-            rollup.quarters[part].count(counts_as, times);
+            rollup.part(part).count(counts_as, times);
         }
         for failure in &counted.failures {
             for level in [Level::Hour, Level::Day] {
@@ -412,14 +469,17 @@ impl Deltas {
                     step_name: failure.step_name.clone(),
                     fingerprint: failure.fingerprint.clone(),
                 };
-                self.failures.entry(key).or_default()[part] += times;
+                self.failures.entry(key).or_default()[usize::from(part)] += times;
             }
         }
     }
 
     /// Leaves out what adds up to nothing.
     pub fn settle(&mut self) {
-        self.rollups.retain(|_, rollup| !rollup.is_empty());
+        self.rollups.retain(|_, rollup| {
+            rollup.settle();
+            !rollup.is_empty()
+        });
         self.failures.retain(|_, parts| parts.iter().any(|count| *count != 0));
     }
 }
@@ -466,9 +526,14 @@ impl Span {
     }
 
     /// Whether a part of an hour's rollup is in the span.
-    pub fn has(self, hour: i64, part: usize) -> bool {
-        let quarter = hour.saturating_mul(QUARTERS_OF_HOUR) + part as i64;
-        (self.from..self.until).contains(&quarter)
+    pub fn has(self, hour: i64, part: u8) -> bool {
+        (self.from..self.until).contains(&Level::Hour.quarter(hour, part))
+    }
+
+    /// The days that cover the span.
+    pub fn days(self) -> Stretch {
+        let from = self.from.div_euclid(QUARTERS_OF_DAY);
+        Stretch { days: true, from, until: -(-self.until).div_euclid(QUARTERS_OF_DAY) }
     }
 }
 
@@ -517,11 +582,12 @@ mod tests {
         };
         let mut deltas = Deltas::default();
         deltas.replace(None, Some(&counted));
-        assert_eq!(deltas.rollups.len(), 4);
+        assert_eq!(deltas.rollups.len(), 3);
         assert_eq!(deltas.failures.len(), 2);
-        let hour = deltas.rollups.iter().find(|(key, _)| key.level == Level::Hour).unwrap();
-        assert_eq!(hour.0.at, Some(-1));
-        assert_eq!(hour.1.quarters[1].of(Outcome::Failed).executions, 1);
+        let (key, hour) =
+            deltas.rollups.iter_mut().find(|(key, _)| key.level == Level::Hour).unwrap();
+        assert_eq!(key.at, Some(-1));
+        assert_eq!(hour.part(1).of(Outcome::Failed).executions, 1);
         deltas.replace(Some(&counted), None);
         deltas.settle();
         assert_eq!(deltas, Deltas::default());

@@ -12,7 +12,8 @@ use tonic::{Request, Response, Status};
 
 use super::{convert, status};
 use crate::app::retention::{Count, Counts};
-use crate::app::{App, Retention};
+use crate::app::rollups::{Rebuilt, Rollups};
+use crate::app::{self, App, Retention};
 use crate::domain::limits::{
     FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
     NESTING_DEPTH, REQUEST_ID_CHARACTERS, UPLOAD_CHUNK_BYTES,
@@ -26,9 +27,21 @@ pub struct Admin {
     /// What CheckIndexes looks at.
     pub database: Arc<dyn Inspect>,
     pub retention: Arc<Retention>,
+    pub rollups: Rollups,
     pub tasks: TaskTracker,
     /// Ends what takes long.
     pub stop: CancellationToken,
+}
+
+fn rebuild_answer(rebuilt: &Rebuilt, done: bool) -> proto::RebuildAnalyticsResponse {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    proto::RebuildAnalyticsResponse {
+        executions: number(rebuilt.executions),
+        wrong: number(rebuilt.wrong),
+        gone: number(rebuilt.gone),
+        rollups_wrong: number(rebuilt.rollups_wrong),
+        done,
+    }
 }
 
 /// How long the receipt waits for a client that does not read.
@@ -57,6 +70,7 @@ fn message(message: proto::run_retention_response::Message) -> proto::RunRetenti
 #[tonic::async_trait]
 impl proto::admin_service_server::AdminService for Admin {
     type RunRetentionStream = ReceiverStream<Result<proto::RunRetentionResponse, Status>>;
+    type RebuildAnalyticsStream = ReceiverStream<Result<proto::RebuildAnalyticsResponse, Status>>;
 
     async fn check_indexes(
         &self,
@@ -113,6 +127,33 @@ impl proto::admin_service_server::AdminService for Admin {
                 Err(error) => Err(status::of(&error)),
             };
             // The client may be slow, but not slower than the shutdown.
+            let _ = tokio::time::timeout(RECEIPT_WITHIN, answers.send(last)).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn rebuild_analytics(
+        &self,
+        _request: Request<proto::RebuildAnalyticsRequest>,
+    ) -> Result<Response<Self::RebuildAnalyticsStream>, Status> {
+        let (answers, stream) = mpsc::channel(1);
+        let (rollups, stop) = (self.rollups.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let mut work = std::pin::pin!(rollups.rebuild());
+            let last = loop {
+                tokio::select! {
+                    outcome = &mut work => break match outcome {
+                        Ok(rebuilt) => Ok(rebuild_answer(&rebuilt, true)),
+                        Err(error) => Err(status::of(&error)),
+                    },
+                    () = stop.cancelled() => break Err(status::of(&app::Error::ShuttingDown)),
+                    // Nobody waits for it any more.
+                    () = answers.closed() => return,
+                    () = tokio::time::sleep(PROGRESS_EVERY) => {
+                        let _ = answers.try_send(Ok(rebuild_answer(&rollups.rebuilt(), false)));
+                    }
+                }
+            };
             let _ = tokio::time::timeout(RECEIPT_WITHIN, answers.send(last)).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))

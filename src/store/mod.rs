@@ -5,6 +5,7 @@ pub mod artifacts;
 pub mod configurations;
 pub mod error;
 pub mod inspect;
+pub mod leads;
 pub mod metrics;
 pub mod mongo;
 pub mod observed;
@@ -166,6 +167,8 @@ pub struct Change {
     /// Whether the change set the status or the metadata of an execution: it may have left a filter.
     pub status_changed: bool,
     pub metadata_changed: bool,
+    /// Of a step: whether it is failed with this change. `None`: the log does not tell.
+    pub failed: Option<bool>,
     /// The whole new record without payloads, where the log itself carries it.
     pub body: Option<Record>,
     /// Identity of the stored document, where the log tells: by it a later `Unknown` delete is understood.
@@ -182,6 +185,9 @@ pub trait ChangeLog: Send + Sync {
 
     /// The number of the newest change committed so far; `ChangeReader::position` reaches it in time.
     async fn position(&self) -> Result<u64>;
+
+    /// Makes readers that wait for a change answer now, with none, and with a cursor at or after this moment.
+    async fn nudge(&self) -> Result<()>;
 
     /// The number behind a cursor, comparable with `position`. `None`: these bytes are no cursor.
     fn position_of(&self, cursor: &Cursor) -> Option<u64>;

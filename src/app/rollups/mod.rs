@@ -1,5 +1,53 @@
 //! Rollups: kept up to date from the log of changes, read by reports.
 
+mod keep;
 mod read;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::Result;
+use crate::follow::{CaughtUp, Follower};
+use crate::store::rollups::RollupState;
+
+pub use keep::{Keeper, Rebuilt};
 pub use read::{Apart, FailureTally, FailuresQuery, Reader, TallyQuery, TallyRow};
+
+/// How long a question waits until everything acknowledged before it is counted.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The rollups, for who asks.
+#[derive(Clone)]
+pub struct Rollups {
+    reader: Reader,
+    keeper: Arc<Keeper>,
+    follower: Arc<Follower>,
+}
+
+impl Rollups {
+    pub fn new(reader: Reader, keeper: Arc<Keeper>, follower: Arc<Follower>) -> Rollups {
+        Rollups { reader, keeper, follower }
+    }
+
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Waits until everything that was acknowledged before is counted, a few seconds at most, and says whether it is.
+    /// `CaughtUp::NoLog`: there are no rollups, and never will be.
+    pub async fn caught_up(&self) -> Result<(CaughtUp, RollupState)> {
+        let caught_up = self.follower.caught_up(PATIENCE).await?;
+        Ok((caught_up, self.reader.state().await?))
+    }
+
+    /// How far a rebuild on this server is, or what the last one did.
+    pub fn rebuilt(&self) -> Rebuilt {
+        self.keeper.rebuilt()
+    }
+
+    /// Counts everything anew and says what was wrong.
+    pub async fn rebuild(&self) -> Result<Rebuilt> {
+        self.follower.rebuild().await?;
+        Ok(self.keeper.rebuilt())
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::app::error::Result;
-use crate::domain::rollup::{Group, Level, Outcome, QUARTERS_OF_HOUR, Rollup, Span, Tallies};
+use crate::domain::rollup::{Group, Level, Outcome, Rollup, Span, Stretch, Tallies};
 use crate::store::rollups::{FailureQuery, RollupQuery, RollupState, RollupStore, Seen, Selection};
 
 /// What is counted apart; all else is counted together.
@@ -81,25 +81,33 @@ pub struct FailureTally {
 
 /// Rollups of one level in one go: `from` and `until` in its hours or days.
 struct Run {
-    days: bool,
+    level: Level,
     from: i64,
     until: i64,
 }
 
 /// The fewest runs of rollups that cover all spans.
-fn runs(spans: &[Span]) -> Vec<Run> {
+fn runs(spans: &[Span], by_user: bool) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for days in [false, true] {
-        for stretch in spans.iter().flat_map(|span| span.stretches()) {
-            if stretch.days != days {
-                continue;
-            }
+        let of_span = |span: &Span| match by_user {
+            false => span.stretches(),
+            true => vec![span.days()],
+        };
+        for Stretch { from, until, .. } in
+            spans.iter().flat_map(of_span).filter(|stretch| stretch.days == days)
+        {
+            let level = match (days, by_user) {
+                (false, _) => Level::Hour,
+                (true, false) => Level::Day,
+                (true, true) => Level::UserDay,
+            };
             match runs.last_mut() {
-                // Two spans may share the hour between them.
-                Some(last) if last.days == days && stretch.from <= last.until => {
-                    last.until = last.until.max(stretch.until);
+                // Two spans may share the hour or day between them.
+                Some(last) if last.level == level && from <= last.until => {
+                    last.until = last.until.max(until);
                 }
-                _ => runs.push(Run { days, from: stretch.from, until: stretch.until }),
+                _ => runs.push(Run { level, from, until }),
             }
         }
     }
@@ -107,12 +115,8 @@ fn runs(spans: &[Span]) -> Vec<Run> {
 }
 
 /// The span in which a part of a rollup lies.
-fn span_of(spans: &[Span], days: bool, at: i64, part: usize) -> Option<usize> {
-    let quarter = if days {
-        at.saturating_mul(crate::domain::rollup::QUARTERS_OF_DAY)
-    } else {
-        at.saturating_mul(QUARTERS_OF_HOUR) + part as i64
-    };
+fn span_of(spans: &[Span], level: Level, at: i64, part: u8) -> Option<usize> {
+    let quarter = level.quarter(at, part);
     let next = spans.partition_point(|span| span.until <= quarter);
     spans.get(next).is_some_and(|span| span.from <= quarter).then_some(next)
 }
@@ -137,15 +141,9 @@ impl Reader {
         let by_user = query.apart.users || !query.selection.user_ids.is_empty();
         let mut sums: HashMap<(usize, Group), Tallies> = HashMap::new();
         let mut undated = query.undated;
-        for run in runs(&query.spans) {
-            let level = match (run.days, by_user) {
-                (false, false) => Level::Hour,
-                (true, false) => Level::Day,
-                (false, true) => Level::UserHour,
-                (true, true) => Level::UserDay,
-            };
+        for run in runs(&query.spans, by_user) {
             let asked = RollupQuery {
-                level,
+                level: run.level,
                 selection: query.selection.clone(),
                 from: run.from,
                 until: run.until,
@@ -153,9 +151,9 @@ impl Reader {
                 durations: query.durations,
             };
             let mut add = |group: Group, at: Option<i64>, rollup: Rollup| {
-                for (part, tallies) in rollup.quarters.into_iter().enumerate() {
+                for (part, tallies) in rollup.0 {
                     let span = match at {
-                        Some(at) => span_of(&query.spans, run.days, at, part),
+                        Some(at) => span_of(&query.spans, run.level, at, part),
                         None => Some(0),
                     };
                     if let Some(span) = span
@@ -177,9 +175,9 @@ impl Reader {
         type Key = (usize, Group, Option<String>, String);
         let mut sums: HashMap<Key, i64> = HashMap::new();
         let mut undated = query.undated;
-        for run in runs(&query.spans) {
+        for run in runs(&query.spans, false) {
             let asked = FailureQuery {
-                level: if run.days { Level::Day } else { Level::Hour },
+                level: run.level,
                 selection: query.selection.clone(),
                 from: run.from,
                 until: run.until,
@@ -190,9 +188,9 @@ impl Reader {
                     if !query.outcomes.is_empty() && !query.outcomes.contains(&key.outcome) {
                         return;
                     }
-                    for (part, count) in parts.into_iter().enumerate() {
+                    for (part, count) in (0..).zip(parts) {
                         let span = match key.at {
-                            Some(at) => span_of(&query.spans, run.days, at, part),
+                            Some(at) => span_of(&query.spans, run.level, at, part),
                             None => Some(0),
                         };
                         if let Some(span) = span

@@ -16,11 +16,12 @@ use bson::{Binary, Bson, Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::action::Action as _;
 use mongodb::change_stream::ChangeStream;
 use mongodb::change_stream::event::ResumeToken;
+use mongodb::options::WriteConcern;
 use tokio::sync::mpsc;
 
 use super::apply::step_alternatives;
 use super::{Inner, Ready, artifact_documents, documents, failure, no_payloads, schema};
-use crate::domain::Millis;
+use crate::domain::{Millis, StepStatus};
 use crate::store::{
     Change, ChangeKind, ChangeLog, ChangeReader, Changed, Collection, Cursor, Error, Record,
     RecordKey, Result,
@@ -123,7 +124,9 @@ async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Re
     };
     let pipeline = [
         doc! { "$match": {
-            "ns.coll": { "$in": [schema::EXECUTIONS, schema::STEPS, schema::ARTIFACTS] },
+            "ns.coll": {
+                "$in": [schema::EXECUTIONS, schema::STEPS, schema::ARTIFACTS, schema::NUDGES],
+            },
             "operationType": { "$in": ["insert", "update", "replace", "delete"] },
         } },
         // Payloads may be huge, and hardly anybody asks for them.
@@ -171,6 +174,22 @@ impl ChangeLog for Log {
         match reply.get("operationTime") {
             Some(Bson::Timestamp(at)) => Ok(u64::from(at.time) << 32 | u64::from(at.increment)),
             _ => Err(Error::NoLog),
+        }
+    }
+
+    async fn nudge(&self) -> Result<()> {
+        let ready = self.inner.ready().await?;
+        let nudges = ready.database.collection::<Document>(schema::NUDGES);
+        let nudge = nudges
+            .update_one(doc! { "_id": "nudge" }, doc! { "$inc": { "nudges": 1_i64 } })
+            .upsert(true)
+            // One that a failover takes back has done its work, or is given again.
+            .write_concern(WriteConcern::nodes(1));
+        match self.inner.try_call(nudge).await? {
+            Ok(_) => Ok(()),
+            // Another server made the document just then.
+            Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => Ok(()),
+            Err(error) => Err(failure::error(error)),
         }
     }
 
@@ -478,6 +497,7 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
     let collection = match event.get_document("ns").ok()?.get_str("coll").ok()? {
         schema::STEPS => Collection::Steps,
         schema::ARTIFACTS => Collection::Artifacts,
+        schema::NUDGES => return None,
         _ => Collection::Executions,
     };
     let id = event.get_document("documentKey").ok().and_then(document_id);
@@ -489,6 +509,7 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
         revision: None,
         status_changed: true,
         metadata_changed: true,
+        failed: None,
         body: None,
         document_id: id,
     };
@@ -513,6 +534,9 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
                 return None;
             }
             change.what = Changed::Record(record.key());
+            if let Record::Step(step) = &record {
+                change.failed = Some(step.status == Some(StepStatus::Failed));
+            }
             if operation == "insert" {
                 change.kind = ChangeKind::Created;
                 // We never replace, so only an insert can be ours.
@@ -528,6 +552,7 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
             let mut names: Vec<&str> = removed.collect();
             let mut last_change = None;
             let mut deleted = false;
+            let mut status = None;
             for element in updated {
                 let (name, value) = element.ok()?;
                 match name.as_str() {
@@ -536,10 +561,16 @@ fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
                         last_change = value.as_str().and_then(parse);
                     }
                     "deleted_at" => deleted = true,
+                    "status" => status = value.as_str(),
                     _ => {}
                 }
                 names.push(name.as_str());
             }
+            change.failed = match status {
+                // The words of the error may be others now.
+                None if names.iter().any(|name| touches(name, "error")) => None,
+                status => Some(status == Some(StepStatus::Failed.as_str())),
+            };
             change.status_changed = names.iter().any(|name| touches(name, "status"));
             change.metadata_changed = names.iter().any(|name| touches(name, "metadata"));
             match last_change {

@@ -22,6 +22,7 @@ mod metrics;
 mod read;
 mod remove;
 mod retention;
+mod rollups;
 mod schema;
 
 use std::future::IntoFuture;

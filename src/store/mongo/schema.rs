@@ -7,6 +7,7 @@ use bson::{Bson, DateTime, Document, doc};
 use mongodb::Database;
 
 use super::failure;
+use super::rollups::{COUNTED, FAILURES, ROLLUPS};
 use crate::store::Result;
 
 pub const EXECUTIONS: &str = "executions";
@@ -15,6 +16,8 @@ pub const CONFIGURATIONS: &str = "app_configurations";
 pub const ARTIFACTS: &str = "execution_artifacts";
 /// Bytes of artifacts on their way.
 pub(super) const UPLOADS: &str = "stepwell_uploads";
+/// A change of it wakes who reads the log.
+pub(super) const NUDGES: &str = "stepwell_nudges";
 /// What Stepwell keeps for itself.
 pub(super) const META: &str = "stepwell_meta";
 
@@ -45,6 +48,11 @@ pub(super) fn configurations_of_app() -> Document {
 
 pub(super) fn configurations_of_name() -> Document {
     doc! { "app_name": 1, "created_at": -1, "_id": -1 }
+}
+
+/// The index of failed steps by execution, for rollups.
+fn failed_steps() -> Document {
+    doc! { "execution_id": 1, "status": 1 }
 }
 
 /// The oldest date of interest; every real one is greater, and a missing one is not.
@@ -128,6 +136,10 @@ fn wanted() -> Vec<Index> {
             ..unique(ARTIFACTS, doc! { "digests.create": 1 })
         },
         plain(UPLOADS, doc! { "updated_at": 1 }),
+        partial(STEPS, failed_steps(), doc! { "status": "failed" }),
+        plain(COUNTED, doc! { "day": 1 }),
+        plain(FAILURES, doc! { "fingerprint": 1, "failed_at": -1 }),
+        partial(ROLLUPS, doc! { "user_id": 1, "_id.t": 1 }, doc! { "user_id": { "$gt": "" } }),
     ]
 }
 

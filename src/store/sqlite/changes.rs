@@ -180,6 +180,11 @@ impl ChangeLog for SqliteLog {
         Ok(self.ends.newest())
     }
 
+    async fn nudge(&self) -> Result<()> {
+        // Readers hear of every commit, and the log has nothing else.
+        Ok(())
+    }
+
     fn position_of(&self, cursor: &Cursor) -> Option<u64> {
         seq_of(cursor)
     }
@@ -276,6 +281,7 @@ fn changes_after(connection: &Connection, after: u64) -> Result<Vec<(u64, Change
                 revision: Some(row.get(6)?),
                 status_changed: flags & STATUS_CHANGED != 0,
                 metadata_changed: flags & METADATA_CHANGED != 0,
+                failed: None,
                 body: None,
                 document_id: None,
             },

@@ -13,6 +13,7 @@ mod metrics;
 mod read;
 mod remove;
 mod retention;
+mod rollups;
 mod rows;
 mod schema;
 

@@ -225,6 +225,68 @@ const MIGRATIONS: &[&str] = &["
     -- Set where who stored a configuration made it active: doing so again changes nothing.
     ALTER TABLE configurations ADD COLUMN published_active INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX configurations_name ON configurations (app_name, app_id, sub_app_id, sub_app_name);
+", "
+    -- What every execution counts as in the rollups. A time that nobody knows is the smallest integer.
+    CREATE TABLE rollup_counted (
+        execution_id TEXT PRIMARY KEY,
+        day          INTEGER NOT NULL,
+        quarter      INTEGER,
+        outcome      TEXT NOT NULL,
+        duration_ms  INTEGER,
+        app_id       INTEGER,
+        app_name     TEXT NOT NULL,
+        sub_app_id   INTEGER,
+        sub_app_name TEXT,
+        user_id      TEXT
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX rollup_counted_day ON rollup_counted (day, execution_id);
+    -- Failed executions (step -1) and steps, as they are counted.
+    CREATE TABLE rollup_failures (
+        execution_id TEXT NOT NULL,
+        step_id      INTEGER NOT NULL,
+        step_name    TEXT,
+        failed_at    INTEGER,
+        fingerprint  TEXT NOT NULL,
+        message      TEXT NOT NULL,
+        app_id       INTEGER,
+        app_name     TEXT NOT NULL,
+        sub_app_id   INTEGER,
+        sub_app_name TEXT,
+        user_id      TEXT,
+        PRIMARY KEY (execution_id, step_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX rollup_failures_seen ON rollup_failures (fingerprint, failed_at);
+    CREATE TABLE rollups (
+        level        TEXT NOT NULL,
+        at           INTEGER NOT NULL,
+        group_id     TEXT NOT NULL,
+        app_id       INTEGER,
+        app_name     TEXT NOT NULL,
+        sub_app_id   INTEGER,
+        sub_app_name TEXT,
+        user_id      TEXT,
+        data         BLOB NOT NULL,
+        PRIMARY KEY (level, at, group_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE rollup_failure_counts (
+        level        TEXT NOT NULL,
+        at           INTEGER NOT NULL,
+        id           TEXT NOT NULL,
+        outcome      TEXT NOT NULL,
+        step_name    TEXT,
+        fingerprint  TEXT NOT NULL,
+        app_id       INTEGER,
+        app_name     TEXT NOT NULL,
+        sub_app_id   INTEGER,
+        sub_app_name TEXT,
+        user_id      TEXT,
+        p0           INTEGER NOT NULL,
+        p1           INTEGER NOT NULL,
+        p2           INTEGER NOT NULL,
+        p3           INTEGER NOT NULL,
+        PRIMARY KEY (level, at, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX steps_failed ON steps (execution) WHERE status = 'failed';
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

@@ -427,6 +427,7 @@ async fn another_programs_change_is_delivered_with_its_revision_unchanged() {
         revision: None,
         status_changed: true,
         metadata_changed: true,
+        failed: None,
         body: None,
         document_id: None,
     };
@@ -601,6 +602,7 @@ async fn nothing_is_told_of_an_execution_after_its_end_until_it_is_made_anew() {
         revision: Some(step.revision() + 1),
         status_changed: false,
         metadata_changed: false,
+        failed: None,
         body: Some(step),
         document_id: None,
     };

@@ -135,6 +135,10 @@ impl ChangeLog for TestLog {
         self.inner.position().await
     }
 
+    async fn nudge(&self) -> Result<()> {
+        self.inner.nudge().await
+    }
+
     fn position_of(&self, cursor: &Cursor) -> Option<u64> {
         (cursor.0.len() >= 8).then(|| number(cursor))
     }

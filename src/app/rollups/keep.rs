@@ -1,0 +1,450 @@
+//! Keeps rollups up to date: looks which executions changed, what each counts as now, and has the difference to what
+//! is written down of it added to the rollups. So a change may be taken in again, or too late, or together with later
+//! ones: what counts is the record as it is.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::clock::Clock;
+use crate::domain::query::{ExecutionFilter, ExecutionOrder, ExecutionQuery};
+use crate::domain::rollup::{
+    Counted, CountsAs, Deltas, Failure, FailureKey, Level, Parts, QUARTERS_OF_DAY, Rollup,
+    RollupKey,
+};
+use crate::domain::{Execution, Millis, fingerprint};
+use crate::follow::Consumer;
+use crate::store::rollups::{
+    FAILURES_OF_ONE, FailureQuery, Recount, RollupBatch, RollupQuery, RollupStore, Selection,
+};
+use crate::store::{
+    Change, ChangeKind, Changed, Collection, Cursor, Error, Record, RecordKey, Result, Store,
+};
+
+/// Executions in one transaction.
+const EXECUTIONS_AT_ONCE: usize = 500;
+/// Records loaded at a time.
+const LOADED_AT_ONCE: usize = 500;
+/// Executions read at a time when everything is counted anew: the more, the more of them share a rollup.
+const REBUILT_AT_ONCE: usize = 2_000;
+/// Rollups corrected in one transaction.
+const ROLLUPS_AT_ONCE: usize = 1_000;
+
+/// What a rebuild did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rebuilt {
+    /// Executions that were counted.
+    pub executions: u64,
+    /// Of those, how many counted as something else than they are; but for those that changed meanwhile.
+    pub wrong: u64,
+    /// Executions that were counted and are gone.
+    pub gone: u64,
+    /// Rollups that were not the sum of what is counted.
+    pub rollups_wrong: u64,
+}
+
+/// Keeps rollups up to date.
+pub struct Keeper {
+    records: Arc<dyn Store>,
+    rollups: Arc<dyn RollupStore>,
+    clock: Arc<dyn Clock>,
+    /// As the lease of the follower names this server.
+    holder: String,
+    /// What the last rebuild did.
+    rebuilt: parking_lot::Mutex<Rebuilt>,
+}
+
+/// An execution whose counting has to be looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Look {
+    /// Its record changed, or may have.
+    record: bool,
+    /// Its failed steps changed, or may have.
+    steps: bool,
+    /// A step of it is not failed any longer, if it ever was.
+    mended: bool,
+}
+
+impl Keeper {
+    pub fn new(
+        records: Arc<dyn Store>,
+        rollups: Arc<dyn RollupStore>,
+        clock: Arc<dyn Clock>,
+        holder: String,
+    ) -> Keeper {
+        let rebuilt = parking_lot::Mutex::default();
+        Keeper { records, rollups, clock, holder, rebuilt }
+    }
+
+    /// What the last rebuild on this server did.
+    pub fn rebuilt(&self) -> Rebuilt {
+        *self.rebuilt.lock()
+    }
+
+    async fn commit(&self, batch: RollupBatch) -> Result<()> {
+        // Another server leads now, and takes the same in.
+        match self.rollups.commit(&self.holder, batch).await? {
+            true => Ok(()),
+            false => Err(Error::Unavailable(None)),
+        }
+    }
+
+    /// Which executions the changes are about.
+    async fn looks(&self, changes: &[Change]) -> Result<HashMap<String, Look>> {
+        let mut looks: HashMap<String, Look> = HashMap::new();
+        let mut unknown = Vec::new();
+        for change in changes {
+            match &change.what {
+                Changed::Record(key) if key.artifact_id.is_some() => {}
+                Changed::Record(RecordKey { execution_id, step_id: None, .. }) => {
+                    let look = looks.entry(execution_id.clone()).or_default();
+                    look.record = true;
+                    // Another program may have stored the steps first.
+                    look.steps |= change.kind == ChangeKind::Created && change.revision.is_none();
+                }
+                Changed::Record(RecordKey { execution_id, .. }) => {
+                    let failed = match change.kind {
+                        ChangeKind::Deleted => Some(false),
+                        _ => change.failed,
+                    };
+                    let created = change.kind == ChangeKind::Created;
+                    match failed {
+                        Some(false) if created => {}
+                        Some(false) => looks.entry(execution_id.clone()).or_default().mended = true,
+                        Some(true) | None => {
+                            looks.entry(execution_id.clone()).or_default().steps = true;
+                        }
+                    }
+                }
+                // A delete does not say of what; the next rebuild finds out.
+                Changed::Unknown { collection: Collection::Artifacts, .. } => {}
+                Changed::Unknown { .. } if change.kind == ChangeKind::Deleted => {}
+                Changed::Unknown { .. } => unknown.push(change.what.clone()),
+            }
+        }
+        let log = self.records.log()?;
+        for piece in unknown.chunks(LOADED_AT_ONCE) {
+            for (_, record) in log.load(piece, false).await? {
+                match record {
+                    Record::Execution(execution) => {
+                        looks.entry(execution.execution_id.clone()).or_default().record = true;
+                    }
+                    Record::Step(step) => {
+                        looks.entry(step.execution_id.clone()).or_default().steps = true;
+                    }
+                    Record::Artifact(_) => {}
+                }
+            }
+        }
+        Ok(looks)
+    }
+
+    /// What these executions count as now, beside what they counted as.
+    async fn recounts(&self, looks: &[(String, Look)]) -> Result<Vec<Recount>> {
+        let ids: Vec<String> = looks.iter().map(|(id, _)| id.clone()).collect();
+        let mut before = self.rollups.counted(&ids).await?;
+        // A step that is not failed is of no interest where none was.
+        let had_failed_steps = |counted: Option<&Counted>| {
+            counted.is_some_and(|counted| counted.failures.iter().any(|f| f.step_id.is_some()))
+        };
+        let looks: Vec<&(String, Look)> = looks
+            .iter()
+            .filter(|(id, look)| look.record || look.steps || had_failed_steps(before.get(id)))
+            .collect();
+        let of_steps: Vec<String> = looks
+            .iter()
+            .filter(|(id, look)| look.steps || look.mended && had_failed_steps(before.get(id)))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let mut steps = match of_steps.is_empty() {
+            true => HashMap::new(),
+            false => self.rollups.failed_steps(&of_steps).await?,
+        };
+        let of_steps: HashSet<String> = of_steps.into_iter().collect();
+        let keys: Vec<Changed> =
+            looks.iter().map(|(id, _)| Changed::Record(RecordKey::execution(id))).collect();
+        let mut executions = HashMap::new();
+        for (_, record) in self.records.log()?.load(&keys, false).await? {
+            if let Record::Execution(execution) = record {
+                executions.insert(execution.execution_id.clone(), execution);
+            }
+        }
+        let mut recounts = Vec::new();
+        for (id, _) in looks {
+            let before = before.remove(id);
+            let after = executions.get(id).map(|execution| {
+                let of_steps = match of_steps.contains(id) {
+                    true => steps.remove(id).unwrap_or_default(),
+                    false => step_failures(before.as_ref()),
+                };
+                counted(execution, of_steps)
+            });
+            if before != after {
+                recounts.push(Recount { execution_id: id.clone(), before, after });
+            }
+        }
+        Ok(recounts)
+    }
+
+    async fn write(
+        &self,
+        recounts: Vec<Recount>,
+        cursor: Option<Cursor>,
+        exact_since: Option<Millis>,
+    ) -> Result<()> {
+        let mut deltas = Deltas::default();
+        for recount in &recounts {
+            deltas.replace(recount.before.as_ref(), recount.after.as_ref());
+        }
+        deltas.settle();
+        self.commit(RollupBatch { recounts, deltas, cursor, exact_since }).await
+    }
+}
+
+fn step_failures(counted: Option<&Counted>) -> Vec<Failure> {
+    let failures = counted.map_or(&[][..], |counted| &counted.failures);
+    failures.iter().filter(|failure| failure.step_id.is_some()).cloned().collect()
+}
+
+fn counted(execution: &Execution, of_steps: Vec<Failure>) -> Counted {
+    let mut failures: Vec<Failure> =
+        fingerprint::failure_of_execution(execution).into_iter().collect();
+    failures.extend(of_steps.into_iter().take(FAILURES_OF_ONE - 1));
+    Counted { counts_as: CountsAs::of(execution), failures }
+}
+
+#[async_trait]
+impl Consumer for Keeper {
+    fn name(&self) -> &'static str {
+        "rollups"
+    }
+
+    async fn cursor(&self) -> Result<Option<Cursor>> {
+        Ok(self.rollups.state().await?.cursor)
+    }
+
+    async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()> {
+        let looks: Vec<(String, Look)> = self.looks(changes).await?.into_iter().collect();
+        let mut pieces = looks.chunks(EXECUTIONS_AT_ONCE).peekable();
+        if pieces.peek().is_none() {
+            return self.write(Vec::new(), Some(through.clone()), None).await;
+        }
+        while let Some(piece) = pieces.next() {
+            let recounts = self.recounts(piece).await?;
+            let cursor = pieces.peek().is_none().then(|| through.clone());
+            self.write(recounts, cursor, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn rebuild(&self, through: &Cursor) -> Result<()> {
+        let begun = self.clock.now().millis();
+        let mut rebuilt = Rebuilt::default();
+        *self.rebuilt.lock() = rebuilt;
+        self.count_executions(begun, &mut rebuilt).await?;
+        self.count_failed_steps(begun, &mut rebuilt).await?;
+        self.find_gone(begun, &mut rebuilt).await?;
+        self.sum_up(&mut rebuilt).await?;
+        self.write(Vec::new(), Some(through.clone()), Some(begun)).await?;
+        *self.rebuilt.lock() = rebuilt;
+        tracing::info!(
+            executions = rebuilt.executions,
+            wrong = rebuilt.wrong,
+            gone = rebuilt.gone,
+            rollups_wrong = rebuilt.rollups_wrong,
+            "the rollups are built"
+        );
+        Ok(())
+    }
+}
+
+/// Building anew: first what every execution counts as, then whether the rollups are the sum of that. Nobody else
+/// changes them meanwhile.
+impl Keeper {
+    async fn correct(
+        &self,
+        recounts: Vec<Recount>,
+        executions: &HashMap<&str, &Execution>,
+        begun: Millis,
+        rebuilt: &mut Rebuilt,
+    ) -> Result<()> {
+        for Recount { execution_id, before, .. } in &recounts {
+            let changed_at = executions.get(execution_id.as_str()).and_then(|e| e.updated_at);
+            // What was never counted is new, and what has just changed is not taken in yet.
+            if before.is_some() && changed_at.is_none_or(|at| at < begun) {
+                rebuilt.wrong += 1;
+            }
+        }
+        match recounts.is_empty() {
+            true => Ok(()),
+            false => self.write(recounts, None, None).await,
+        }
+    }
+
+    async fn count_executions(&self, begun: Millis, rebuilt: &mut Rebuilt) -> Result<()> {
+        let mut query = ExecutionQuery {
+            filter: ExecutionFilter::default(),
+            order: ExecutionOrder::StartedAtAsc,
+            after: None,
+            limit: REBUILT_AT_ONCE,
+            examine: REBUILT_AT_ONCE * 4,
+        };
+        loop {
+            let page = self.records.executions(&query).await?;
+            let ids: Vec<String> = page.records.iter().map(|e| e.execution_id.clone()).collect();
+            let mut before = self.rollups.counted(&ids).await?;
+            let mut recounts = Vec::new();
+            for execution in &page.records {
+                rebuilt.executions += 1;
+                let before = before.remove(&execution.execution_id);
+                let after = Some(counted(execution, step_failures(before.as_ref())));
+                if before != after {
+                    let execution_id = execution.execution_id.clone();
+                    recounts.push(Recount { execution_id, before, after });
+                }
+            }
+            let by_id = page.records.iter().map(|e| (e.execution_id.as_str(), e)).collect();
+            self.correct(recounts, &by_id, begun, rebuilt).await?;
+            *self.rebuilt.lock() = *rebuilt;
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes a look at executions of which steps have to be counted.
+    async fn look_again(
+        &self,
+        ids: Vec<String>,
+        begun: Millis,
+        rebuilt: &mut Rebuilt,
+    ) -> Result<()> {
+        let look = Look { record: true, steps: true, mended: false };
+        let looks: Vec<(String, Look)> = ids.into_iter().map(|id| (id, look)).collect();
+        let recounts = self.recounts(&looks).await?;
+        // Failed steps of executions that are counted for the first time come only now.
+        let expected = |recount: &Recount| {
+            recount.before.as_ref().is_some_and(|before| step_failures(Some(before)).is_empty())
+        };
+        let (new, wrong): (Vec<Recount>, Vec<Recount>) = recounts.into_iter().partition(expected);
+        if !new.is_empty() {
+            self.write(new, None, None).await?;
+        }
+        self.correct(wrong, &HashMap::new(), begun, rebuilt).await
+    }
+
+    async fn count_failed_steps(&self, begun: Millis, rebuilt: &mut Rebuilt) -> Result<()> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let (ids, next) =
+                self.rollups.with_failed_steps(after.as_deref(), EXECUTIONS_AT_ONCE).await?;
+            if !ids.is_empty() {
+                self.look_again(ids, begun, rebuilt).await?;
+            }
+            match next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Executions that are counted and no longer there, and those of which failed steps are.
+    async fn find_gone(&self, begun: Millis, rebuilt: &mut Rebuilt) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let found = self.rollups.counted_after(after.as_deref(), EXECUTIONS_AT_ONCE).await?;
+            let Some((last, _)) = found.last() else { return Ok(()) };
+            after = Some(last.clone());
+            let keys: Vec<Changed> =
+                found.iter().map(|(id, _)| Changed::Record(RecordKey::execution(id))).collect();
+            let there: HashSet<String> = self
+                .records
+                .log()?
+                .load(&keys, false)
+                .await?
+                .into_iter()
+                .map(|(_, record)| record.key().execution_id)
+                .collect();
+            let (there, gone): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|(id, _)| there.contains(id));
+            let with_steps = |(id, counted): (String, Counted)| {
+                (!step_failures(Some(&counted)).is_empty()).then_some(id)
+            };
+            let with_steps: Vec<String> = there.into_iter().filter_map(with_steps).collect();
+            if !with_steps.is_empty() {
+                self.look_again(with_steps, begun, rebuilt).await?;
+            }
+            rebuilt.gone += gone.len() as u64;
+            let recount = |(execution_id, counted)| Recount {
+                execution_id,
+                before: Some(counted),
+                after: None,
+            };
+            let recounts: Vec<Recount> = gone.into_iter().map(recount).collect();
+            if !recounts.is_empty() {
+                self.write(recounts, None, None).await?;
+            }
+        }
+    }
+
+    /// Day by day, the rollups against the sum of what is counted.
+    async fn sum_up(&self, rebuilt: &mut Rebuilt) -> Result<()> {
+        self.sum_up_day(None, rebuilt).await?;
+        let mut day = None;
+        while let Some(next) = self.rollups.day_after(day).await? {
+            self.sum_up_day(Some(next), rebuilt).await?;
+            day = Some(next);
+        }
+        Ok(())
+    }
+
+    async fn sum_up_day(&self, day: Option<i64>, rebuilt: &mut Rebuilt) -> Result<()> {
+        let mut wanted = Deltas::default();
+        self.rollups.counted_on(day, &mut |_, counted| wanted.add(&counted, 1)).await?;
+        let mut differences = wanted;
+        for level in Level::ALL {
+            let of_day = QUARTERS_OF_DAY / level.quarters();
+            // An empty stretch where only those without a time are wanted.
+            let from = day.unwrap_or(0).saturating_mul(of_day);
+            let until = if day.is_some() { from.saturating_add(of_day) } else { from };
+            let selection = Selection::default();
+            let query = RollupQuery {
+                level,
+                selection: selection.clone(),
+                from,
+                until,
+                undated: day.is_none(),
+                durations: true,
+            };
+            let mut take_away = |key: RollupKey, rollup: Rollup| {
+                differences.rollups.entry(key).or_default().subtract(&rollup);
+            };
+            self.rollups.rollups(&query, &mut take_away).await?;
+            if level.by_user() {
+                continue;
+            }
+            let query = FailureQuery { level, selection, from, until, undated: day.is_none() };
+            let mut take_away = |key: FailureKey, parts: Parts| {
+                let left = differences.failures.entry(key).or_default();
+                for (left, part) in left.iter_mut().zip(parts) {
+                    *left -= part;
+                }
+            };
+            self.rollups.failures(&query, &mut take_away).await?;
+        }
+        differences.settle();
+        rebuilt.rollups_wrong += (differences.rollups.len() + differences.failures.len()) as u64;
+        let mut rollups = differences.rollups.into_iter().peekable();
+        let mut failures = differences.failures.into_iter().peekable();
+        while rollups.peek().is_some() || failures.peek().is_some() {
+            let deltas = Deltas {
+                rollups: rollups.by_ref().take(ROLLUPS_AT_ONCE).collect(),
+                failures: failures.by_ref().take(ROLLUPS_AT_ONCE).collect(),
+            };
+            self.commit(RollupBatch { deltas, ..RollupBatch::default() }).await?;
+        }
+        Ok(())
+    }
+}

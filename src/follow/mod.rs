@@ -1,0 +1,301 @@
+//! What is derived from the log of changes: rollups for reports, the index of search. A follower reads the log in the
+//! background, on one server of the cluster at a time, and hands it on in batches; nothing of this is in the way of a
+//! write. Who wants to read what was derived waits until everything acknowledged before is taken in, which takes
+//! milliseconds.
+//!
+//! While writes come in fast it pauses after each batch, in proportion to what the batch took, and takes more at a
+//! time: the writers need the database more. It catches up when they are done.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::leads::Leads;
+use crate::store::{Change, ChangeLog, ChangeReader, Cursor, Error, Result, Store};
+
+/// How long a server leads without a sign of life; it gives one three times as often.
+const LEASE: Duration = Duration::from_secs(10);
+/// Pause after a failure.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Changes taken in at a time, at most.
+const CHANGES_AT_ONCE: usize = 4_000;
+/// A server that applies more writes in a second than this is busy.
+const BUSY_WRITES: u64 = 300;
+/// Pause after a batch while the server is busy, as a multiple of what the batch took, and at most.
+const PAUSE_FACTOR: u32 = 5;
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often the position is remembered while nothing happens, so that the log still covers it after a restart.
+const REMEMBERED: Duration = Duration::from_secs(30);
+/// Between two looks at how far the server that leads has come, at first and at last.
+const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(40)];
+
+/// What is derived.
+#[async_trait]
+pub trait Consumer: Send + Sync + 'static {
+    /// Names its cursor and its lease.
+    fn name(&self) -> &'static str;
+
+    /// Up to where everything is taken in, durable. `None`: nothing yet, `rebuild` comes first.
+    async fn cursor(&self) -> Result<Option<Cursor>>;
+
+    /// Takes changes in, in the order of the log, and remembers `through` durably, after or with them: the same
+    /// changes may come again and must then change nothing more. There may be none.
+    async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()>;
+
+    /// Derives everything anew from what is stored, when there is no cursor or the log no longer reaches back to it;
+    /// then remembers `through`, which is from before it began. May be cut short anywhere and begun again.
+    async fn rebuild(&self, through: &Cursor) -> Result<()>;
+}
+
+/// How far a consumer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaughtUp {
+    /// Everything that was acknowledged before the question is in.
+    Yes,
+    /// Not within the time given.
+    Behind,
+    /// A standalone mongod has no log.
+    NoLog,
+}
+
+/// How many writes this server has applied so far.
+pub type Applied = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// One consumer and its way through the log.
+pub struct Follower {
+    store: Arc<dyn Store>,
+    leads: Arc<dyn Leads>,
+    consumer: Arc<dyn Consumer>,
+    /// Tells this server from others.
+    holder: String,
+    applied: Applied,
+    /// The number of the position up to which this server has taken everything in, as long as it leads.
+    done: watch::Sender<u64>,
+    leading: AtomicBool,
+    /// Held by a rebuild that somebody asked for, and by the following itself between two batches.
+    turn: Mutex<()>,
+}
+
+enum Ended {
+    Stopped,
+    /// Another server leads.
+    Lost,
+    NoLog,
+}
+
+impl Follower {
+    pub fn new(
+        store: Arc<dyn Store>,
+        leads: Arc<dyn Leads>,
+        consumer: Arc<dyn Consumer>,
+        holder: String,
+        applied: Applied,
+    ) -> Arc<Follower> {
+        Arc::new(Follower {
+            store,
+            leads,
+            consumer,
+            holder,
+            applied,
+            done: watch::Sender::new(0),
+            leading: AtomicBool::new(false),
+            turn: Mutex::default(),
+        })
+    }
+
+    /// Follows the log until the token is cancelled, whenever no other server does.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let name = self.consumer.name();
+        loop {
+            let lead = self.leads.lead(name, &self.holder, LEASE, false);
+            let pause = match stop.run_until_cancelled(lead).await {
+                None => break,
+                Some(Ok(false)) => LEASE / 3,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, name, "cannot ask who follows the log");
+                    RETRY_PAUSE
+                }
+                Some(Ok(true)) => {
+                    let ended = stop.run_until_cancelled(self.follow(&stop)).await;
+                    self.leading.store(false, Ordering::Release);
+                    match ended {
+                        None | Some(Ok(Ended::Stopped)) => break,
+                        Some(Ok(Ended::NoLog)) => return,
+                        Some(Ok(Ended::Lost)) => LEASE / 3,
+                        Some(Err(Error::Unavailable(_))) => RETRY_PAUSE,
+                        Some(Err(error)) => {
+                            tracing::warn!(%error, name, "following the log was cut short");
+                            RETRY_PAUSE
+                        }
+                    }
+                }
+            };
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                break;
+            }
+        }
+        // Another server need not wait until the lease runs out.
+        if let Err(error) = self.leads.cede(name, &self.holder).await {
+            tracing::debug!(%error, name, "the lease on following the log was not given back");
+        }
+    }
+
+    async fn follow(&self, stop: &CancellationToken) -> Result<Ended> {
+        let name = self.consumer.name();
+        let log = match self.store.log() {
+            Ok(log) => log,
+            Err(Error::NoLog) => return Ok(Ended::NoLog),
+            Err(error) => return Err(error),
+        };
+        let mut reader = match self.open(log.as_ref()).await {
+            Err(Error::NoLog) => return Ok(Ended::NoLog),
+            opened => opened?,
+        };
+        let mut led = Instant::now();
+        let mut remembered = Instant::now();
+        let mut load = (Instant::now(), (self.applied)());
+        self.tell(log.as_ref(), &reader.cursor());
+        self.leading.store(true, Ordering::Release);
+        while !stop.is_cancelled() {
+            if led.elapsed() > LEASE / 3 {
+                if !self.leads.lead(name, &self.holder, LEASE, false).await? {
+                    return Ok(Ended::Lost);
+                }
+                led = Instant::now();
+            }
+            let waiting = Instant::now();
+            let mut changes = reader.next().await?;
+            while changes.len() < CHANGES_AT_ONCE && !changes.is_empty() {
+                // Only what is there already: an empty answer would be waited for.
+                let more = tokio::time::timeout(Duration::ZERO, reader.next()).await;
+                match more {
+                    Ok(Ok(more)) if !more.is_empty() => changes.extend(more),
+                    Ok(Err(error)) => return Err(error),
+                    _ => break,
+                }
+            }
+            // Somebody may be waiting for the position alone, on this server or on another.
+            let asked = changes.is_empty() && waiting.elapsed() < RETRY_PAUSE;
+            let begun = Instant::now();
+            let through = reader.cursor();
+            if !changes.is_empty() || asked || remembered.elapsed() > REMEMBERED {
+                let _turn = self.turn.lock().await;
+                self.consumer.take(&changes, &through).await?;
+                remembered = Instant::now();
+            }
+            self.tell(log.as_ref(), &through);
+            if !changes.is_empty() && self.is_busy(&mut load) {
+                tokio::time::sleep((begun.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE)).await;
+            }
+        }
+        Ok(Ended::Stopped)
+    }
+
+    /// Whether writers need the database more.
+    fn is_busy(&self, load: &mut (Instant, u64)) -> bool {
+        let applied = (self.applied)();
+        let (since, before) = std::mem::replace(load, (Instant::now(), applied));
+        let writes = applied.saturating_sub(before) as f64;
+        writes > since.elapsed().as_secs_f64() * BUSY_WRITES as f64
+    }
+
+    /// The log from where the consumer is, which is built anew where that is nowhere.
+    async fn open(&self, log: &dyn ChangeLog) -> Result<Box<dyn ChangeReader>> {
+        if let Some(cursor) = self.consumer.cursor().await? {
+            match log.open(Some(&cursor)).await {
+                Err(Error::CursorExpired | Error::BadCursor) => {
+                    tracing::info!(name = self.consumer.name(), "the log has a gap: building anew");
+                }
+                opened => return opened,
+            }
+        }
+        let _turn = self.turn.lock().await;
+        self.build(log).await
+    }
+
+    async fn build(&self, log: &dyn ChangeLog) -> Result<Box<dyn ChangeReader>> {
+        let reader = log.open(None).await?;
+        let through = reader.cursor();
+        // The log must not run out meanwhile, and the lease neither.
+        let name = self.consumer.name();
+        let building = self.consumer.rebuild(&through);
+        tokio::pin!(building);
+        loop {
+            match tokio::time::timeout(LEASE / 3, &mut building).await {
+                Ok(built) => {
+                    built?;
+                    break;
+                }
+                Err(_) => {
+                    if !self.leads.lead(name, &self.holder, LEASE, false).await? {
+                        return Err(Error::Unavailable(None));
+                    }
+                }
+            }
+        }
+        log.open(Some(&through)).await
+    }
+
+    fn tell(&self, log: &dyn ChangeLog, cursor: &Cursor) {
+        if let Some(position) = log.position_of(cursor) {
+            self.done.send_if_modified(|done| std::mem::replace(done, position) != position);
+        }
+    }
+
+    /// Derives everything anew, on this server, whichever one has led so far.
+    pub async fn rebuild(&self) -> Result<()> {
+        let log = self.store.log()?;
+        let _turn = self.turn.lock().await;
+        self.leads.lead(self.consumer.name(), &self.holder, LEASE, true).await?;
+        self.build(log.as_ref()).await.map(drop)
+    }
+
+    /// Waits until everything that was acknowledged before is taken in, for `patience` at most.
+    pub async fn caught_up(&self, patience: Duration) -> Result<CaughtUp> {
+        let log = match self.store.log() {
+            Ok(log) => log,
+            Err(Error::NoLog) => return Ok(CaughtUp::NoLog),
+            Err(error) => return Err(error),
+        };
+        let wait = async {
+            let position = log.position().await?;
+            self.reached(log.as_ref(), position).await
+        };
+        match tokio::time::timeout(patience, wait).await {
+            Ok(Ok(())) => Ok(CaughtUp::Yes),
+            Ok(Err(Error::NoLog)) => Ok(CaughtUp::NoLog),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Ok(CaughtUp::Behind),
+        }
+    }
+
+    async fn reached(&self, log: &dyn ChangeLog, position: u64) -> Result<()> {
+        if self.leading.load(Ordering::Acquire) && *self.done.borrow() >= position {
+            return Ok(());
+        }
+        // The follower may be waiting for a change that never comes.
+        log.nudge().await?;
+        let mut pause = LOOKS[0];
+        let mut done = self.done.subscribe();
+        loop {
+            if self.leading.load(Ordering::Acquire) {
+                let reached = done.wait_for(|done| *done >= position);
+                if let Ok(Ok(_)) = tokio::time::timeout(LOOKS[1], reached).await {
+                    return Ok(());
+                }
+                continue;
+            }
+            let cursor = self.consumer.cursor().await?;
+            let reached = cursor.and_then(|cursor| log.position_of(&cursor));
+            if reached.is_some_and(|reached| reached >= position) {
+                return Ok(());
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOKS[1]);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! One batch as one transaction.
+
+use bson::{Bson, DateTime, Document, doc};
+use mongodb::ClientSession;
+use mongodb::error::Error as DriverError;
+use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
+
+use super::{
+    COUNTED, FAILURE_COUNTS, FAILURES, ROLLUPS, cursor_value, day_of, group_fields, lease_id,
+};
+use crate::domain::rollup::{Counted, Failure, FailureKey, RULES, RollupKey};
+use crate::store::mongo::remove::is_transient;
+use crate::store::mongo::{Inner, Ready, failure, schema};
+use crate::store::rollups::{Recount, RollupBatch, failure_id, group_id, numbers};
+use crate::store::{Error, Result};
+
+/// How often a transaction that met another writer is tried.
+const ATTEMPTS: usize = 5;
+/// Statements in one command.
+const STATEMENTS: usize = 1_000;
+
+/// The statements of a batch, ready to be sent.
+#[derive(Default)]
+struct Statements {
+    updates: Vec<(&'static str, Vec<Document>)>,
+    deletes: Vec<(&'static str, Vec<Document>)>,
+}
+
+fn failure_document_id(execution_id: &str, failure: &Failure) -> Document {
+    doc! { "e": execution_id, "s": failure.step_id.unwrap_or(-1) }
+}
+
+fn put(id: impl Into<Bson>, document: Document) -> Document {
+    doc! { "q": { "_id": id }, "u": document, "upsert": true }
+}
+
+fn remove(id: impl Into<Bson>) -> Document {
+    doc! { "q": { "_id": id }, "limit": 1 }
+}
+
+fn recount(
+    recount: &Recount,
+    counted: &mut (Vec<Document>, Vec<Document>),
+    failed: &mut (Vec<Document>, Vec<Document>),
+) {
+    let Recount { execution_id, before, after } = recount;
+    let none = Vec::new();
+    let old = before.as_ref().map_or(&none, |counted| &counted.failures);
+    let new = after.as_ref().map_or(&none, |counted| &counted.failures);
+    for gone in old.iter().filter(|old| !new.iter().any(|new| new.step_id == old.step_id)) {
+        failed.1.push(remove(failure_document_id(execution_id, gone)));
+    }
+    let Some(Counted { counts_as, failures }) = after else {
+        counted.1.push(remove(execution_id.as_str()));
+        return;
+    };
+    let group = group_fields(&counts_as.group);
+    let moved = before.as_ref().is_none_or(|before| before.counts_as.group != counts_as.group);
+    for failure in failures.iter().filter(|new| moved || !old.contains(new)) {
+        let mut document = group.clone();
+        document.insert("step_name", &failure.step_name);
+        document.insert("failed_at", failure.failed_at.map(DateTime::from_millis));
+        document.insert("fingerprint", &failure.fingerprint);
+        document.insert("message", &failure.message);
+        failed.0.push(put(failure_document_id(execution_id, failure), document));
+    }
+    let mut document = doc! {
+        "day": day_of(counts_as.quarter),
+        "quarter": counts_as.quarter,
+        "outcome": counts_as.outcome.letter(),
+        "duration_ms": counts_as.duration_ms,
+    };
+    if !failures.is_empty() {
+        document.insert("failures", i64::try_from(failures.len()).unwrap_or(i64::MAX));
+    }
+    document.extend(group);
+    counted.0.push(put(execution_id.as_str(), document));
+}
+
+fn rollup_id(key: &RollupKey) -> Document {
+    doc! { "l": key.level.word(), "t": key.at, "g": group_id(&key.group) }
+}
+
+fn failure_count_id(key: &FailureKey) -> Document {
+    doc! { "l": key.level.word(), "t": key.at, "g": failure_id(key) }
+}
+
+/// Adds to a document, which is made where it is missing, and goes when nothing is left that it counts.
+fn increment(
+    id: Document,
+    counted: i64,
+    numbers: Vec<(String, i64)>,
+    fixed: Document,
+    into: &mut (Vec<Document>, Vec<Document>),
+) {
+    let mut increments = doc! { "n": counted };
+    increments.extend(numbers.into_iter().map(|(path, n)| (format!("p.{path}"), Bson::from(n))));
+    let update = doc! { "$inc": increments, "$setOnInsert": fixed };
+    into.0.push(doc! { "q": { "_id": &id }, "u": update, "upsert": true });
+    if counted < 0 {
+        into.1.push(doc! { "q": { "_id": id, "n": { "$lte": 0_i64 } }, "limit": 1 });
+    }
+}
+
+impl Statements {
+    fn of(batch: &RollupBatch) -> Statements {
+        let (mut counted, mut failed) = (Default::default(), Default::default());
+        for changed in &batch.recounts {
+            recount(changed, &mut counted, &mut failed);
+        }
+        let mut rollups = Default::default();
+        for (key, delta) in &batch.deltas.rollups {
+            let fixed = group_fields(&key.group);
+            increment(rollup_id(key), delta.executions(), numbers(delta), fixed, &mut rollups);
+        }
+        let mut counts = Default::default();
+        for (key, parts) in &batch.deltas.failures {
+            let mut fixed = group_fields(&key.group);
+            fixed.insert("outcome", key.outcome.letter());
+            fixed.insert("step_name", &key.step_name);
+            fixed.insert("fingerprint", &key.fingerprint);
+            let named = parts.iter().enumerate().map(|(part, count)| (part.to_string(), *count));
+            let named: Vec<(String, i64)> = named.filter(|(_, count)| *count != 0).collect();
+            increment(failure_count_id(key), parts.iter().sum(), named, fixed, &mut counts);
+        }
+        let all =
+            [(COUNTED, counted), (FAILURES, failed), (ROLLUPS, rollups), (FAILURE_COUNTS, counts)];
+        let mut statements = Statements::default();
+        for (collection, (updates, deletes)) in all {
+            statements.updates.push((collection, updates));
+            statements.deletes.push((collection, deletes));
+        }
+        statements
+    }
+
+    async fn send(
+        &self,
+        ready: &Ready,
+        session: &mut ClientSession,
+    ) -> std::result::Result<(), Sent> {
+        for (name, field, all) in
+            [("update", "updates", &self.updates), ("delete", "deletes", &self.deletes)]
+        {
+            for (collection, statements) in all {
+                for piece in statements.chunks(STATEMENTS) {
+                    let command = doc! { name: *collection, field: piece.to_vec() };
+                    let reply = ready.database.run_command(command).session(&mut *session).await?;
+                    if reply.contains_key("writeErrors") {
+                        return Err(Sent::Refused);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Sent {
+    Failed(DriverError),
+    Refused,
+}
+
+impl From<DriverError> for Sent {
+    fn from(error: DriverError) -> Self {
+        Sent::Failed(error)
+    }
+}
+
+/// One attempt. Dropping the session takes back what is not committed.
+async fn attempt(
+    ready: &Ready,
+    statements: &Statements,
+    filter: Document,
+    progress: Document,
+) -> std::result::Result<bool, Sent> {
+    let mut session = ready.client.start_session().await?;
+    let concern = ready.client.write_concern().cloned().unwrap_or_else(WriteConcern::majority);
+    session
+        .start_transaction()
+        .read_concern(ReadConcern::snapshot())
+        .write_concern(concern)
+        .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+        .await?;
+    let meta = ready.database.collection::<Document>(schema::META);
+    let led = meta.update_one(filter, progress).session(&mut session).await?;
+    if led.matched_count == 0 {
+        session.abort_transaction().await?;
+        return Ok(false);
+    }
+    statements.send(ready, &mut session).await?;
+    session.commit_transaction().await?;
+    Ok(true)
+}
+
+pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> Result<bool> {
+    let ready = inner.ready().await?;
+    // Always a change, so that whoever takes the lease by force meets it.
+    let mut progress = doc! { "$inc": { "commits": 1_i64 } };
+    let mut set = Document::new();
+    if let Some(cursor) = &batch.cursor {
+        set.insert("cursor", cursor_value(cursor));
+        set.insert("rules", RULES);
+    }
+    if let Some(at) = batch.exact_since {
+        set.insert("exact_since", DateTime::from_millis(at));
+    }
+    if !set.is_empty() {
+        progress.insert("$set", set);
+    }
+    let filter = doc! { "_id": lease_id("rollups"), "holder": holder };
+    if batch.recounts.is_empty()
+        && batch.deltas.rollups.is_empty()
+        && batch.deltas.failures.is_empty()
+    {
+        let moved = inner.call(ready.leases().update_one(filter, progress)).await?;
+        return Ok(moved.matched_count == 1);
+    }
+    let statements = Statements::of(batch);
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let tried = attempt(&ready, &statements, filter.clone(), progress.clone());
+        match tokio::time::timeout(inner.patience * 2, tried).await {
+            Err(_) => return Err(failure::timeout()),
+            Ok(Ok(led)) => return Ok(led),
+            // The lease was renewed just then.
+            Ok(Err(Sent::Failed(error))) if is_transient(&error) => last = Some(error),
+            Ok(Err(Sent::Failed(error))) => return Err(failure::error(error)),
+            Ok(Err(Sent::Refused)) => {
+                return Err(Error::failed("the database refused to change a rollup"));
+            }
+        }
+    }
+    Err(last.map_or_else(failure::timeout, failure::error))
+}
