@@ -10,11 +10,13 @@ mod ledger;
 #[path = "faults/load.rs"]
 mod load;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mongodb::bson::doc;
+use mongodb::bson::{Bson, Document, doc};
 use nix::sys::signal::Signal;
 use stepwell::proto::*;
 use tempfile::TempDir;
@@ -120,6 +122,123 @@ async fn kill_servers(mut server: Binary) {
     under_load(&ledger).await;
     load.end().await;
     ledger.check(&Client::of(server.address())).await;
+}
+
+/// Ends of executions while servers are killed; a million is no more than a question of time.
+const ENDS: usize = 10_000;
+const REPORTERS: usize = 48;
+
+/// Creates and ends executions, each until it is answered, through whichever server answers.
+async fn report(servers: Vec<Client>, number: usize, ends: usize, ended: Arc<AtomicUsize>) {
+    let statuses =
+        [ExecutionStatus::Completed, ExecutionStatus::Failed, ExecutionStatus::Cancelled];
+    for run in 0..ends {
+        let id = format!("r{number}-{run}");
+        let created = CreateExecutionRequest {
+            app_name: format!("app{}", number % 7),
+            user_id: Some(format!("user{}", run % 5)),
+            ..create(&id)
+        };
+        let finished = finish(&id, statuses[run % statuses.len()]);
+        let mut server = number + run;
+        let mut done = 0;
+        while done < 2 {
+            let client = &servers[server % servers.len()];
+            let answered = async {
+                match done {
+                    0 => client.try_create_execution(created.clone()).await.map(drop),
+                    _ => client.try_finish_execution(finished.clone()).await.map(drop),
+                }
+            };
+            match tokio::time::timeout(Duration::from_secs(2), answered).await {
+                Ok(Ok(())) => done += 1,
+                Ok(Err(status)) => {
+                    assert!(load::may_retry(&status), "{status:?}");
+                    server += 1;
+                    tokio::task::yield_now().await;
+                }
+                Err(_) => server += 1,
+            }
+        }
+        ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn servers_killed_at_random_count_every_end_once() {
+    run(async {
+        let mongod = Mongod::start();
+        let uri = mongod.uri();
+        let mut binaries = [Binary::new(Some(&uri)), Binary::new(Some(&uri))];
+        for binary in &mut binaries {
+            binary.start().await;
+        }
+        let servers: Vec<Client> =
+            binaries.iter().map(|binary| Client::of(binary.address())).collect();
+        let ends = std::env::var("STEPWELL_TEST_ENDS").ok();
+        let ends = ends.map_or(ENDS, |ends| ends.parse().expect("STEPWELL_TEST_ENDS is a number"));
+        let each = ends.div_ceil(REPORTERS);
+        let ended = Arc::new(AtomicUsize::new(0));
+        let mut reporters = tokio::task::JoinSet::new();
+        for number in 0..REPORTERS {
+            reporters.spawn(report(servers.clone(), number, each, Arc::clone(&ended)));
+        }
+        for hit in 1..SERVER_KILLS {
+            let after = ends * hit / SERVER_KILLS;
+            eventually("executions end", async || {
+                (ended.load(Ordering::SeqCst) >= after).then_some(())
+            })
+            .await;
+            // The one that leads is hit about every other time.
+            let hit = (wall_clock_ms() % 2) as usize;
+            binaries[hit].kill();
+            binaries[hit].start().await;
+        }
+        while let Some(reporter) = reporters.join_next().await {
+            reporter.expect("a reporter found a fault");
+        }
+        let all = i64::try_from(each * REPORTERS).expect("few");
+        assert_eq!(servers[0].counts_right().await, all);
+
+        // The same without any word of ours, straight from the documents.
+        let client = mongodb::Client::with_uri_str(&uri).await.expect("the URI is valid");
+        let database = client.database("ai_apps");
+        let by_day = database.collection::<Document>("stepwell_rollups");
+        let executions = database.collection::<Document>("executions");
+        for (letter, status) in [("c", "completed"), ("f", "failed"), ("x", "cancelled")] {
+            let sum = |field: &str| doc! { "$sum": format!("$p.0.{letter}.{field}") };
+            let group = doc! { "_id": "$app_name", "n": sum("n"), "s": sum("s") };
+            let counted = sums(&by_day, doc! { "_id.l": "day" }, group).await;
+            let group = doc! {
+                "_id": "$app_name", "n": { "$sum": 1 }, "s": { "$sum": "$duration_ms" },
+            };
+            let there = sums(&executions, doc! { "status": status }, group).await;
+            assert_eq!(counted, there, "{status}");
+            assert_eq!(there.len(), 7);
+        }
+    });
+}
+
+/// What a grouping makes: by its `_id`, `n` and `s`.
+async fn sums(
+    collection: &mongodb::Collection<Document>,
+    only: Document,
+    group: Document,
+) -> BTreeMap<String, (i64, i64)> {
+    let pipeline = [doc! { "$match": only }, doc! { "$group": group }];
+    let mut found = collection.aggregate(pipeline).await.expect("it can be grouped");
+    let mut sums = BTreeMap::new();
+    let number = |document: &Document, field: &str| match document.get(field) {
+        Some(Bson::Int32(number)) => i64::from(*number),
+        Some(Bson::Int64(number)) => *number,
+        other => panic!("{field}: {other:?}"),
+    };
+    while found.advance().await.expect("the next") {
+        let one = found.deserialize_current().expect("a document");
+        let of = one.get_str("_id").expect("an app").to_owned();
+        sums.insert(of, (number(&one, "n"), number(&one, "s")));
+    }
+    sums
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod pages;
 mod promises;
 mod repeats;
 mod retention;
+mod rollups;
 mod service;
 mod steps;
 mod values;
@@ -306,6 +307,11 @@ cases! {
         no_step_outlives_a_delete_on_a_busy_server: "2.4" "3.DeleteExecution.whole",
         a_great_execution_is_deleted_beside_other_writes: "3.DeleteExecution" "4.4",
         writes_after_a_delete_in_one_stream_find_the_id_free: "3.DeleteExecution" "3.Ingest",
+    }
+    rollups {
+        every_kind_of_change_is_counted: "3.rollups",
+        what_retention_deletes_no_longer_counts: "3.rollups",
+        counting_goes_on_after_a_restart: "3.rollups",
     }
     retention {
         what_is_too_old_goes_with_everything_it_has: "1.retention" "3.RunRetention",

@@ -97,6 +97,7 @@ impl Ledger {
 
     /// Compares with what is stored: nothing missing, nothing invented, nothing applied twice.
     pub async fn check(&self, server: &Client) {
+        server.counts_right().await;
         let request = WatchExecutionsRequest { snapshot: WatchSnapshot::All.into(), ..watch_all() };
         let mut stored: HashMap<Key, Told> = HashMap::new();
         for event in server.watch_all(request).await.snapshot().await {

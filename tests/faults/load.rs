@@ -95,7 +95,7 @@ impl Shared {
 }
 
 /// Whether the same call may be sent again. Anything else that a server says is a fault.
-fn may_retry(status: &Status) -> bool {
+pub fn may_retry(status: &Status) -> bool {
     let details = status.get_error_details();
     match details.error_info() {
         Some(info) => matches!(

@@ -268,6 +268,25 @@ impl Client {
         one(in_time("run_retention", self.admin().run_retention(request)).await)
     }
 
+    /// Has everything counted anew for reports; what was wrong.
+    pub async fn rebuild_analytics(&self) -> RebuildAnalyticsResponse {
+        let request = RebuildAnalyticsRequest {};
+        let run = in_time("rebuild_analytics", self.admin().rebuild_analytics(request)).await;
+        let mut run = ok(one(run));
+        let mut last = None;
+        while let Some(answer) = ok(in_time("the rebuild", run.message()).await) {
+            last = Some(answer);
+        }
+        last.filter(|last| last.done).expect("a rebuild ends with its result")
+    }
+
+    /// Every execution counts as what it is, and every rollup is the sum of that. How many executions there are.
+    pub async fn counts_right(&self) -> i64 {
+        let found = self.rebuild_analytics().await;
+        assert_eq!((found.wrong, found.gone, found.rollups_wrong), (0, 0, 0), "{found:?}");
+        found.executions
+    }
+
     /// Runs retention to its end; the receipt, by collection.
     pub async fn run_retention(&self, dry_run: bool) -> Receipt {
         receipt_of(ok(self.try_run_retention(dry_run).await)).await

@@ -16,6 +16,9 @@ pub use read::{Apart, FailureTally, FailuresQuery, Reader, TallyQuery, TallyRow}
 /// How long a question waits until everything acknowledged before it is counted.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a rebuild waits for the same.
+const PATIENCE_OF_REBUILD: Duration = Duration::from_secs(30);
+
 /// The rollups, for who asks.
 #[derive(Clone)]
 pub struct Rollups {
@@ -47,6 +50,8 @@ impl Rollups {
 
     /// Counts everything anew and says what was wrong.
     pub async fn rebuild(&self) -> Result<Rebuilt> {
+        // What is only late is not wrong.
+        self.follower.caught_up(PATIENCE_OF_REBUILD).await?;
         self.follower.rebuild().await?;
         Ok(self.keeper.rebuilt())
     }
