@@ -674,6 +674,59 @@ fn foreign_inserts_and_deletes_are_seen() {
 }
 
 #[test]
+fn foreign_ends_count_and_foreign_deletes_are_found() {
+    conduct(async |b| {
+        let s = b.serve().await;
+        s.create("ours").await;
+        s.counts_right().await;
+        b.executions().await.insert_one(foreign_execution("theirs")).await.expect("inserted");
+        let step = |step_id: i32, status: &str| {
+            doc! { "execution_id": "theirs", "step_id": step_id, "step_name": "load", "status": status,
+            "error": "out of memory" }
+        };
+        b.steps().await.insert_one(step(1, "failed")).await.expect("inserted");
+        b.steps().await.insert_one(step(2, "running")).await.expect("inserted");
+        for id in ["ours", "theirs"] {
+            let end = doc! { "$set": { "status": "failed", "duration_ms": 1500 } };
+            b.executions().await.update_one(doc! { "execution_id": id }, end).await.expect("ended");
+        }
+        let end = doc! { "$set": { "status": "failed" } };
+        let second = doc! { "execution_id": "theirs", "step_id": 2 };
+        b.steps().await.update_one(second.clone(), end).await.expect("ended");
+        assert_eq!(s.counts_right().await, 2);
+        let database = b.mongodb().await;
+        let failures = database.collection::<Document>("stepwell_rollup_failures");
+        let count =
+            async |filter: Document| failures.count_documents(filter).await.expect("counted");
+        assert_eq!(count(doc! { "_id.e": "theirs" }).await, 3);
+        assert_eq!(count(doc! { "_id.e": "theirs", "step_name": "load" }).await, 2);
+        let end = doc! { "$set": { "status": "completed" } };
+        b.steps().await.update_one(second, end).await.expect("mended");
+        assert_eq!(s.counts_right().await, 2);
+        assert_eq!(count(doc! { "_id.e": "theirs" }).await, 2);
+
+        // No log says which record this was.
+        b.executions().await.delete_one(doc! { "execution_id": "theirs" }).await.expect("deleted");
+        let found = s.rebuild_analytics().await;
+        assert_eq!((found.executions, found.wrong, found.gone, found.rollups_wrong), (1, 0, 1, 0));
+        assert_eq!(count(doc! { "_id.e": "theirs" }).await, 0);
+        assert_eq!(s.counts_right().await, 1);
+
+        // What somebody spoils is found and mended.
+        let rollups = database.collection::<Document>("stepwell_rollups");
+        let spoil = doc! { "$inc": { "p.0.f.n": 5_i64 } };
+        rollups.update_one(doc! { "_id.l": "day" }, spoil).await.expect("spoilt");
+        let counted = database.collection::<Document>("stepwell_rollup_counted");
+        let spoil = doc! { "$set": { "outcome": "c" } };
+        counted.update_one(doc! { "_id": "ours" }, spoil).await.expect("spoilt");
+        let found = s.rebuild_analytics().await;
+        assert_eq!((found.wrong, found.gone), (1, 0));
+        assert!(found.rollups_wrong > 0, "{found:?}");
+        assert_eq!(s.counts_right().await, 1);
+    });
+}
+
+#[test]
 fn foreign_artifacts_are_seen_when_they_come_change_and_go() {
     conduct(async |b| {
         let s = b.serve().await;

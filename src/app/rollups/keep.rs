@@ -269,7 +269,11 @@ impl Keeper {
         begun: Millis,
         rebuilt: &mut Rebuilt,
     ) -> Result<()> {
-        for Recount { execution_id, before, .. } in &recounts {
+        for Recount { execution_id, before, after } in &recounts {
+            if after.is_none() {
+                rebuilt.gone += 1;
+                continue;
+            }
             let changed_at = executions.get(execution_id.as_str()).and_then(|e| e.updated_at);
             // What was never counted is new, and what has just changed is not taken in yet.
             if before.is_some() && changed_at.is_none_or(|at| at < begun) {

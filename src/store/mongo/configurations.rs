@@ -298,7 +298,7 @@ impl Inner {
 
     /// Ends transactions of servers that are gone. Where the database does not let us, they end by themselves
     /// in a minute.
-    async fn end_abandoned(&self, ready: &Ready) {
+    pub(super) async fn end_abandoned(&self, ready: &Ready) {
         let admin = ready.client.database("admin");
         let micros = i64::try_from(ABANDONED.as_micros()).unwrap_or(i64::MAX);
         let find = [

@@ -1,5 +1,7 @@
 //! One batch as one transaction.
 
+use std::time::Duration;
+
 use bson::{Bson, DateTime, Document, doc};
 use mongodb::ClientSession;
 use mongodb::error::Error as DriverError;
@@ -15,7 +17,9 @@ use crate::store::rollups::{Recount, RollupBatch, failure_id, group_id, numbers}
 use crate::store::{Error, Result};
 
 /// How often a transaction that met another writer is tried.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 10;
+/// Pause after all but the first: longer in all than the transaction of a dead server is left alone.
+const PAUSE: Duration = Duration::from_millis(250);
 /// Statements in one command.
 const STATEMENTS: usize = 1_000;
 
@@ -217,12 +221,16 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
     }
     let statements = Statements::of(batch);
     let mut last = None;
-    for _ in 0..ATTEMPTS {
+    for sent in 0..ATTEMPTS {
+        if sent > 1 {
+            tokio::time::sleep(PAUSE).await;
+            inner.end_abandoned(&ready).await;
+        }
         let tried = attempt(&ready, &statements, filter.clone(), progress.clone());
         match tokio::time::timeout(inner.patience * 2, tried).await {
             Err(_) => return Err(failure::timeout()),
             Ok(Ok(led)) => return Ok(led),
-            // The lease was renewed just then.
+            // The lease was renewed just then, or a server died in the middle of its transaction.
             Ok(Err(Sent::Failed(error))) if is_transient(&error) => last = Some(error),
             Ok(Err(Sent::Failed(error))) => return Err(failure::error(error)),
             Ok(Err(Sent::Refused)) => {

@@ -5,6 +5,7 @@
 mod commit;
 
 use std::collections::HashMap;
+use std::future::IntoFuture as _;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,6 +33,8 @@ pub(super) const FAILURES: &str = "stepwell_rollup_failures";
 pub(super) const ROLLUPS: &str = "stepwell_rollups";
 pub(super) const FAILURE_COUNTS: &str = "stepwell_rollup_failure_counts";
 
+/// How long it takes at most to get a lease that nobody is at.
+const LEASE_WITHIN: Duration = Duration::from_millis(1_500);
 /// Executions whose failures are asked for in one query.
 const ASKED_AT_ONCE: usize = 100;
 
@@ -274,8 +277,16 @@ impl Leads for MongoStore {
         let until = doc! { "$add": ["$$NOW", millis(length)] };
         let update = vec![doc! { "$set": { "holder": holder, "expires_at": until } }];
         for _ in 0..2 {
-            let taken = leases.update_one(filter.clone(), update.clone());
-            if self.inner.call(taken).await?.matched_count == 1 {
+            let taken = leases.update_one(filter.clone(), update.clone()).into_future();
+            let taken = match tokio::time::timeout(LEASE_WITHIN, taken).await {
+                Ok(taken) => taken.map_err(failure::error)?,
+                // A server that died in the middle of its transaction still holds the document.
+                Err(_) => {
+                    self.inner.end_abandoned(&ready).await;
+                    self.inner.call(leases.update_one(filter.clone(), update.clone())).await?
+                }
+            };
+            if taken.matched_count == 1 {
                 return Ok(true);
             }
             match self.inner.try_call(leases.insert_one(doc! { "_id": &id })).await? {
