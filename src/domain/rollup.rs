@@ -188,15 +188,6 @@ impl Tally {
         self.durations.merge(&other.durations);
     }
 
-    pub fn subtract(&mut self, other: &Tally) {
-        self.executions -= other.executions;
-        self.timed -= other.timed;
-        self.duration_sum_ms = self.duration_sum_ms.saturating_sub(other.duration_sum_ms);
-        for (bucket, times) in other.durations.iter() {
-            self.durations.add(bucket, -times);
-        }
-    }
-
     pub fn mean_ms(&self) -> Option<f64> {
         (self.timed > 0).then(|| self.duration_sum_ms as f64 / self.timed as f64)
     }
@@ -222,12 +213,6 @@ impl Tallies {
     pub fn merge(&mut self, other: &Tallies) {
         for outcome in Outcome::ALL {
             self.of_mut(outcome).merge(other.of(outcome));
-        }
-    }
-
-    pub fn subtract(&mut self, other: &Tallies) {
-        for outcome in Outcome::ALL {
-            self.of_mut(outcome).subtract(other.of(outcome));
         }
     }
 
@@ -389,12 +374,6 @@ impl Rollup {
     pub fn merge(&mut self, other: &Rollup) {
         for (part, tallies) in &other.0 {
             self.part(*part).merge(tallies);
-        }
-    }
-
-    pub fn subtract(&mut self, other: &Rollup) {
-        for (part, tallies) in &other.0 {
-            self.part(*part).subtract(tallies);
         }
     }
 

@@ -97,6 +97,9 @@ pub struct RollupBatch {
     pub recounts: Vec<Recount>,
     /// What is added to rollups and taken away. Those that become empty go.
     pub deltas: Deltas,
+    /// Rollups that become this, whatever they were; empty ones go.
+    pub rollups: Vec<(RollupKey, Rollup)>,
+    pub failures: Vec<(FailureKey, Parts)>,
     /// The new position.
     pub cursor: Option<Cursor>,
     /// The new time since which they are exact.

@@ -198,7 +198,8 @@ impl Keeper {
             deltas.replace(recount.before.as_ref(), recount.after.as_ref());
         }
         deltas.settle();
-        self.commit(RollupBatch { recounts, deltas, cursor, exact_since }).await
+        self.commit(RollupBatch { recounts, deltas, cursor, exact_since, ..RollupBatch::default() })
+            .await
     }
 }
 
@@ -407,7 +408,9 @@ impl Keeper {
     async fn sum_up_day(&self, day: Option<i64>, rebuilt: &mut Rebuilt) -> Result<()> {
         let mut wanted = Deltas::default();
         self.rollups.counted_on(day, &mut |_, counted| wanted.add(&counted, 1)).await?;
-        let mut differences = wanted;
+        wanted.settle();
+        // What is right is taken out, what should not be there is put in as nothing.
+        let Deltas { mut rollups, mut failures } = wanted;
         for level in Level::ALL {
             let of_day = QUARTERS_OF_DAY / level.quarters();
             // An empty stretch where only those without a time are wanted.
@@ -422,32 +425,37 @@ impl Keeper {
                 undated: day.is_none(),
                 durations: true,
             };
-            let mut take_away = |key: RollupKey, rollup: Rollup| {
-                differences.rollups.entry(key).or_default().subtract(&rollup);
+            let mut compare = |key: RollupKey, rollup: Rollup| {
+                if rollups.get(&key) == Some(&rollup) {
+                    rollups.remove(&key);
+                } else {
+                    rollups.entry(key).or_default();
+                }
             };
-            self.rollups.rollups(&query, &mut take_away).await?;
+            self.rollups.rollups(&query, &mut compare).await?;
             if level.by_user() {
                 continue;
             }
             let query = FailureQuery { level, selection, from, until, undated: day.is_none() };
-            let mut take_away = |key: FailureKey, parts: Parts| {
-                let left = differences.failures.entry(key).or_default();
-                for (left, part) in left.iter_mut().zip(parts) {
-                    *left -= part;
+            let mut compare = |key: FailureKey, parts: Parts| {
+                if failures.get(&key) == Some(&parts) {
+                    failures.remove(&key);
+                } else {
+                    failures.entry(key).or_default();
                 }
             };
-            self.rollups.failures(&query, &mut take_away).await?;
+            self.rollups.failures(&query, &mut compare).await?;
         }
-        differences.settle();
-        rebuilt.rollups_wrong += (differences.rollups.len() + differences.failures.len()) as u64;
-        let mut rollups = differences.rollups.into_iter().peekable();
-        let mut failures = differences.failures.into_iter().peekable();
+        rebuilt.rollups_wrong += (rollups.len() + failures.len()) as u64;
+        let mut rollups = rollups.into_iter().peekable();
+        let mut failures = failures.into_iter().peekable();
         while rollups.peek().is_some() || failures.peek().is_some() {
-            let deltas = Deltas {
+            let batch = RollupBatch {
                 rollups: rollups.by_ref().take(ROLLUPS_AT_ONCE).collect(),
                 failures: failures.by_ref().take(ROLLUPS_AT_ONCE).collect(),
+                ..RollupBatch::default()
             };
-            self.commit(RollupBatch { deltas, ..RollupBatch::default() }).await?;
+            self.commit(batch).await?;
         }
         Ok(())
     }

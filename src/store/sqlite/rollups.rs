@@ -298,6 +298,31 @@ fn add_failures(connection: &Connection, deltas: &Deltas) -> Result<()> {
     Ok(())
 }
 
+/// Makes rollups what they should be: takes away what they are, and adds what they should be to nothing.
+fn replace(connection: &Connection, batch: &RollupBatch) -> Result<()> {
+    let mut remove = connection
+        .prepare_cached("DELETE FROM rollups WHERE level = ?1 AND at = ?2 AND group_id = ?3")?;
+    let mut remove_count = connection.prepare_cached(
+        "DELETE FROM rollup_failure_counts WHERE level = ?1 AND at = ?2 AND id = ?3",
+    )?;
+    let mut anew = Deltas::default();
+    for (key, rollup) in &batch.rollups {
+        remove.execute(params![
+            key.level.word(),
+            key.at.unwrap_or(NO_TIME),
+            group_id(&key.group)
+        ])?;
+        anew.rollups.insert(key.clone(), rollup.clone());
+    }
+    for (key, parts) in &batch.failures {
+        let id = failure_id(key);
+        remove_count.execute(params![key.level.word(), key.at.unwrap_or(NO_TIME), id])?;
+        anew.failures.insert(key.clone(), *parts);
+    }
+    anew.settle();
+    add(connection, &anew)
+}
+
 /// Where in a table of rollups a long answer goes on.
 struct Stretch {
     level: Level,
@@ -619,6 +644,7 @@ impl RollupStore for SqliteStore {
                 recount(writing.connection, changed)?;
             }
             add(writing.connection, &batch.deltas)?;
+            replace(writing.connection, &batch)?;
             if let Some(cursor) = batch.cursor {
                 set(writing.connection, "rollups_cursor", Value::from(cursor.0))?;
                 set(writing.connection, "rollups_rules", Value::from(RULES))?;

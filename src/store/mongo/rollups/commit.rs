@@ -13,7 +13,7 @@ use super::{
 use crate::domain::rollup::{Counted, Failure, FailureKey, RULES, RollupKey};
 use crate::store::mongo::remove::is_transient;
 use crate::store::mongo::{Inner, Ready, failure, schema};
-use crate::store::rollups::{Recount, RollupBatch, failure_id, group_id, numbers};
+use crate::store::rollups::{Recount, RollupBatch, failure_id, group_id, numbers, rollup_document};
 use crate::store::{Error, Result};
 
 /// How often a transaction that met another writer is tried.
@@ -89,6 +89,22 @@ fn failure_count_id(key: &FailureKey) -> Document {
     doc! { "l": key.level.word(), "t": key.at, "g": failure_id(key) }
 }
 
+fn failure_fields(key: &FailureKey) -> Document {
+    let mut fields = group_fields(&key.group);
+    fields.insert("outcome", key.outcome.letter());
+    fields.insert("step_name", &key.step_name);
+    fields.insert("fingerprint", &key.fingerprint);
+    fields
+}
+
+/// Makes a document what it should be. `None`: it should not be.
+fn replace(id: Document, document: Option<Document>, into: &mut (Vec<Document>, Vec<Document>)) {
+    match document {
+        Some(document) => into.0.push(put(id, document)),
+        None => into.1.push(remove(id)),
+    }
+}
+
 /// Adds to a document, which is made where it is missing, and goes when nothing is left that it counts.
 fn increment(
     id: Document,
@@ -119,13 +135,30 @@ impl Statements {
         }
         let mut counts = Default::default();
         for (key, parts) in &batch.deltas.failures {
-            let mut fixed = group_fields(&key.group);
-            fixed.insert("outcome", key.outcome.letter());
-            fixed.insert("step_name", &key.step_name);
-            fixed.insert("fingerprint", &key.fingerprint);
+            let fixed = failure_fields(key);
             let named = parts.iter().enumerate().map(|(part, count)| (part.to_string(), *count));
             let named: Vec<(String, i64)> = named.filter(|(_, count)| *count != 0).collect();
             increment(failure_count_id(key), parts.iter().sum(), named, fixed, &mut counts);
+        }
+        for (key, rollup) in &batch.rollups {
+            let counted = rollup.executions();
+            let document = (!rollup.is_empty()).then(|| {
+                let mut document = group_fields(&key.group);
+                document.extend(doc! { "n": counted, "p": rollup_document(rollup) });
+                document
+            });
+            replace(rollup_id(key), document, &mut rollups);
+        }
+        for (key, parts) in &batch.failures {
+            let sum: i64 = parts.iter().sum();
+            let document = (sum > 0).then(|| {
+                let mut document = failure_fields(key);
+                let named = parts.iter().enumerate().filter(|(_, count)| **count != 0);
+                let named = named.map(|(part, count)| (part.to_string(), Bson::from(*count)));
+                document.extend(doc! { "n": sum, "p": named.collect::<Document>() });
+                document
+            });
+            replace(failure_count_id(key), document, &mut counts);
         }
         let all =
             [(COUNTED, counted), (FAILURES, failed), (ROLLUPS, rollups), (FAILURE_COUNTS, counts)];
@@ -213,6 +246,8 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
     }
     let filter = doc! { "_id": lease_id("rollups"), "holder": holder };
     if batch.recounts.is_empty()
+        && batch.rollups.is_empty()
+        && batch.failures.is_empty()
         && batch.deltas.rollups.is_empty()
         && batch.deltas.failures.is_empty()
     {
