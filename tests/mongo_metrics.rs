@@ -350,3 +350,128 @@ fn points_of_other_programs_reach_a_watcher() {
         }
     });
 }
+
+const HOUR_MS: i64 = 3_600_000;
+
+async fn hours(b: &Backend) -> Collection<Document> {
+    b.mongodb().await.collection::<Document>("stepwell_metric_hours")
+}
+
+/// Lets a minute go by since the last points, and waits until every hour has its figures.
+async fn settled(b: &Backend) {
+    let hours = hours(b).await;
+    let past = DateTime::from_millis(wall_clock_ms() - 120_000);
+    hours.update_many(doc! {}, doc! { "$set": { "at": past } }).await.expect("aged");
+    eventually("the figures are computed", async || {
+        let dirty = hours.count_documents(doc! { "dirty": true }).await.expect("counted");
+        (dirty == 0).then_some(())
+    })
+    .await;
+}
+
+/// Every page of a query per interval: start, name, least, greatest, mean, last, count.
+async fn per_interval(
+    s: &Server,
+    hours: i64,
+    change: impl Fn(&mut QueryMetricsRequest),
+) -> Vec<(i64, String, [f64; 4], i64)> {
+    let interval = Some(prost_types::Duration { seconds: hours * 3600, nanos: 0 });
+    let mut request = QueryMetricsRequest {
+        execution_id: "e".into(),
+        interval,
+        page_size: 7,
+        ..Default::default()
+    };
+    change(&mut request);
+    let mut told = Vec::new();
+    loop {
+        let page = s.query_metrics(request.clone()).await;
+        for i in page.intervals {
+            let start = i.start.expect("a start").seconds * 1000;
+            told.push((start, i.name, [i.min, i.max, i.mean, i.last], i.count));
+        }
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            return told;
+        }
+    }
+}
+
+#[test]
+fn figures_of_hours_say_what_the_points_say() {
+    conduct_on_both(async |b| {
+        let s = b.serve().await;
+        s.create("e").await;
+        let newest = wall_clock_ms().div_euclid(24 * HOUR_MS) * 24 * HOUR_MS;
+        // Two days of a point every 7 minutes, with a night in which nothing happens; in whole numbers, so that means
+        // are exact.
+        let points: Vec<MetricPoint> = (0..48 * 60 / 7)
+            .filter(|n| !(18..26).contains(&(n * 7 / 60)))
+            .map(|n| {
+                let mut point =
+                    point(newest - 48 * HOUR_MS + n * 7 * 60_000, "a.b", (n % 13) as f64);
+                point.metrics.insert("c".to_owned(), (n * n % 31) as f64 - 9.0);
+                point
+            })
+            .collect();
+        s.record_metrics(record(points, None)).await;
+        let shapes: [(i64, Box<dyn Fn(&mut QueryMetricsRequest)>); 5] = [
+            (1, Box::new(|_| {})),
+            (24, Box::new(|_| {})),
+            (5, Box::new(|request| request.names = vec!["c".to_owned()])),
+            (
+                6,
+                Box::new(move |request| {
+                    request.from = Some(time(newest - 47 * HOUR_MS - 1_234_567));
+                    request.until = Some(time(newest - 3 * HOUR_MS + 1_234_567));
+                }),
+            ),
+            (2, Box::new(move |request| request.from = Some(time(newest - 20 * HOUR_MS)))),
+        ];
+        let mut from_points = Vec::new();
+        for (hours, change) in &shapes {
+            from_points.push(per_interval(&s, *hours, change).await);
+        }
+        assert!(from_points.iter().all(|told| told.len() >= 2));
+        settled(&b).await;
+        for ((hours, change), expected) in shapes.iter().zip(&from_points) {
+            let told = per_interval(&s, *hours, change).await;
+            assert_eq!(told.len(), expected.len(), "{hours}");
+            for (told, expected) in told.iter().zip(expected) {
+                assert_eq!((told.0, &told.1, told.3), (expected.0, &expected.1, expected.3));
+                for (told, expected) in told.2.iter().zip(expected.2) {
+                    assert!((told - expected).abs() <= expected.abs() * 1e-12, "{told} {expected}");
+                }
+            }
+        }
+
+        // They are what is read.
+        let all = hours(&b).await;
+        let hour = (newest - 10 * HOUR_MS) / HOUR_MS;
+        let one = doc! { "_id": { "e": "e", "h": hour } };
+        all.update_one(one.clone(), doc! { "$set": { "m.$[].n": 1000_i64 } })
+            .await
+            .expect("spoilt");
+        let of_hour = move |request: &mut QueryMetricsRequest| {
+            request.from = Some(time(hour * HOUR_MS));
+            request.until = Some(time((hour + 1) * HOUR_MS));
+        };
+        let told = per_interval(&s, 1, of_hour).await;
+        assert_eq!(told.iter().map(|told| told.3).collect::<Vec<_>>(), [1000, 1000]);
+        // One more point, and they are good for nothing.
+        s.record_metrics(record(vec![point(hour * HOUR_MS + 5, "c", 50.0)], None)).await;
+        let told = per_interval(&s, 1, of_hour).await;
+        let c = told.iter().find(|told| told.1 == "c").expect("c");
+        assert_eq!(c.2[1], 50.0);
+        assert!(c.3 < 20, "{told:?}");
+        settled(&b).await;
+        assert_eq!(per_interval(&s, 1, of_hour).await, told);
+
+        // They go with the execution.
+        s.delete_execution(DeleteExecutionRequest { execution_id: "e".into(), force: true }).await;
+        eventually("nothing is left", async || {
+            (all.count_documents(doc! {}).await.expect("counted") == 0).then_some(())
+        })
+        .await;
+    });
+}

@@ -570,6 +570,7 @@ impl Store for MongoStore {
 
     async fn sweep(&self) -> Result<()> {
         remove::sweep(&self.inner).await?;
+        metrics::settle(&self.inner).await?;
         configurations::sweep(&self.inner).await
     }
 

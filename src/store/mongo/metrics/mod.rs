@@ -3,6 +3,7 @@
 //! `setup` makes or adopts the collection, `record` stores points so that a request is stored once, `read` answers
 //! queries, `ids` gives points identities that sort in order of arrival.
 
+mod hours;
 mod ids;
 mod read;
 mod record;
@@ -22,6 +23,7 @@ use crate::store::metrics::{
 };
 use crate::store::{Error, Result};
 
+pub(super) use hours::settle;
 pub(super) use ids::Ids;
 pub(super) use setup::prepare;
 
@@ -34,6 +36,7 @@ pub(super) struct Metrics {
     points: Collection<RawDocumentBuf>,
     committed_points: Collection<RawDocumentBuf>,
     requests: Collection<RawDocumentBuf>,
+    hours: Collection<RawDocumentBuf>,
     /// Whether the points are in a time series: then no index keeps their ids apart.
     time_series: bool,
 }
@@ -99,7 +102,8 @@ pub(super) async fn delete(ready: &Ready, execution_id: &str) -> Result<()> {
     // Many points take their time; while the database answers at all, that is fine.
     points.await.map_err(super::failure::error)?;
     ready.metrics.requests.delete_many(of_it).await.map_err(super::failure::error)?;
-    Ok(())
+    // Last: figures may have been made while the points went.
+    hours::forget(ready, execution_id).await
 }
 
 /// The document of a point.

@@ -11,7 +11,7 @@ use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::Collection;
 
 use super::ids::{least, object_id, point_id};
-use super::{number, read_point};
+use super::{hours, number, read_point};
 use crate::domain::metric::interval_start;
 use crate::domain::query::Page;
 use crate::domain::{MetricInterval, MetricPoint, Millis};
@@ -156,6 +156,21 @@ pub(super) async fn intervals(inner: &Inner, query: &IntervalQuery) -> Result<Ve
         let until = query.span.until.map_or(end, |until| until.min(end));
         let before = told.len();
         let room = query.limit - before;
+        // From where the interval begins, unless it is not wanted from there: so that hours are whole.
+        let begin = interval_start(first, interval);
+        let begin = from.map_or(begin, |from| from.max(begin));
+        let figures = hours::intervals(inner, &ready, query, (begin, until), room).await?;
+        if let Some(figures) = figures {
+            told.extend(figures);
+            if told.len() - before < query.limit / 2 {
+                stretch = stretch.saturating_mul(STRETCH);
+            }
+            from = Some(until);
+            if query.span.until == Some(until) || until == i64::MAX {
+                break;
+            }
+            continue;
+        }
         let parts = parts(first, until, interval);
         let parts = parts.map(|part| stretch_of(inner, points, query, part, room));
         let parts = futures::future::try_join_all(parts).await?;
@@ -183,7 +198,7 @@ fn parts(from: Millis, until: Millis, interval_ms: i64) -> impl Iterator<Item = 
     })
 }
 
-async fn stretch_of(
+pub(super) async fn stretch_of(
     inner: &Inner,
     points: &Collection<RawDocumentBuf>,
     query: &IntervalQuery,

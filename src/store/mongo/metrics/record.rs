@@ -23,6 +23,7 @@ use bson::oid::ObjectId;
 use bson::{DateTime, Document, RawDocumentBuf, doc};
 use mongodb::error::ErrorKind;
 
+use super::hours::Marks;
 use super::ids::{nth, point_id};
 use super::{METRIC_REQUESTS, delete, read_point, write_point};
 use crate::domain::metric::admit;
@@ -389,9 +390,26 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
     if documents.is_empty() {
         return failed;
     }
+    let requests = attempts.iter().map(|attempt| {
+        let times = attempt.arriving.iter().map(|arriving| arriving.point.at);
+        (attempt.request.execution_id.as_str(), times)
+    });
+    let marks = match Marks::of(inner, requests) {
+        Ok(marks) => marks,
+        Err(error) => {
+            failed.extend(places.into_iter().map(|place| (place, again(&error))));
+            return failed;
+        }
+    };
+    if let Err(error) = marks.set(ready).await {
+        failed.extend(places.into_iter().map(|place| (place, again(&error))));
+        return failed;
+    }
     // Through the driver, which repeats a lost command under its transaction number: executed once.
     let inserted = ready.metrics.points.insert_many(&documents).ordered(false);
-    let error = match tokio::time::timeout(inner.patience * 2, inserted).await {
+    let inserted = tokio::time::timeout(inner.patience * 2, inserted).await;
+    marks.after(ready).await;
+    let error = match inserted {
         Ok(Ok(_)) => return failed,
         Ok(Err(error)) => error,
         Err(_) => {

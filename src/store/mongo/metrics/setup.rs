@@ -5,6 +5,7 @@ use mongodb::options::CollectionOptions;
 use mongodb::{Collection, Database};
 use std::time::Duration;
 
+use super::hours::METRIC_HOURS;
 use super::{METRIC_REQUESTS, METRICS, Metrics};
 use crate::store::Result;
 use crate::store::mongo::failure;
@@ -36,13 +37,16 @@ pub(in crate::store::mongo) async fn prepare(
     schema::make(database, METRICS, doc! { "execution_id": 1, "timestamp": 1 }, None).await?;
     schema::make(database, METRIC_REQUESTS, doc! { "execution_id": 1 }, None).await?;
     schema::make(database, METRIC_REQUESTS, doc! { "known_until": 1 }, Some(0)).await?;
+    schema::make(database, METRIC_HOURS, doc! { "dirty": 1, "at": 1 }, None).await?;
+    schema::make(database, METRIC_HOURS, doc! { "ends": 1 }, Some(0)).await?;
     let collection = |name, options| -> Collection<RawDocumentBuf> {
         database.collection_with_options(name, options)
     };
     Ok(Metrics {
         points: collection(METRICS, options.clone()),
         committed_points: collection(METRICS, committed),
-        requests: collection(METRIC_REQUESTS, options),
+        requests: collection(METRIC_REQUESTS, options.clone()),
+        hours: collection(METRIC_HOURS, options),
         time_series,
     })
 }

@@ -1,0 +1,379 @@
+//! Figures of whole hours, so that millions of points are not read again for every chart.
+//!
+//! A document per execution and hour says how often points were about to be stored in it (`g`, counted up before
+//! they are) and when the last time was. Once nothing has come for a minute, far longer than any attempt may take,
+//! the figures of the hour are computed in the database and written beside the number they are good for
+//! (`computed`). They are good as long as the two are equal: the next point counts up first. What has no such
+//! document (points of other programs) is read itself, as ever.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::Collection;
+
+use super::number;
+use super::read::stretch_of;
+use crate::domain::metric::interval_start;
+use crate::domain::{MetricInterval, Millis};
+use crate::store::metrics::{IntervalQuery, Span};
+use crate::store::mongo::command::Fate;
+use crate::store::mongo::{Inner, Ready, failure};
+use crate::store::{Error, Result};
+
+pub(in crate::store::mongo) const METRIC_HOURS: &str = "stepwell_metric_hours";
+
+pub(super) const HOUR_MS: i64 = 3_600_000;
+/// How long nothing must have come into an hour until its figures are computed.
+const QUIET_MS: i64 = 60_000;
+/// A batch that took longer than this marks its hours once more.
+const LONG: Duration = Duration::from_secs(20);
+/// A request over more hours than this makes no documents for those that have none.
+const HOURS_OF_REQUEST: usize = 64;
+/// Hours of which figures are computed in one query.
+const HOURS_AT_ONCE: usize = 100;
+/// How long one sweep computes figures.
+const SWEEP: Duration = Duration::from_secs(2);
+/// Metrics of an hour whose figures are kept; an hour with more is read itself.
+const NAMES: usize = 1_000;
+/// Gaps between hours with figures that are read one by one. With more of them everything is.
+const GAPS: usize = 32;
+
+fn hour_of(at: Millis) -> i64 {
+    at.div_euclid(HOUR_MS)
+}
+
+fn id_of(execution_id: &str, hour: i64) -> Document {
+    doc! { "e": execution_id, "h": hour }
+}
+
+/// The documents of an execution from one hour to another.
+fn hours_of(execution_id: &str, from: impl Into<Bson>, until: impl Into<Bson>) -> Document {
+    let from = doc! { "e": execution_id, "h": from.into() };
+    let until = doc! { "e": execution_id, "h": until.into() };
+    doc! { "_id": { "$gte": from, "$lt": until } }
+}
+
+fn collection(ready: &Ready) -> Collection<RawDocumentBuf> {
+    ready.metrics.hours.clone()
+}
+
+/// Hours into which points are about to be stored, or have been.
+pub(super) struct Marks {
+    statements: Vec<RawDocumentBuf>,
+    since: Instant,
+}
+
+impl Marks {
+    /// Of the points by request: the execution and their times.
+    pub(super) fn of<'a, T: Iterator<Item = Millis>>(
+        inner: &Inner,
+        requests: impl Iterator<Item = (&'a str, T)>,
+    ) -> Result<Marks> {
+        let mut wanted: HashMap<(&str, i64), bool> = HashMap::new();
+        for (execution_id, times) in requests {
+            let hours: HashSet<i64> = times.map(hour_of).collect();
+            let make = hours.len() <= HOURS_OF_REQUEST;
+            for hour in hours {
+                *wanted.entry((execution_id, hour)).or_default() |= make;
+            }
+        }
+        let mut statements = Vec::with_capacity(wanted.len());
+        for ((execution_id, hour), make) in wanted {
+            let mut set = doc! { "dirty": true };
+            if let Some(kept) = inner.metrics_kept_ms() {
+                let end = hour.saturating_add(1).saturating_mul(HOUR_MS).saturating_add(kept);
+                set.insert("ends", DateTime::from_millis(end));
+            }
+            let statement = doc! {
+                "q": { "_id": id_of(execution_id, hour) },
+                "u": { "$inc": { "g": 1_i64 }, "$set": set, "$currentDate": { "at": true } },
+                "upsert": make,
+            };
+            statements.push(RawDocumentBuf::try_from(&statement).map_err(Error::failed)?);
+        }
+        Ok(Marks { statements, since: Instant::now() })
+    }
+
+    /// Says that points are about to come. Only then they may.
+    pub(super) async fn set(&self, ready: &Ready) -> Result<()> {
+        let mut left = self.statements.clone();
+        // Of two servers that make the same document one is told that it is there.
+        for _ in 0..3 {
+            if left.is_empty() {
+                return Ok(());
+            }
+            let fates = ready.commander.update(METRIC_HOURS, &left, None).await;
+            // Without a document there is nothing to mark.
+            let done = |fate: &Fate| matches!(fate, Fate::Done | Fate::Doubtful { .. });
+            let kept = left.iter().zip(&fates).filter(|(_, fate)| !done(fate));
+            left = kept.map(|(statement, _)| statement.clone()).collect();
+        }
+        match left.is_empty() {
+            true => Ok(()),
+            false => Err(failure::away()),
+        }
+    }
+
+    /// After the points: says so again if that took so long that somebody may have looked in between.
+    pub(super) async fn after(&self, ready: &Ready) {
+        if self.since.elapsed() > LONG {
+            let _ = self.set(ready).await;
+        }
+    }
+}
+
+/// Lets go of the figures of an execution whose points are gone.
+pub(super) async fn forget(ready: &Ready, execution_id: &str) -> Result<()> {
+    let all = hours_of(execution_id, Bson::MinKey, Bson::MaxKey);
+    collection(ready).delete_many(all).await.map_err(failure::error)?;
+    Ok(())
+}
+
+/// Hours whose figures have to be computed: the execution, the hour, and its number.
+async fn dirty(inner: &Inner, ready: &Ready) -> Result<Vec<(String, i64, i64)>> {
+    let before = DateTime::from_millis(inner.clock.now().millis() - QUIET_MS);
+    let hours = collection(ready);
+    let find = hours
+        .find(doc! { "dirty": true, "at": { "$lt": before } })
+        .sort(doc! { "at": 1 })
+        .limit(HOURS_AT_ONCE as i64);
+    let mut found = Vec::new();
+    let mut cursor = inner.call(find).await?;
+    while inner.call(cursor.advance()).await? {
+        let raw = cursor.current();
+        let Ok(id) = raw.get_document("_id") else { continue };
+        if let (Ok(execution_id), Ok(hour), Ok(g)) =
+            (id.get_str("e"), id.get_i64("h"), raw.get_i64("g"))
+        {
+            found.push((execution_id.to_owned(), hour, g));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Computes the figures of hours into which nothing comes any more.
+pub(in crate::store::mongo) async fn settle(inner: &Inner) -> Result<()> {
+    let begun = Instant::now();
+    let ready = inner.ready().await?;
+    while begun.elapsed() < SWEEP {
+        let found = dirty(inner, &ready).await?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let mut rest = found.as_slice();
+        while let Some((execution_id, first, _)) = rest.first() {
+            let together = (0_i64..)
+                .zip(rest)
+                .take_while(|(n, (id, hour, _))| id == execution_id && *hour == first + n)
+                .count();
+            let (run, after) = rest.split_at(together);
+            compute(inner, &ready, execution_id, run).await?;
+            rest = after;
+        }
+    }
+    Ok(())
+}
+
+/// The figures of hours that follow each other.
+async fn compute(
+    inner: &Inner,
+    ready: &Ready,
+    execution_id: &str,
+    hours: &[(String, i64, i64)],
+) -> Result<()> {
+    let (Some((_, first, _)), Some((_, last, _))) = (hours.first(), hours.last()) else {
+        return Ok(());
+    };
+    let (from, until) = (first * HOUR_MS, (last + 1) * HOUR_MS);
+    let query = IntervalQuery {
+        span: Span { execution_id: execution_id.to_owned(), from: Some(from), until: Some(until) },
+        names: Vec::new(),
+        interval_ms: HOUR_MS,
+        after: None,
+        limit: hours.len() * (NAMES + 1),
+    };
+    let points = &ready.metrics.committed_points;
+    let told = stretch_of(inner, points, &query, (from, until), query.limit).await?;
+    let cut = told.len() == query.limit;
+    let mut by_hour: HashMap<i64, Vec<Document>> = HashMap::new();
+    for told in told {
+        by_hour.entry(hour_of(told.start)).or_default().push(doc! {
+            "k": told.name, "n": told.count, "m": told.mean, "a": told.min, "z": told.max,
+            "l": told.last,
+        });
+    }
+    for (_, hour, g) in hours {
+        let figures = by_hour.remove(hour).unwrap_or_default();
+        let mut set = doc! { "dirty": false };
+        if !cut && figures.len() <= NAMES {
+            set.insert("computed", *g);
+            set.insert("m", figures);
+        }
+        // By the clock of the database, which also says when something came last.
+        let quiet = doc! { "$lt": ["$at", { "$subtract": ["$$NOW", QUIET_MS] }] };
+        let filter = doc! { "_id": id_of(execution_id, *hour), "g": *g, "$expr": quiet };
+        inner.call(collection(ready).update_one(filter, doc! { "$set": set })).await?;
+    }
+    Ok(())
+}
+
+/// The figures that are good of the hours from one to another.
+async fn figures(
+    inner: &Inner,
+    ready: &Ready,
+    query: &IntervalQuery,
+    from: i64,
+    until: i64,
+) -> Result<BTreeMap<i64, Vec<MetricInterval>>> {
+    let oldest = inner.metrics_kept_ms().map(|kept| inner.clock.now().millis() - kept);
+    let mut good = BTreeMap::new();
+    let filter = hours_of(&query.span.execution_id, from, until);
+    let hours = collection(ready);
+    let mut cursor = inner.call(hours.find(filter).batch_size(2000)).await?;
+    while inner.call(cursor.advance()).await? {
+        let raw = cursor.current();
+        let Ok(hour) = raw.get_document("_id").and_then(|id| id.get_i64("h")) else { continue };
+        let is_good = match (raw.get_i64("g"), raw.get_i64("computed")) {
+            (Ok(g), Ok(computed)) => g == computed,
+            _ => false,
+        };
+        // Of an hour that is about to end the first points may be gone.
+        if is_good && oldest.is_none_or(|oldest| hour * HOUR_MS > oldest) {
+            good.insert(hour, read_figures(raw, &query.names, hour));
+        }
+    }
+    Ok(good)
+}
+
+fn read_figures(raw: &RawDocument, names: &[String], hour: i64) -> Vec<MetricInterval> {
+    let Ok(all) = raw.get_array("m") else { return Vec::new() };
+    let figure = |raw: &RawDocument| {
+        let name = raw.get_str("k").ok()?;
+        if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
+            return None;
+        }
+        let value = |field| raw.get(field).ok().flatten().and_then(number);
+        Some(MetricInterval {
+            name: name.to_owned(),
+            start: hour * HOUR_MS,
+            min: value("a")?,
+            max: value("z")?,
+            mean: value("m").unwrap_or(f64::INFINITY),
+            last: value("l")?,
+            count: value("n")? as i64,
+        })
+    };
+    all.into_iter().flatten().filter_map(|figure_of| figure(figure_of.as_document()?)).collect()
+}
+
+/// Adds what comes later to what there is of an interval.
+fn add(into: &mut MetricInterval, later: &MetricInterval) {
+    let (before, more) = (into.count as f64, later.count as f64);
+    into.min = into.min.min(later.min);
+    into.max = into.max.max(later.max);
+    into.mean = into.mean * (before / (before + more)) + later.mean * (more / (before + more));
+    into.last = later.last;
+    into.count += later.count;
+}
+
+/// The stretches of time between hours that have figures.
+fn gaps(
+    from: Millis,
+    until: Millis,
+    good: &BTreeMap<i64, Vec<MetricInterval>>,
+) -> Vec<(Millis, Millis)> {
+    let mut gaps = Vec::new();
+    let mut at = from;
+    for hour in good.keys() {
+        let start = hour * HOUR_MS;
+        if at < start {
+            gaps.push((at, start));
+        }
+        at = start + HOUR_MS;
+    }
+    if at < until {
+        gaps.push((at, until));
+    }
+    gaps
+}
+
+/// Intervals of whole hours between two times, from figures and, where there are none, from points. `None`: there
+/// are too few figures for that to be of use.
+pub(super) async fn intervals(
+    inner: &Inner,
+    ready: &Ready,
+    query: &IntervalQuery,
+    (from, until): (Millis, Millis),
+    limit: usize,
+) -> Result<Option<Vec<MetricInterval>>> {
+    if query.interval_ms % HOUR_MS != 0 {
+        return Ok(None);
+    }
+    let whole = (-(-from).div_euclid(HOUR_MS), hour_of(until));
+    if whole.0 >= whole.1 {
+        return Ok(None);
+    }
+    let good = figures(inner, ready, query, whole.0, whole.1).await?;
+    let gaps = gaps(from, until, &good);
+    if good.is_empty() || gaps.len() > GAPS {
+        return Ok(None);
+    }
+    let points = &ready.metrics.committed_points;
+    let unlimited = IntervalQuery { after: None, ..query.clone() };
+    // Everything by the time at which it begins, so that the last is the last.
+    let mut pieces: BTreeMap<Millis, Vec<MetricInterval>> = BTreeMap::new();
+    for gap in gaps {
+        let told = stretch_of(inner, points, &unlimited, gap, usize::MAX).await?;
+        pieces.insert(gap.0, told);
+    }
+    pieces.extend(good.into_iter().map(|(hour, figures)| (hour * HOUR_MS, figures)));
+    let mut told: BTreeMap<(Millis, String), MetricInterval> = BTreeMap::new();
+    for piece in pieces.into_values().flatten() {
+        let start = interval_start(piece.start, query.interval_ms);
+        let key = (start, piece.name.clone());
+        if query.after.as_ref().is_some_and(|after| key <= *after) {
+            continue;
+        }
+        match told.get_mut(&key) {
+            Some(there) => add(there, &piece),
+            None => {
+                told.insert(key, MetricInterval { start, ..piece });
+            }
+        }
+    }
+    Ok(Some(told.into_values().take(limit).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_what_has_no_figures() {
+        let good = |hours: &[i64]| hours.iter().map(|hour| (*hour, Vec::new())).collect();
+        let h = HOUR_MS;
+        assert_eq!(gaps(5, 10 * h, &good(&[])), [(5, 10 * h)]);
+        assert_eq!(gaps(0, 3 * h, &good(&[0, 1, 2])), []);
+        assert_eq!(gaps(5, 3 * h + 7, &good(&[1, 2])), [(5, h), (3 * h, 3 * h + 7)]);
+        assert_eq!(gaps(0, 4 * h, &good(&[0, 2])), [(h, 2 * h), (3 * h, 4 * h)]);
+        assert_eq!(gaps(-h, 0, &good(&[-1])), []);
+    }
+
+    #[test]
+    fn figures_add_up() {
+        let figure = |mean: f64, count, last| MetricInterval {
+            name: "a".to_owned(),
+            start: 0,
+            min: mean - 1.0,
+            max: mean + 1.0,
+            mean,
+            last,
+            count,
+        };
+        let mut sum = figure(10.0, 1, 10.0);
+        add(&mut sum, &figure(20.0, 3, 19.0));
+        assert_eq!((sum.min, sum.max, sum.mean, sum.last, sum.count), (9.0, 21.0, 17.5, 19.0, 4));
+    }
+}
