@@ -65,6 +65,10 @@ pub struct Args {
     /// keep them (retention.metrics = 0, or long enough).
     #[arg(long, value_name = "N", default_value_t = 0)]
     hourly: u64,
+    /// Ask once more after so long: on MongoDB the figures of an hour are kept once nothing has come into it for a
+    /// minute. 0: not.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    hourly_after: u64,
 }
 
 /// What the clients of one round share.
@@ -148,13 +152,17 @@ impl Bench<'_> {
             ]);
         }
         let mut tables = vec![table];
-        let mut hourly_ms = Vec::new();
+        let (mut hourly_ms, mut hourly_later_ms) = (Vec::new(), Vec::new());
         if self.args.hourly > 0 {
-            hourly_ms = self.hourly().await?;
+            (hourly_ms, hourly_later_ms) = self.hourly().await?;
             let mut table = report::table(&["hourly figures of one metric", "ms"]);
             let after = hourly_ms.iter().skip(1).copied();
             table.add_row(["the first time".to_owned(), report::ms(hourly_ms[0])]);
             table.add_row(["then, median".to_owned(), report::ms(median(after))]);
+            if !hourly_later_ms.is_empty() {
+                let label = format!("after {} s, median", self.args.hourly_after);
+                table.add_row([label, report::ms(median(hourly_later_ms.iter().copied()))]);
+            }
             tables.push(table);
         }
         Ok(Report {
@@ -168,11 +176,13 @@ impl Bench<'_> {
                     "rounds": self.args.rounds,
                     "direct": self.args.direct.is_some(),
                     "hourly_points": self.args.hourly,
+                    "hourly_after_seconds": self.args.hourly_after,
                 },
                 "server": server,
                 "direct": direct,
                 "throughput_ratio": ratio,
                 "hourly_ms": hourly_ms,
+                "hourly_later_ms": hourly_later_ms,
             }),
             tables,
             notes: vec![format!(
@@ -269,7 +279,7 @@ impl Bench<'_> {
     }
 
     /// Fills an execution and asks for it by the hour: milliseconds of each time.
-    async fn hourly(&self) -> anyhow::Result<Vec<f64>> {
+    async fn hourly(&self) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
         let (mut metrics, id) = self.execution().await?;
         let count = self.args.hourly;
         let span_ms = i64::try_from(count)?.checked_mul(1000).context("too many points")?;
@@ -289,6 +299,21 @@ impl Bench<'_> {
             anyhow::ensure!(accepted == now as i64, "{accepted} of {now} points are stored");
             done += now;
         }
+        let at_once = self.hourly_times(&mut metrics, &id).await?;
+        if self.args.hourly_after == 0 {
+            return Ok((at_once, Vec::new()));
+        }
+        report::progress(&format!("waiting {} s", self.args.hourly_after));
+        tokio::time::sleep(Duration::from_secs(self.args.hourly_after)).await;
+        Ok((at_once, self.hourly_times(&mut metrics, &id).await?))
+    }
+
+    async fn hourly_times(
+        &self,
+        metrics: &mut MetricServiceClient<tonic::transport::Channel>,
+        id: &str,
+    ) -> anyhow::Result<Vec<f64>> {
+        let count = self.args.hourly;
         let mut times = Vec::new();
         for _ in 0..=QUERIES {
             let began = Instant::now();
@@ -296,7 +321,7 @@ impl Bench<'_> {
             let mut values = 0;
             loop {
                 let mut request = tonic::Request::new(proto::QueryMetricsRequest {
-                    execution_id: id.clone(),
+                    execution_id: id.to_owned(),
                     names: vec!["cpu_usage_percent".to_owned()],
                     interval: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
                     page_size: 10_000,
