@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::uploads::Active;
 use super::{App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token};
+use crate::blobs::unit::Room;
 use crate::blobs::{self, Storage, Storages};
 use crate::clock::Clock;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
@@ -46,6 +47,8 @@ pub struct Artifacts {
     /// The server is going down: uploads end, what they have is kept.
     pub(super) stop: CancellationToken,
     pub(super) active: Active,
+    /// The memory of all units that are being filled.
+    pub(super) room: Arc<Room>,
 }
 
 /// A download that has begun: the record, and its bytes, which end with an error if they are not those that
@@ -65,7 +68,7 @@ impl Artifacts {
         stop: CancellationToken,
     ) -> Self {
         let active = Active::default();
-        Artifacts { app, store, storages, clock, upload_expiry, stop, active }
+        Artifacts { app, store, storages, clock, upload_expiry, stop, active, room: Arc::default() }
     }
 
     pub fn app(&self) -> &App {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::artifacts::hex;
 use super::{Artifacts, Error, Result, execution_not_found, ids};
+use crate::blobs::unit::Unit;
 use crate::blobs::{self, Storage, Writer};
 use crate::domain::{Artifact, Description, Refusal};
 use crate::store;
@@ -91,7 +92,7 @@ struct Run {
     writer: Box<dyn Writer>,
     hash: Sha256,
     /// What is less than a unit.
-    rest: BytesMut,
+    rest: Unit,
     /// Bytes that the writer took.
     written: u64,
     saved: u64,
@@ -252,7 +253,7 @@ impl Artifacts {
             saved: upload.received_bytes,
             saved_at: Instant::now(),
             resumable: description.upload_id.is_some(),
-            rest: BytesMut::new(),
+            rest: Unit::new(Arc::clone(&self.room), storage.unit_bytes()),
             upload,
             storage,
             writer,
@@ -319,17 +320,17 @@ impl Artifacts {
     async fn take(&self, run: &mut Run, mut chunk: Bytes) -> Result<()> {
         let unit_bytes = run.storage.unit_bytes();
         while !chunk.is_empty() {
-            let unit = if run.rest.is_empty() && chunk.len() >= unit_bytes {
-                chunk.split_to(unit_bytes)
+            if run.rest.is_empty() && chunk.len() >= unit_bytes {
+                run.write(chunk.split_to(unit_bytes)).await?;
             } else {
-                let more = chunk.len().min(unit_bytes - run.rest.len());
-                run.rest.extend_from_slice(&chunk.split_to(more));
-                if run.rest.len() < unit_bytes {
+                let more = chunk.len().min(run.rest.missing());
+                run.rest.push(chunk.split_to(more)).await?;
+                if run.rest.missing() > 0 {
                     return Ok(());
                 }
-                run.rest.split().freeze()
-            };
-            run.write(unit).await?;
+                let unit = run.rest.take().await?;
+                run.write(unit.bytes.clone()).await?;
+            }
             let since = run.saved_at.elapsed();
             let due = match run.resumable {
                 true => run.written - run.saved >= SAVED_BYTES || since >= SAVED_AFTER,
@@ -375,8 +376,8 @@ impl Artifacts {
         // Whatever is safe so far can be gone on with should the rest fail.
         self.save(run).await?;
         if !run.rest.is_empty() {
-            let last = run.rest.split().freeze();
-            run.write(last).await?;
+            let last = run.rest.take().await?;
+            run.write(last.bytes.clone()).await?;
         }
         let sha256 = hex(&run.hash.clone().finalize());
         if let Some(declared) = &description.sha256

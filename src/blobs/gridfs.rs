@@ -23,6 +23,7 @@ use mongodb::{Collection, Cursor, Database};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
+use super::ahead::{self, Ahead};
 use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer};
 use crate::clock::Clock;
 
@@ -32,7 +33,7 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 const CHUNKS_AHEAD: usize = 2;
 /// Chunks of all files that are under way to the database.
 const CHUNKS_UNDER_WAY: usize = 24;
-/// Chunks fetched at a time.
+/// Chunks fetched at a time by who may read ahead; others fetch one.
 const CHUNKS_FETCHED: u32 = 4;
 /// How long one call of the driver may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,6 +53,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     prepared: OnceCell<()>,
     room: Arc<Semaphore>,
+    /// Downloads that may read ahead.
+    ahead: Ahead,
 }
 
 /// A driver's error without anything that tells where the database is.
@@ -185,7 +188,9 @@ impl Inner {
 impl GridFs {
     pub fn new(connect: Connect, clock: Arc<dyn Clock>) -> Self {
         let room = Arc::new(Semaphore::new(CHUNKS_UNDER_WAY));
-        GridFs { inner: Arc::new(Inner { connect, clock, prepared: OnceCell::new(), room }) }
+        let prepared = OnceCell::new();
+        let ahead = Ahead::default();
+        GridFs { inner: Arc::new(Inner { connect, clock, prepared, room, ahead }) }
     }
 
     async fn writer(&self, path: &str, chunks: u64) -> Result<Box<dyn Writer>> {
@@ -248,6 +253,8 @@ impl Storage for GridFs {
     fn read(&self, path: &str, range: Range<u64>) -> Pieces {
         let inner = Arc::clone(&self.inner);
         let path = path.to_owned();
+        let allowed = inner.ahead.allowed();
+        let fetched = if allowed.is_some() { CHUNKS_FETCHED } else { 1 };
         let open = async move {
             let (bucket, name) = inner.bucket(&path).await?;
             let file = bucket.find(&name).await?.ok_or(Error::Missing)?;
@@ -260,7 +267,7 @@ impl Storage for GridFs {
                 "n": { "$gte": i64::try_from(first).unwrap_or(i64::MAX) },
             };
             let find = bucket.chunks.find(chunks).sort(doc! { "n": 1 });
-            let cursor = call(find.batch_size(CHUNKS_FETCHED)).await?;
+            let cursor = call(find.batch_size(fetched)).await?;
             let (at, end) = (range.start, range.end);
             Ok(Reading { cursor, file, chunk: first, at, end, rest: Bytes::new() })
         };
@@ -268,7 +275,7 @@ impl Storage for GridFs {
             Err(error) => stream::once(async { Err(error) }).boxed(),
             Ok(reading) => stream::try_unfold(reading, Reading::next).boxed(),
         });
-        pieces.boxed()
+        ahead::pieces(pieces.boxed(), allowed)
     }
 
     async fn remove(&self, path: &str, _state: &[u8]) -> Result<()> {

@@ -4,9 +4,11 @@
 //! Bytes arrive in units of the storage and become readable all at once, with `Writer::finish`. Until then a
 //! checkpoint says how much of them would survive a crash, and `Storage::resume` goes on from one.
 
+mod ahead;
 pub mod gridfs;
 pub mod local;
 pub mod s3;
+pub mod unit;
 
 use std::collections::HashMap;
 use std::ops::Range;

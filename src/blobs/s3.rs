@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::ahead::{self, Ahead};
 use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer};
 
 /// The smallest part that S3 takes, but for the last one. It takes 10,000 of them.
@@ -28,7 +29,7 @@ const PART_BYTES: usize = 5 * 1024 * 1024;
 /// Parts of one object that are sent before the first of them is acknowledged.
 const PARTS_AHEAD: usize = 2;
 /// Parts of all objects that are under way.
-const PARTS_UNDER_WAY: usize = 16;
+const PARTS_UNDER_WAY: usize = 8;
 
 /// Where the bucket is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -49,6 +50,8 @@ pub struct S3 {
     root: String,
     prefix: String,
     room: Arc<Semaphore>,
+    /// Downloads that may read ahead.
+    ahead: Ahead,
 }
 
 /// What is needed to go on with an object.
@@ -105,6 +108,7 @@ impl S3 {
             root: format!("s3://{}/{prefix}", options.bucket),
             prefix,
             room: Arc::new(Semaphore::new(PARTS_UNDER_WAY)),
+            ahead: Ahead::default(),
         })
     }
 
@@ -204,7 +208,7 @@ impl Storage for S3 {
             let left = left - piece.len() as u64;
             Ok(Some((piece, (pieces, rest, left))))
         });
-        counted.boxed()
+        ahead::pieces(counted.boxed(), self.ahead.allowed())
     }
 
     async fn remove(&self, path: &str, state: &[u8]) -> Result<()> {
