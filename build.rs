@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "stepwell/v1/configuration_service.proto",
         "stepwell/v1/ingest_service.proto",
         "stepwell/v1/admin_service.proto",
+        "stepwell/v1/analytics_service.proto",
     ];
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=third_party");

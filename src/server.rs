@@ -16,6 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::app::analytics::Analytics;
 use crate::app::configurations::Configurations;
 use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
@@ -274,6 +275,9 @@ impl Server {
         tasks.spawn(Arc::clone(&follower).run(stop.clone()));
         let rollups = Rollups::new(rollups::Reader::new(stores.rollups), keeper, follower);
 
+        let analytics =
+            Arc::new(Analytics::new(Arc::clone(&app), rollups.clone(), Arc::clone(&clock)));
+
         let (reporter, health) = tonic_health::server::health_reporter();
         let (ready_sender, ready) = signal::channel(false);
         set_ready(&reporter, false).await;
@@ -336,6 +340,11 @@ impl Server {
             rpc::artifacts::ArtifactCalls { artifacts, tasks: tasks.clone() },
         )
         .max_decoding_message_size(request_bytes);
+        let analytics =
+            proto::analytics_service_server::AnalyticsServiceServer::new(rpc::analytics::Reports {
+                analytics,
+            })
+            .max_decoding_message_size(request_bytes);
         let admin = proto::admin_service_server::AdminServiceServer::new(rpc::admin::Admin {
             app,
             database: stores.database,
@@ -364,6 +373,7 @@ impl Server {
             .add_service(configurations)
             .add_service(metrics)
             .add_service(artifacts)
+            .add_service(analytics)
             .add_service(admin)
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
 
@@ -613,6 +623,7 @@ async fn set_ready(reporter: &HealthReporter, ready: bool) {
         "stepwell.v1.ConfigurationService",
         "stepwell.v1.MetricService",
         "stepwell.v1.AdminService",
+        "stepwell.v1.AnalyticsService",
         "stepwell.v1.ArtifactService",
     ] {
         reporter.set_service_status(service, status).await;

@@ -130,6 +130,57 @@ fn retention_is_run_and_counted_by_hand() {
 }
 
 #[test]
+fn reports_are_drawn_and_told_as_json() {
+    on_both(async |b| {
+        let s = b.serve().await;
+        for number in 0..4 {
+            let id = format!("e{number}");
+            s.create(&id).await;
+            s.start(&id, 1).await;
+            let broken = number == 0;
+            let error = broken.then(|| run_error("no answer within 30 s"));
+            let status = if broken { ExecutionStatus::Failed } else { ExecutionStatus::Completed };
+            s.finish_execution(FinishExecutionRequest { error, ..finish(&id, status) }).await;
+        }
+        let report = cli(&s, &["report", "day", "-n", "2"]).await.code(0);
+        assert_eq!(report.err, "");
+        let today = report.out.lines().find(|line| line.contains('*')).expect("today");
+        let words: Vec<&str> = today.split_whitespace().collect();
+        assert_eq!(words[1], "4", "{today}");
+        assert!(words[2].starts_with('█') && today.contains("75.0 %"), "{today}");
+        assert!(!report.out.contains('\u{1b}'), "no colour where nobody looks");
+        let told =
+            cli(&s, &["report", "week", "--time-zone", "Asia/Kathmandu", "-o", "json"]).await;
+        let week = told.code(0).json();
+        assert_eq!(week["time_zone"], json!("Asia/Kathmandu"));
+        assert_eq!(week["periods"].as_array().map(Vec::len), Some(7));
+        assert_eq!(week["periods"][6]["executions"], json!(4));
+        assert_eq!(week["freshness"]["complete"], json!(true));
+
+        let errors = cli(&s, &["errors"]).await.code(0);
+        assert!(errors.out.contains("no answer within <number> s"), "{errors:?}");
+        let errors = cli(&s, &["errors", "--output", "json"]).await.code(0).json();
+        assert_eq!(errors["errors"][0]["samples"][0]["execution_id"], json!("e0"));
+        let none = cli(&s, &["errors", "--app-name", "nobody's"]).await.code(0);
+        assert_eq!((none.out.as_str(), none.err.trim()), ("", "no errors"));
+
+        let trends = cli(&s, &["trends", "--interval", "6h"]).await.code(0);
+        assert!(trends.out.contains("too few durations to tell"), "{trends:?}");
+        let trends = cli(&s, &["trends", "--output", "json"]).await.code(0).json();
+        assert_eq!(trends["apps"][0]["direction"], json!("TREND_DIRECTION_UNKNOWN"));
+        let activity = cli(&s, &["activity"]).await.code(0);
+        assert!(activity.out.contains("Mon  ") && activity.out.contains('█'), "{activity:?}");
+        let activity = cli(&s, &["activity", "--output", "json"]).await.code(0).json();
+        assert_eq!(activity["executions"], json!(4));
+
+        let wrong = cli(&s, &["report", "day", "--time-zone", "Mars"]).await.code(1);
+        assert!(wrong.err.contains("time_zone"), "{wrong:?}");
+        cli(&s, &["report", "year"]).await.code(2);
+        cli(&s, &["trends", "--interval", "7m"]).await.code(1);
+    });
+}
+
+#[test]
 fn lists_filter_page_and_fit() {
     on_both(|backend| async move {
         let server = backend.serve().await;

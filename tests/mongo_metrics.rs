@@ -415,7 +415,8 @@ fn figures_of_hours_say_what_the_points_say() {
             })
             .collect();
         s.record_metrics(record(points, None)).await;
-        let shapes: [(i64, Box<dyn Fn(&mut QueryMetricsRequest)>); 5] = [
+        type Change = Box<dyn Fn(&mut QueryMetricsRequest)>;
+        let shapes: [(i64, Change); 5] = [
             (1, Box::new(|_| {})),
             (24, Box::new(|_| {})),
             (5, Box::new(|request| request.names = vec!["c".to_owned()])),

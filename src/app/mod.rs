@@ -1,5 +1,6 @@
 //! The operations, whoever asks: both edges call these, and nothing here knows a protocol.
 
+pub mod analytics;
 pub mod artifacts;
 pub mod configurations;
 pub mod engine;

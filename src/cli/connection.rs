@@ -12,6 +12,7 @@ use tonic_types::StatusExt as _;
 use super::exit::{Failure, Result};
 use super::text;
 use crate::proto::admin_service_client::AdminServiceClient;
+use crate::proto::analytics_service_client::AnalyticsServiceClient;
 use crate::proto::artifact_service_client::ArtifactServiceClient;
 use crate::proto::execution_service_client::ExecutionServiceClient;
 use crate::proto::ingest_service_client::IngestServiceClient;
@@ -100,6 +101,10 @@ impl Connection {
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub fn analytics(&self) -> AnalyticsServiceClient<Channel> {
+        AnalyticsServiceClient::new(self.channel.clone())
     }
 
     pub fn health(&self) -> HealthClient<Channel> {

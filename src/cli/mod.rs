@@ -12,6 +12,7 @@ mod health;
 mod import;
 mod json;
 mod output;
+mod reports;
 mod retention;
 pub mod serve;
 mod server_info;
@@ -98,6 +99,44 @@ enum Command {
         #[command(subcommand)]
         command: analytics::Command,
     },
+    /// Show executions by day, week or month: how many, how well, how long, and what fails.
+    #[command(after_help = CODES_HELP)]
+    Report {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: reports::report::Args,
+    },
+    /// Show how many executions each app has and how long they take over time, and which apps became slower.
+    ///
+    /// Without --since: the last 30 days.
+    #[command(after_help = CODES_HELP)]
+    Trends {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: reports::trends::Args,
+    },
+    /// Show the most frequent errors of executions and steps, alike ones counted together.
+    ///
+    /// Without --since: of the last 7 days.
+    #[command(after_help = CODES_HELP)]
+    Errors {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: reports::errors::Args,
+    },
+    /// Show when executions are started, by hour of the week and user, as a heat map.
+    ///
+    /// Without --since: of the last 28 days.
+    #[command(after_help = CODES_HELP)]
+    Activity {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: reports::activity::Args,
+    },
     /// Say whether the server is SERVING; exit code 0 if it is.
     #[command(after_help = CODES_HELP)]
     Health {
@@ -153,6 +192,22 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Analytics { client, command } => block_on(async {
             let connection = client.server.connect()?;
             analytics::run(command, &connection, &client.output.open()).await
+        }),
+        Command::Report { client, args } => block_on(async {
+            let connection = client.server.connect()?;
+            reports::report::run(&args, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Trends { client, args } => block_on(async {
+            let connection = client.server.connect()?;
+            reports::trends::run(&args, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Errors { client, args } => block_on(async {
+            let connection = client.server.connect()?;
+            reports::errors::run(&args, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Activity { client, args } => block_on(async {
+            let connection = client.server.connect()?;
+            reports::activity::run(&args, &connection, &client.output.open(), &SystemClock).await
         }),
         Command::Health { client } => block_on(async {
             let connection = client.server.connect()?;

@@ -67,6 +67,22 @@ pub fn status(word: &str) -> Content {
     Content { text: word.to_owned(), colour: status_colour(word) }
 }
 
+/// What a colour says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colour {
+    Good,
+    Bad,
+}
+
+/// A text in a colour that stresses what it says.
+pub fn coloured(text: &str, colour: Option<Colour>) -> Content {
+    let colour = colour.map(|colour| match colour {
+        Colour::Good => Color::Green,
+        Colour::Bad => Color::Red,
+    });
+    Content { text: text.to_owned(), colour }
+}
+
 fn status_colour(word: &str) -> Option<Color> {
     match word {
         "running" => Some(Color::Cyan),

@@ -5,6 +5,7 @@
 //! of MongoDB are the data model; the `bson` crate does no I/O.
 
 pub mod artifact;
+pub mod calendar;
 pub mod configuration;
 pub mod digest;
 pub mod execution;
@@ -18,6 +19,7 @@ pub mod refusal;
 pub mod retention;
 pub mod rollup;
 pub mod step;
+pub mod trend;
 pub mod value;
 
 #[cfg(test)]

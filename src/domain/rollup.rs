@@ -146,14 +146,23 @@ impl Durations {
         self.0.iter().map(|(bucket, times)| (*bucket, *times))
     }
 
+    /// How many durations there are.
+    pub fn count(&self) -> i64 {
+        self.0.values().sum()
+    }
+
     /// The duration at a quantile from 0 to 1: the middle of the bucket of the one at that rank (nearest rank).
     /// `None`: there are none.
     pub fn quantile(&self, quantile: f64) -> Option<i64> {
-        let total: i64 = self.0.values().sum();
+        let total = self.count();
         if total <= 0 {
             return None;
         }
-        let rank = ((quantile.clamp(0.0, 1.0) * total as f64).ceil() as i64).clamp(1, total);
+        self.at_rank(((quantile.clamp(0.0, 1.0) * total as f64).ceil() as i64).clamp(1, total))
+    }
+
+    /// The duration at a rank from 1: the middle of its bucket.
+    pub fn at_rank(&self, rank: i64) -> Option<i64> {
         let mut seen = 0;
         for (bucket, times) in &self.0 {
             seen += times;

@@ -241,7 +241,7 @@ impl Follower {
     }
 
     fn tell(&self, log: &dyn ChangeLog, cursor: &Cursor) {
-        if let Some(position) = log.position_of(cursor) {
+        if let Some(position) = log.complete_through(cursor) {
             self.done.send_if_modified(|done| std::mem::replace(done, position) != position);
         }
     }
@@ -290,7 +290,7 @@ impl Follower {
                 continue;
             }
             let cursor = self.consumer.cursor().await?;
-            let reached = cursor.and_then(|cursor| log.position_of(&cursor));
+            let reached = cursor.and_then(|cursor| log.complete_through(&cursor));
             if reached.is_some_and(|reached| reached >= position) {
                 return Ok(());
             }

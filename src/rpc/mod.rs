@@ -1,6 +1,8 @@
 //! The gRPC edge: one file per service. Converts, calls an operation, converts back; decides nothing.
 
 pub mod admin;
+pub mod analytics;
+mod analytics_requests;
 mod artifact_requests;
 pub mod artifacts;
 pub mod configurations;

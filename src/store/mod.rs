@@ -192,6 +192,12 @@ pub trait ChangeLog: Send + Sync {
     /// The number behind a cursor, comparable with `position`. `None`: these bytes are no cursor.
     fn position_of(&self, cursor: &Cursor) -> Option<u64>;
 
+    /// The number up to which surely every change is before this cursor. Several changes may have one number, and a
+    /// cursor may be between them.
+    fn complete_through(&self, cursor: &Cursor) -> Option<u64> {
+        self.position_of(cursor)
+    }
+
     /// The current records, in one query per collection. What is gone is left out. With `payloads`, steps come
     /// with input and output.
     async fn load(&self, what: &[Changed], payloads: bool) -> Result<Vec<(Changed, Record)>>;

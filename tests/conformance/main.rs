@@ -4,6 +4,7 @@
 //! shows; `docs/promises.md` has the same seen from the promises, and `promises` compares the two. A case may
 //! not opt out of a backend.
 
+mod analytics;
 mod artifacts;
 mod bounds;
 mod configurations;
@@ -84,6 +85,18 @@ macro_rules! cases {
 }
 
 cases! {
+    analytics {
+        success_rates_equal_a_recount: "3.GetSuccessRates",
+        a_report_counts_what_was_acknowledged_before: "3.GetReport" "3.analytics.freshness",
+        reports_equal_a_recount_in_every_time_zone: "3.GetReport" "3.analytics.freshness",
+        days_are_as_long_as_they_are_where_the_clock_changes: "3.GetReport",
+        a_report_tells_which_steps_fail_and_what_changed: "3.GetReport",
+        trends_equal_a_recount_and_flag_what_became_slower: "3.GetTrends",
+        activity_equals_a_recount_by_hour_of_the_week: "3.GetUserActivity",
+        the_slowest_steps_come_first: "3.ListSlowestSteps" "3.analytics.freshness",
+        alike_errors_are_one_error: "3.ListTopErrors",
+        every_bad_field_of_a_report_is_named: "3.errors.bad_request" "3.bounds.analytics",
+    }
     executions {
         a_created_execution_has_every_field_that_was_sent: "1.executions" "3.CreateExecution",
         the_server_fills_in_what_the_client_leaves_out: "1.execution_id" "2.5" "3.CreateExecution",

@@ -12,9 +12,10 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
+    "stepwell.v1.AnalyticsService",
     "stepwell.v1.ArtifactService",
     "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",
@@ -118,7 +119,14 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
     let expected = [
         "AdminService.CheckIndexes",
         "AdminService.GetServerInfo",
+        "AdminService.RebuildAnalytics",
         "AdminService.RunRetention",
+        "AnalyticsService.GetReport",
+        "AnalyticsService.GetSuccessRates",
+        "AnalyticsService.GetTrends",
+        "AnalyticsService.GetUserActivity",
+        "AnalyticsService.ListSlowestSteps",
+        "AnalyticsService.ListTopErrors",
         "ArtifactService.DeleteArtifact",
         "ArtifactService.DownloadArtifact",
         "ArtifactService.GetArtifact",
@@ -281,6 +289,8 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         ("ExecutionView", "EXECUTION_VIEW_FULL"),
         ("ExecutionOrder", "EXECUTION_ORDER_STARTED_AT_ASC"),
         ("ChangeType", "CHANGE_TYPE_DELETED"),
+        ("SuccessRateGroupBy", "SUCCESS_RATE_GROUP_BY_SUB_APP"),
+        ("ReportPeriod", "REPORT_PERIOD_WEEK"),
     ] {
         assert!(enums[kind].contains(&value), "{value} is missing");
     }
@@ -298,6 +308,7 @@ pub async fn health_says_serving(b: Backend) {
         "stepwell.v1.ConfigurationService",
         "stepwell.v1.MetricService",
         "stepwell.v1.AdminService",
+        "stepwell.v1.AnalyticsService",
     ] {
         let request = HealthCheckRequest { service: service.into() };
         let answer = health.check(request).await.expect("health answers").into_inner();

@@ -13,6 +13,7 @@ import harness
 SERVICES = {
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
+    "stepwell.v1.AnalyticsService",
     "stepwell.v1.ArtifactService",
     "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",

@@ -2,6 +2,7 @@
 //! record, one (`try_…`) that returns the status too.
 
 use stepwell::proto::admin_service_client::AdminServiceClient;
+use stepwell::proto::analytics_service_client::AnalyticsServiceClient;
 use stepwell::proto::artifact_service_client::ArtifactServiceClient;
 use stepwell::proto::configuration_service_client::ConfigurationServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
@@ -146,6 +147,12 @@ calls! {
     artifacts.get_artifact / try_get_artifact (GetArtifactRequest) -> Artifact, artifact;
     artifacts.list_artifacts / try_list_artifacts (ListArtifactsRequest) -> ListArtifactsResponse;
     artifacts.delete_artifact / try_delete_artifact (DeleteArtifactRequest) -> DeleteArtifactResponse;
+    analytics.get_success_rates / try_get_success_rates (GetSuccessRatesRequest) -> GetSuccessRatesResponse;
+    analytics.get_report / try_get_report (GetReportRequest) -> GetReportResponse;
+    analytics.get_trends / try_get_trends (GetTrendsRequest) -> GetTrendsResponse;
+    analytics.get_user_activity / try_get_user_activity (GetUserActivityRequest) -> GetUserActivityResponse;
+    analytics.list_slowest_steps / try_list_slowest_steps (ListSlowestStepsRequest) -> ListSlowestStepsResponse;
+    analytics.list_top_errors / try_list_top_errors (ListTopErrorsRequest) -> ListTopErrorsResponse;
     admin.get_server_info / try_get_server_info (GetServerInfoRequest) -> GetServerInfoResponse;
 }
 
@@ -173,6 +180,10 @@ impl Client {
 
     pub fn admin(&self) -> AdminServiceClient<Channel> {
         AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub fn analytics(&self) -> AnalyticsServiceClient<Channel> {
+        AnalyticsServiceClient::new(self.channel.clone())
     }
 
     pub fn configurations(&self) -> ConfigurationServiceClient<Channel> {

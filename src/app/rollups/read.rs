@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::app::error::Result;
-use crate::domain::rollup::{Group, Level, Outcome, Rollup, Span, Stretch, Tallies};
+use crate::domain::rollup::{Failure, Group, Level, Outcome, Rollup, Span, Stretch, Tallies};
 use crate::store::rollups::{FailureQuery, RollupQuery, RollupState, RollupStore, Seen, Selection};
 
 /// What is counted apart; all else is counted together.
@@ -17,7 +17,8 @@ pub struct Apart {
 }
 
 impl Apart {
-    fn group(self, group: &Group) -> Group {
+    /// What of a group is kept.
+    pub fn group(self, group: &Group) -> Group {
         let mut apart = Group::default();
         if self.apps {
             apart.app_id = group.app_id;
@@ -222,6 +223,14 @@ impl Reader {
             ))
         });
         Ok(tallies)
+    }
+
+    /// The failed steps of these executions, read from the steps themselves.
+    pub async fn failed_steps(
+        &self,
+        execution_ids: &[String],
+    ) -> Result<HashMap<String, Vec<Failure>>> {
+        Ok(self.store.failed_steps(execution_ids).await?)
     }
 
     /// When these errors were first and last seen, and the latest of each.

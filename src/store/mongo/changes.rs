@@ -41,6 +41,10 @@ const END: u8 = 4;
 const WITH_TYPE_BITS: u8 = 1;
 /// First byte of a token: a timestamp follows.
 const TIMESTAMP: u8 = 0x82;
+/// Where a token says of what it is: after the timestamp and the version.
+const TOKEN_TYPE: usize = 11;
+/// There, of a moment and not of an event.
+const HIGH_WATER_MARK: u8 = 0x29;
 
 pub(super) struct Log {
     inner: Arc<Inner>,
@@ -195,6 +199,13 @@ impl ChangeLog for Log {
 
     fn position_of(&self, cursor: &Cursor) -> Option<u64> {
         position(cursor)
+    }
+
+    /// All inserts of one command may be one entry of the oplog, and their events have one time.
+    fn complete_through(&self, cursor: &Cursor) -> Option<u64> {
+        let number = position(cursor)?;
+        let between_events = cursor.0.get(TOKEN_TYPE) != Some(&HIGH_WATER_MARK);
+        Some(number - u64::from(between_events && number > 0))
     }
 
     async fn load(&self, what: &[Changed], payloads: bool) -> Result<Vec<(Changed, Record)>> {

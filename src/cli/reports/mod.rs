@@ -1,0 +1,34 @@
+//! `stepwell report`, `trends`, `errors` and `activity`: reports as charts in the terminal, or as JSON.
+
+pub mod activity;
+mod chart;
+pub mod errors;
+mod json;
+pub mod report;
+pub mod trends;
+
+use super::output::message;
+use super::text;
+use crate::proto;
+
+/// In whose days.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ZoneArgs {
+    /// Where days and hours begin: a name of the IANA time zone database, as in Europe/Berlin.
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub time_zone: String,
+}
+
+/// Says on stderr what a reader could not know from the numbers.
+fn say_freshness(freshness: Option<&proto::Freshness>) {
+    let Some(freshness) = freshness.filter(|freshness| !freshness.complete) else { return };
+    if let Some(read_from) = &freshness.read_from {
+        message(&format!(
+            "not complete: executions had to be read, and reading ended with those of {} UTC; a shorter window is \
+             complete",
+            text::time(Some(read_from))
+        ));
+    } else {
+        message("not complete: the latest changes are not counted yet; ask again in a moment");
+    }
+}
