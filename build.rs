@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "stepwell/v1/step_service.proto",
         "stepwell/v1/artifact_service.proto",
         "stepwell/v1/metric_service.proto",
+        "stepwell/v1/search_service.proto",
         "stepwell/v1/configuration_service.proto",
         "stepwell/v1/ingest_service.proto",
         "stepwell/v1/admin_service.proto",

@@ -22,6 +22,7 @@ use crate::app::engine::{Bounds, Observer};
 use crate::app::leases::Keeper;
 use crate::app::metrics::{Metrics, Recorder};
 use crate::app::rollups::{self, Rollups};
+use crate::app::search::{self, Search};
 use crate::app::{self, App, Artifacts, Engine, Retention};
 use crate::blobs::gridfs::GridFs;
 use crate::blobs::local::Local;
@@ -44,6 +45,7 @@ use crate::store::observed::{Observed, ObservedConfigurations};
 use crate::store::observed_metrics::ObservedMetrics;
 use crate::store::retention::RetentionStore;
 use crate::store::rollups::RollupStore;
+use crate::store::search::SearchStore;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{self, Record, Store};
 use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
@@ -274,6 +276,20 @@ impl Server {
         );
         tasks.spawn(Arc::clone(&follower).run(stop.clone()));
         let rollups = Rollups::new(rollups::Reader::new(stores.rollups), keeper, follower);
+        let indexer = Follower::new(
+            Arc::clone(&store),
+            Arc::clone(&stores.leads),
+            Arc::new(search::Keeper::new(
+                Arc::clone(&store),
+                Arc::clone(&stores.search),
+                Arc::clone(&artifacts),
+                Arc::clone(&clock),
+            )),
+            app::ids::server(),
+            Arc::clone(&applied),
+        );
+        tasks.spawn(Arc::clone(&indexer).run(stop.clone()));
+        let search = Arc::new(Search::new(Arc::clone(&store), stores.search, indexer));
 
         let analytics =
             Arc::new(Analytics::new(Arc::clone(&app), rollups.clone(), Arc::clone(&clock)));
@@ -336,6 +352,12 @@ impl Server {
             rpc::configurations::Service { configurations },
         )
         .max_decoding_message_size(request_bytes);
+        let searches =
+            proto::search_service_server::SearchServiceServer::new(rpc::search::SearchRpc {
+                app: Arc::clone(&app),
+                search,
+            })
+            .max_decoding_message_size(request_bytes);
         let artifacts = proto::artifact_service_server::ArtifactServiceServer::new(
             rpc::artifacts::ArtifactCalls { artifacts, tasks: tasks.clone() },
         )
@@ -372,6 +394,7 @@ impl Server {
             .add_service(ingest)
             .add_service(configurations)
             .add_service(metrics)
+            .add_service(searches)
             .add_service(artifacts)
             .add_service(analytics)
             .add_service(admin)
@@ -399,6 +422,7 @@ struct Stores {
     artifacts: Arc<dyn ArtifactStore>,
     retention: Arc<dyn RetentionStore>,
     rollups: Arc<dyn RollupStore>,
+    search: Arc<dyn SearchStore>,
     leads: Arc<dyn Leads>,
     database: Arc<dyn Inspect>,
     storages: Storages,
@@ -413,6 +437,7 @@ impl Stores {
             + ArtifactStore
             + RetentionStore
             + RollupStore
+            + SearchStore
             + Leads
             + Inspect,
     {
@@ -423,6 +448,7 @@ impl Stores {
             artifacts: Arc::<S>::clone(&store),
             retention: Arc::<S>::clone(&store),
             rollups: Arc::<S>::clone(&store),
+            search: Arc::<S>::clone(&store),
             leads: Arc::<S>::clone(&store),
             database: store,
             storages,

@@ -10,6 +10,7 @@ pub mod leases;
 pub mod metrics;
 pub mod retention;
 pub mod rollups;
+pub mod search;
 pub mod swept;
 pub mod token;
 pub mod uploads;

@@ -23,6 +23,7 @@ pub enum Kind {
     ConfigurationPage,
     MetricPage,
     ArtifactPage,
+    SearchPage,
 }
 
 /// Signs and checks tokens.

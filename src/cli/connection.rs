@@ -16,6 +16,7 @@ use crate::proto::analytics_service_client::AnalyticsServiceClient;
 use crate::proto::artifact_service_client::ArtifactServiceClient;
 use crate::proto::execution_service_client::ExecutionServiceClient;
 use crate::proto::ingest_service_client::IngestServiceClient;
+use crate::proto::search_service_client::SearchServiceClient;
 use crate::proto::step_service_client::StepServiceClient;
 
 /// How long to wait for a TCP connection.
@@ -105,6 +106,10 @@ impl Connection {
 
     pub fn analytics(&self) -> AnalyticsServiceClient<Channel> {
         AnalyticsServiceClient::new(self.channel.clone())
+    }
+
+    pub fn searches(&self) -> SearchServiceClient<Channel> {
+        SearchServiceClient::new(self.channel.clone())
     }
 
     pub fn health(&self) -> HealthClient<Channel> {

@@ -14,6 +14,7 @@ mod json;
 mod output;
 mod reports;
 mod retention;
+mod search;
 pub mod serve;
 mod server_info;
 mod table;
@@ -98,6 +99,16 @@ enum Command {
         client: ClientArgs,
         #[command(subcommand)]
         command: analytics::Command,
+    },
+    /// Find words in errors, outputs and text artifacts.
+    ///
+    /// Case, accents and the spelling of identifiers make no difference: getUserName is get_user_name.
+    #[command(after_help = CODES_HELP)]
+    Search {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: search::Args,
     },
     /// Show executions by day, week or month: how many, how well, how long, and what fails.
     #[command(after_help = CODES_HELP)]
@@ -192,6 +203,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Analytics { client, command } => block_on(async {
             let connection = client.server.connect()?;
             analytics::run(command, &connection, &client.output.open()).await
+        }),
+        Command::Search { client, args } => block_on(async {
+            let connection = client.server.connect()?;
+            search::run(&args, &connection, &client.output.open(), &SystemClock).await
         }),
         Command::Report { client, args } => block_on(async {
             let connection = client.server.connect()?;

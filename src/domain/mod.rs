@@ -18,6 +18,7 @@ pub mod query;
 pub mod refusal;
 pub mod retention;
 pub mod rollup;
+pub mod search;
 pub mod step;
 pub mod trend;
 pub mod value;

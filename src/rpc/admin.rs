@@ -199,7 +199,7 @@ impl proto::admin_service_server::AdminService for Admin {
                 .map(str::to_owned)
                 .to_vec();
         if store.watchable {
-            features.push("watch".to_owned());
+            features.extend(["search", "watch"].map(str::to_owned));
         }
         Ok(Response::new(proto::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -14,6 +14,7 @@ mod metric_requests;
 pub mod metrics;
 pub mod observe;
 pub mod requests;
+pub mod search;
 pub mod shared_codec;
 pub mod status;
 pub mod steps;

@@ -13,6 +13,7 @@ pub mod observed_metrics;
 pub mod plan;
 pub mod retention;
 pub mod rollups;
+pub mod search;
 pub mod sqlite;
 pub mod write;
 

@@ -19,6 +19,7 @@ mod promises;
 mod repeats;
 mod retention;
 mod rollups;
+mod search;
 mod service;
 mod steps;
 mod values;
@@ -336,6 +337,13 @@ cases! {
         one_run_at_a_time: "3.RunRetention",
         it_runs_by_itself: "1.retention",
         who_pins_just_then_keeps_it: "1.retention.kept" "2.4",
+    }
+    search {
+        texts_of_every_kind_are_found: "3.Search",
+        words_phrases_prefixes_and_exclusions_are_told_apart: "3.Search",
+        the_index_follows_updates_and_deletes: "3.Search" "3.search.freshness",
+        a_bad_query_is_named_with_its_limit: "3.errors.bad_request" "3.bounds.search",
+        what_is_too_long_is_indexed_up_to_the_limit_and_says_so: "3.bounds.search",
     }
     service {
         reflection_lists_every_service_with_its_imports: "3.reflection",

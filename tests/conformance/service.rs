@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::backend::Backend;
 
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
     "stepwell.v1.AnalyticsService",
@@ -21,6 +21,7 @@ const SERVICES: [&str; 9] = [
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
     "stepwell.v1.MetricService",
+    "stepwell.v1.SearchService",
     "stepwell.v1.StepService",
 ];
 

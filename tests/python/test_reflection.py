@@ -19,6 +19,7 @@ SERVICES = {
     "stepwell.v1.ExecutionService",
     "stepwell.v1.IngestService",
     "stepwell.v1.MetricService",
+    "stepwell.v1.SearchService",
     "stepwell.v1.StepService",
 }
 

@@ -8,6 +8,7 @@ use stepwell::proto::configuration_service_client::ConfigurationServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
 use stepwell::proto::ingest_service_client::IngestServiceClient;
 use stepwell::proto::metric_service_client::MetricServiceClient;
+use stepwell::proto::search_service_client::SearchServiceClient;
 use stepwell::proto::step_service_client::StepServiceClient;
 use stepwell::proto::*;
 use tonic::transport::{Channel, Endpoint};
@@ -147,6 +148,7 @@ calls! {
     artifacts.get_artifact / try_get_artifact (GetArtifactRequest) -> Artifact, artifact;
     artifacts.list_artifacts / try_list_artifacts (ListArtifactsRequest) -> ListArtifactsResponse;
     artifacts.delete_artifact / try_delete_artifact (DeleteArtifactRequest) -> DeleteArtifactResponse;
+    searches.search / try_search (SearchRequest) -> SearchResponse;
     analytics.get_success_rates / try_get_success_rates (GetSuccessRatesRequest) -> GetSuccessRatesResponse;
     analytics.get_report / try_get_report (GetReportRequest) -> GetReportResponse;
     analytics.get_trends / try_get_trends (GetTrendsRequest) -> GetTrendsResponse;
@@ -184,6 +186,10 @@ impl Client {
 
     pub fn analytics(&self) -> AnalyticsServiceClient<Channel> {
         AnalyticsServiceClient::new(self.channel.clone())
+    }
+
+    pub fn searches(&self) -> SearchServiceClient<Channel> {
+        SearchServiceClient::new(self.channel.clone())
     }
 
     pub fn configurations(&self) -> ConfigurationServiceClient<Channel> {

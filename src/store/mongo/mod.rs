@@ -24,6 +24,7 @@ mod remove;
 mod retention;
 mod rollups;
 mod schema;
+mod search;
 
 use std::future::IntoFuture;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use mongodb::Database;
 
 use super::failure;
 use super::rollups::{COUNTED, FAILURES, ROLLUPS};
+use super::search::TEXTS;
 use crate::store::Result;
 
 pub const EXECUTIONS: &str = "executions";
@@ -137,6 +138,8 @@ fn wanted() -> Vec<Index> {
         },
         plain(UPLOADS, doc! { "updated_at": 1 }),
         partial(STEPS, failed_steps(), doc! { "status": "failed" }),
+        plain(TEXTS, super::search::texts_by_term()),
+        plain(TEXTS, doc! { "v": 1 }),
         plain(COUNTED, doc! { "day": 1 }),
         plain(FAILURES, doc! { "fingerprint": 1, "failed_at": -1 }),
         partial(ROLLUPS, doc! { "user_id": 1, "_id.t": 1 }, doc! { "user_id": { "$gt": "" } }),

@@ -16,6 +16,7 @@ mod retention;
 mod rollups;
 mod rows;
 mod schema;
+mod search;
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};

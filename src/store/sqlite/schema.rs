@@ -287,6 +287,24 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (level, at, id)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX steps_failed ON steps (execution) WHERE status = 'failed';
+", "
+    -- Texts that search finds, and under the same row their terms, which are made before.
+    CREATE TABLE search_texts (
+        id           INTEGER PRIMARY KEY,
+        execution_id TEXT NOT NULL,
+        kind         INTEGER NOT NULL,
+        part         TEXT NOT NULL,
+        step_id      INTEGER,
+        artifact_id  TEXT,
+        name         TEXT,
+        text         TEXT NOT NULL,
+        truncated    INTEGER NOT NULL,
+        seen         INTEGER NOT NULL,
+        UNIQUE (execution_id, kind, part)
+    ) STRICT;
+    CREATE INDEX search_texts_seen ON search_texts (seen);
+    CREATE VIRTUAL TABLE search_terms
+        USING fts5(terms, content='', contentless_delete=1, detail=none, tokenize='ascii');
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

@@ -1,0 +1,278 @@
+//! Keeps the index of search up to date: looks up the records that changed and indexes the texts they have now.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+
+use crate::app::Artifacts;
+use crate::app::artifacts::Part;
+use crate::clock::Clock;
+use crate::domain::query::{
+    ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionOrder, ExecutionQuery, StepQuery,
+};
+use crate::domain::search::{self, INDEXED_BYTES, Kind, text};
+use crate::domain::{Artifact, Execution, Step};
+use crate::follow::Consumer;
+use crate::store::search::{Entry, EntryKey, SearchBatch, SearchStore};
+use crate::store::{Change, ChangeKind, Changed, Cursor, Record, RecordKey, Result, Store};
+
+/// Records loaded with their payloads at a time: each may be several MiB.
+const LOADED_AT_ONCE: usize = 32;
+/// Records without payloads, when everything is indexed anew.
+const LISTED_AT_ONCE: usize = 200;
+/// Texts written at a time, and their bytes.
+const WRITTEN_AT_ONCE: usize = 500;
+const BYTES_AT_ONCE: usize = 8 * 1024 * 1024;
+
+/// Keeps the index up to date.
+pub struct Keeper {
+    records: Arc<dyn Store>,
+    index: Arc<dyn SearchStore>,
+    artifacts: Arc<Artifacts>,
+    clock: Arc<dyn Clock>,
+}
+
+fn entry(key: EntryKey, name: Option<&str>, text: text::Text) -> Entry {
+    Entry { key, name: name.map(str::to_owned), text: text.text, truncated: text.truncated }
+}
+
+/// Puts a text, or takes it away where there is none.
+fn place(batch: &mut SearchBatch, mut entry: Entry) {
+    if entry.text.trim().is_empty() {
+        batch.gone.push(entry.key);
+        return;
+    }
+    let (terms, more) = search::terms(&entry.text);
+    entry.truncated |= more;
+    batch.put.push((entry, terms));
+}
+
+fn of_execution(batch: &mut SearchBatch, execution: &Execution) {
+    let key = EntryKey {
+        execution_id: execution.execution_id.clone(),
+        kind: Kind::ExecutionError,
+        step_id: None,
+        artifact_id: None,
+    };
+    let error = execution.error.as_ref().map(text::of_error).unwrap_or_default();
+    place(batch, entry(key, None, error));
+}
+
+fn of_step(batch: &mut SearchBatch, step: &Step) {
+    let key = |kind| EntryKey {
+        execution_id: step.execution_id.clone(),
+        kind,
+        step_id: Some(step.step_id),
+        artifact_id: None,
+    };
+    let error = step.error.as_ref().map(text::of_error).unwrap_or_default();
+    place(batch, entry(key(Kind::StepError), Some(&step.step_name), error));
+    if let Some(output) = step.output.value() {
+        let output = text::of_value(output);
+        place(batch, entry(key(Kind::StepOutput), Some(&step.step_name), output));
+    }
+}
+
+impl Keeper {
+    pub fn new(
+        records: Arc<dyn Store>,
+        index: Arc<dyn SearchStore>,
+        artifacts: Arc<Artifacts>,
+        clock: Arc<dyn Clock>,
+    ) -> Keeper {
+        Keeper { records, index, artifacts, clock }
+    }
+
+    fn batch(&self) -> SearchBatch {
+        SearchBatch { seen: self.clock.now().millis(), ..SearchBatch::default() }
+    }
+
+    /// The beginning of an artifact's bytes, if they are text and there.
+    async fn text_of(&self, artifact: &Artifact) -> Option<text::Text> {
+        if !text::is_text(artifact) {
+            return None;
+        }
+        // One more than is indexed tells whether there are more.
+        let part = Part::From { offset: 0, limit: Some(INDEXED_BYTES as u64 + 1) };
+        let mut download = self.artifacts.download(&artifact.artifact_id, part).await.ok()?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = download.bytes.next().await {
+            bytes.extend_from_slice(&piece.ok()?);
+        }
+        let more = bytes.len() > INDEXED_BYTES;
+        bytes.truncate(INDEXED_BYTES);
+        text::of_bytes(&bytes, more)
+    }
+
+    async fn of_artifact(&self, batch: &mut SearchBatch, artifact: &Artifact) {
+        let key = EntryKey {
+            execution_id: artifact.execution_id.clone(),
+            kind: Kind::ArtifactText,
+            step_id: artifact.step_id,
+            artifact_id: Some(artifact.artifact_id.clone()),
+        };
+        let text = self.text_of(artifact).await.unwrap_or_default();
+        place(batch, entry(key, Some(&artifact.artifact_name), text));
+    }
+
+    /// Writes the batch if it is big.
+    async fn drain(&self, batch: &mut SearchBatch) -> Result<()> {
+        let bytes: usize = batch.put.iter().map(|(entry, _)| entry.text.len()).sum();
+        let texts = batch.put.len() + batch.gone.len() + batch.gone_executions.len();
+        if texts < WRITTEN_AT_ONCE && bytes < BYTES_AT_ONCE {
+            return Ok(());
+        }
+        let full = std::mem::replace(batch, self.batch());
+        self.index.index(full).await
+    }
+
+    /// Indexes the records as they are now.
+    async fn load(&self, batch: &mut SearchBatch, what: &[Changed]) -> Result<()> {
+        let log = self.records.log()?;
+        for piece in what.chunks(LOADED_AT_ONCE) {
+            for (_, record) in log.load(piece, true).await? {
+                match record {
+                    Record::Execution(execution) => of_execution(batch, &execution),
+                    Record::Step(step) => of_step(batch, &step),
+                    Record::Artifact(artifact) => self.of_artifact(batch, &artifact).await,
+                }
+            }
+            self.drain(batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn steps(&self, batch: &mut SearchBatch, execution_id: &str) -> Result<()> {
+        let mut after = None;
+        loop {
+            let query = StepQuery {
+                execution_id: execution_id.to_owned(),
+                after,
+                limit: LISTED_AT_ONCE,
+                examine: LISTED_AT_ONCE * 4,
+                statuses: Vec::new(),
+            };
+            let page = self.records.steps(&query).await?;
+            let found = page.records.iter();
+            let keys: Vec<Changed> = found
+                .map(|step| Changed::Record(RecordKey::step(execution_id, step.step_id)))
+                .collect();
+            self.load(batch, &keys).await?;
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn artifacts(&self, batch: &mut SearchBatch, execution_id: &str) -> Result<()> {
+        let mut after: Option<ArtifactKey> = None;
+        loop {
+            let query = ArtifactQuery {
+                execution_id: execution_id.to_owned(),
+                after,
+                limit: LISTED_AT_ONCE,
+            };
+            let page = self.records.artifacts(&query).await?;
+            for artifact in &page.records {
+                self.of_artifact(batch, artifact).await;
+                self.drain(batch).await?;
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Consumer for Keeper {
+    fn name(&self) -> &'static str {
+        "search"
+    }
+
+    async fn cursor(&self) -> Result<Option<Cursor>> {
+        self.index.search_cursor().await
+    }
+
+    async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()> {
+        let mut batch = self.batch();
+        // Only what became of a record counts, so each is looked at once; but an execution that was deleted takes
+        // away what came before, and its id may be used again.
+        let mut seen = HashSet::new();
+        let mut looked = Vec::new();
+        for change in changes.iter().rev().filter(|change| seen.insert(&change.what)) {
+            match (&change.what, change.kind) {
+                (Changed::Record(key), ChangeKind::Deleted) => gone(&mut batch, key),
+                (Changed::Unknown { .. }, ChangeKind::Deleted) => {}
+                (what, _) => looked.push(what.clone()),
+            }
+        }
+        // All executions that were deleted, also where something came after it.
+        for change in changes.iter().filter(|change| change.kind == ChangeKind::Deleted) {
+            if let Changed::Record(key) = &change.what {
+                gone(&mut batch, key);
+            }
+        }
+        batch.gone.sort();
+        batch.gone.dedup();
+        batch.gone_executions.sort();
+        batch.gone_executions.dedup();
+        if !batch.gone.is_empty() || !batch.gone_executions.is_empty() {
+            let full = std::mem::replace(&mut batch, self.batch());
+            self.index.index(full).await?;
+        }
+        self.load(&mut batch, &looked).await?;
+        batch.cursor = Some(through.clone());
+        self.index.index(batch).await
+    }
+
+    async fn rebuild(&self, through: &Cursor) -> Result<()> {
+        let begun = self.clock.now().millis();
+        let mut batch = self.batch();
+        let mut query = ExecutionQuery {
+            filter: ExecutionFilter::default(),
+            order: ExecutionOrder::StartedAtAsc,
+            after: None,
+            limit: LISTED_AT_ONCE,
+            examine: LISTED_AT_ONCE * 4,
+        };
+        loop {
+            let page = self.records.executions(&query).await?;
+            for execution in &page.records {
+                of_execution(&mut batch, execution);
+                self.steps(&mut batch, &execution.execution_id).await?;
+                self.artifacts(&mut batch, &execution.execution_id).await?;
+                self.drain(&mut batch).await?;
+            }
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => break,
+            }
+        }
+        self.index.index(batch).await?;
+        self.index.forget(begun).await?;
+        let done = SearchBatch { cursor: Some(through.clone()), ..self.batch() };
+        self.index.index(done).await
+    }
+}
+
+fn gone(batch: &mut SearchBatch, key: &RecordKey) {
+    let kinds: &[Kind] = match (key.step_id, &key.artifact_id) {
+        (None, None) => {
+            batch.gone_executions.push(key.execution_id.clone());
+            return;
+        }
+        (_, Some(_)) => &[Kind::ArtifactText],
+        (Some(_), None) => &[Kind::StepError, Kind::StepOutput],
+    };
+    batch.gone.extend(kinds.iter().map(|kind| EntryKey {
+        execution_id: key.execution_id.clone(),
+        kind: *kind,
+        step_id: key.step_id,
+        artifact_id: key.artifact_id.clone(),
+    }));
+}

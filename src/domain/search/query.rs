@@ -1,0 +1,182 @@
+//! What is asked: words that must all be there, "phrases", prefixes* and -exclusions.
+
+use super::tokens::{Token, tokens};
+
+/// Longest query in characters.
+pub const QUERY_CHARACTERS: usize = 1_000;
+/// Most words, phrases and exclusions of a query.
+pub const QUERY_ITEMS: usize = 32;
+/// Most terms of all of them.
+pub const QUERY_TERMS: usize = 200;
+/// Shortest beginning of a word that can be asked for, in characters.
+pub const PREFIX_CHARACTERS: usize = 2;
+
+/// One term, or all that begin with it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Term {
+    pub text: String,
+    pub prefix: bool,
+}
+
+/// Terms that stand one after the other; the number is how many words after the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence(pub Vec<(u32, Term)>);
+
+/// A word or phrase of the query: one of its ways to stand in a text must.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    pub ways: Vec<Sequence>,
+}
+
+impl Item {
+    /// The terms a text must have at least: those of one of these lists.
+    pub fn needs(&self) -> Vec<Vec<Term>> {
+        let terms = |way: &Sequence| way.0.iter().map(|(_, term)| term.clone()).collect();
+        self.ways.iter().map(terms).collect()
+    }
+}
+
+/// A query that can be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Query {
+    pub wanted: Vec<Item>,
+    pub excluded: Vec<Item>,
+}
+
+/// Why it cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BadQuery {
+    Empty,
+    TooLong(usize),
+    TooManyItems,
+    TooManyTerms,
+    OnlyExclusions,
+    ShortPrefix(String),
+    OpenQuote,
+}
+
+impl std::fmt::Display for BadQuery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BadQuery::Empty => write!(f, "must contain a word to search for"),
+            BadQuery::TooLong(characters) => {
+                write!(f, "has {characters} characters; the limit is {QUERY_CHARACTERS}")
+            }
+            BadQuery::TooManyItems => {
+                write!(f, "has too many words, phrases and exclusions; the limit is {QUERY_ITEMS}")
+            }
+            BadQuery::TooManyTerms => write!(f, "has too many terms; the limit is {QUERY_TERMS}"),
+            BadQuery::OnlyExclusions => {
+                write!(f, "only excludes; name at least one word that must be there")
+            }
+            BadQuery::ShortPrefix(prefix) => write!(
+                f,
+                "asks for everything that begins with \"{prefix}\"; the shortest beginning has \
+                 {PREFIX_CHARACTERS} characters"
+            ),
+            BadQuery::OpenQuote => write!(f, "has a quote that is not closed"),
+        }
+    }
+}
+
+/// A piece of the query as it is written.
+struct Written<'a> {
+    excluded: bool,
+    quoted: bool,
+    prefix: bool,
+    text: &'a str,
+}
+
+fn is_quote(c: char) -> bool {
+    matches!(c, '"' | '\u{201C}' | '\u{201D}' | '\u{201E}' | '\u{FF02}')
+}
+
+fn split(query: &str) -> Result<Vec<Written<'_>>, BadQuery> {
+    let mut pieces = Vec::new();
+    let mut rest = query.trim_start();
+    while !rest.is_empty() {
+        let excluded = rest.starts_with('-') && rest.len() > 1;
+        rest = if excluded { &rest[1..] } else { rest };
+        let first = rest.chars().next().unwrap_or(' ');
+        let (text, quoted) = match is_quote(first) {
+            true => {
+                let inner = &rest[first.len_utf8()..];
+                let end = inner.find(is_quote).ok_or(BadQuery::OpenQuote)?;
+                let close = inner[end..].chars().next().map_or(0, char::len_utf8);
+                rest = &inner[end + close..];
+                (&inner[..end], true)
+            }
+            false => {
+                let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+                let text = &rest[..end];
+                rest = &rest[end..];
+                (text, false)
+            }
+        };
+        let starred = text.ends_with('*');
+        let after = quoted && rest.starts_with('*');
+        rest = if after { &rest[1..] } else { rest };
+        pieces.push(Written { excluded, quoted, prefix: starred || after, text });
+        rest = rest.trim_start();
+    }
+    Ok(pieces)
+}
+
+fn item(written: &Written<'_>) -> Result<Option<Item>, BadQuery> {
+    let found: Vec<Token> = tokens(written.text).collect();
+    let plain: Vec<&Token> = found.iter().filter(|token| !token.extra).collect();
+    let (Some(first), Some(last)) = (plain.first(), plain.last()) else { return Ok(None) };
+    let prefix = written.prefix && !last.by_character;
+    if prefix && last.term.chars().count() < PREFIX_CHARACTERS {
+        return Err(BadQuery::ShortPrefix(last.term.clone()));
+    }
+    let term =
+        |token: &Token, last: bool| Term { text: token.term.clone(), prefix: prefix && last };
+    let sequence = plain
+        .iter()
+        .enumerate()
+        .map(|(i, token)| (token.position - first.position, term(token, i + 1 == plain.len())))
+        .collect();
+    let mut ways = vec![Sequence(sequence)];
+    // An identifier may also stand there in one word.
+    let joined = found.iter().find(|token| {
+        token.extra && !token.by_character && token.span == (first.span.start..last.span.end)
+    });
+    if let (Some(joined), false) = (joined, written.quoted) {
+        ways.push(Sequence(vec![(0, term(joined, true))]));
+    }
+    Ok(Some(Item { ways }))
+}
+
+impl Query {
+    pub fn parse(query: &str) -> Result<Query, BadQuery> {
+        let characters = query.chars().count();
+        if characters > QUERY_CHARACTERS {
+            return Err(BadQuery::TooLong(characters));
+        }
+        let mut parsed = Query { wanted: Vec::new(), excluded: Vec::new() };
+        for written in split(query)? {
+            let Some(item) = item(&written)? else { continue };
+            let items = match written.excluded {
+                true => &mut parsed.excluded,
+                false => &mut parsed.wanted,
+            };
+            if !items.contains(&item) {
+                items.push(item);
+            }
+        }
+        if parsed.wanted.is_empty() {
+            let only = !parsed.excluded.is_empty();
+            return Err(if only { BadQuery::OnlyExclusions } else { BadQuery::Empty });
+        }
+        if parsed.wanted.len() + parsed.excluded.len() > QUERY_ITEMS {
+            return Err(BadQuery::TooManyItems);
+        }
+        let items = parsed.wanted.iter().chain(&parsed.excluded);
+        let terms: usize = items.flat_map(|item| &item.ways).map(|way| way.0.len()).sum();
+        match terms > QUERY_TERMS {
+            true => Err(BadQuery::TooManyTerms),
+            false => Ok(parsed),
+        }
+    }
+}
