@@ -47,8 +47,12 @@ const BACKENDS: &[&str] =
     &["store::sqlite", "store::mongo", "blobs::gridfs", "blobs::local", "blobs::s3"];
 
 /// The files of the load generator that speak to a database or a storage, to compare with it or to look at it.
-const MEASURED: &[&str] =
-    &["bench::artifacts::direct", "bench::track::direct", "bench::watch::sampler"];
+const MEASURED: &[&str] = &[
+    "bench::artifacts::direct",
+    "bench::lists::direct",
+    "bench::track::direct",
+    "bench::watch::sampler",
+];
 
 /// What is open to everybody above the rules: time, and handles that count.
 const COMMON: &[&str] = &["clock", "domain", "telemetry::metrics"];
@@ -103,7 +107,17 @@ const LAYERS: &[Layer] = &[
     Layer { modules: &["proto"], may_use: &[], crates: &["prost", "prost_types", "tonic"] },
     Layer {
         modules: &["rpc"],
-        may_use: &["app", "blobs", "clock", "domain", "proto", "store", "telemetry", "watch"],
+        may_use: &[
+            "app",
+            "blobs",
+            "clock",
+            "domain",
+            "follow",
+            "proto",
+            "store",
+            "telemetry",
+            "watch",
+        ],
         crates: &[
             "prost",
             "prost_types",

@@ -40,11 +40,10 @@ const ASKED: &[(&str, &[&[&str]])] = &[
     ("milliseconds", &[&["milliseconds"]]),
     ("precision", &[&["precision"]]),
     ("refund", &[&["refund"]]),
-    ("certificate refund", &[&["certificate"], &["refund"]]),
+    ("payment amount 255", &[&["payment"], &["amount"], &["255"]]),
     ("\"Local Activity task failed\"", &[&["Local Activity task failed"]]),
-    ("base64", &[&["base64"]]),
-    ("ubuntu", &[&["Ubuntu"]]),
-    ("\"No such file\"", &[&["No such file"]]),
+    ("basicEconomy", &[&["basic_economy", "basic economy"]]),
+    ("reservation_id", &[&["reservation_id", "reservation id"]]),
 ];
 
 /// Texts of other languages, and which of them a query must find.

@@ -22,7 +22,8 @@ use tokio::sync::OnceCell;
 
 use crate::domain::limits::Limits;
 use crate::domain::query::{
-    ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page, StepQuery,
+    ArtifactQuery, Count, CountQuery, ExecutionFilter, ExecutionKey, ExecutionOrder,
+    ExecutionQuery, Page, StepCounts, StepQuery,
 };
 use crate::domain::{Artifact, Execution, ExecutionOp, Refusal, Step, StepRef, StepStatus};
 use crate::store::{Answer, Op, Store, StoreInfo};
@@ -261,6 +262,22 @@ impl App {
             .map(|key| tokens.seal(kind, identity.as_bytes(), &encode_key(&key)))
             .unwrap_or_default();
         Ok(PageAnswer { records: found.records, next_page_token })
+    }
+
+    /// How many executions match, at most `limit` counted.
+    pub async fn count_executions(&self, filter: ExecutionFilter, limit: usize) -> Result<Count> {
+        let examine = self.limits.page_examined_records;
+        Ok(self.store.count_executions(&CountQuery { filter, limit, examine }).await?)
+    }
+
+    /// How many steps of each of these stand where.
+    pub async fn step_counts(&self, executions: &[Execution]) -> Result<Vec<StepCounts>> {
+        if executions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<String> =
+            executions.iter().map(|execution| execution.execution_id.clone()).collect();
+        Ok(self.store.step_counts(&ids, self.limits.page_examined_records).await?)
     }
 
     /// One page of the steps of an execution.

@@ -1,9 +1,10 @@
 //! `stepwell bench`: measures a running server from outside, over gRPC like any other client, and the database
-//! without it for comparison. It knows nothing of how the server works; only `track::direct` and
-//! `artifacts::direct` write to a database or a storage, because that is what they compare with.
+//! without it for comparison. It knows nothing of how the server works; only what is called `direct`
+//! reaches a database or a storage, because that is what it compares with.
 
 mod artifacts;
 mod connect;
+mod lists;
 mod machine;
 mod measure;
 mod metrics;
@@ -15,7 +16,8 @@ use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
 
-/// Measures a running server: how fast it takes changes and files, and how fast watchers see them.
+/// Measures a running server: how fast it takes changes and files, how fast watchers see them, and
+/// how fast it answers lists.
 ///
 /// The load generator runs in this process. When server, database and load generator share a machine they
 /// share its cores too: compare ratios measured in one run, not figures of different machines. Any error during a
@@ -52,6 +54,7 @@ pub enum Format {
 enum Workload {
     Track(track::Args),
     Watch(watch::Args),
+    Lists(lists::Args),
     Metrics(metrics::Args),
     Artifacts(artifacts::Args),
 }
@@ -64,6 +67,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let report = match args.workload {
         Workload::Track(track) => track::run(&server, &track).await?,
         Workload::Watch(watch) => watch::run(&server, &watch).await?,
+        Workload::Lists(lists) => lists::run(&server, &lists).await?,
         Workload::Metrics(metrics) => metrics::run(&server, &metrics).await?,
         Workload::Artifacts(artifacts) => artifacts::run(&server, &artifacts).await?,
     };

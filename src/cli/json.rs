@@ -7,6 +7,17 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::proto;
 
+pub fn step_counts(counts: &proto::StepCounts) -> Json {
+    json!({
+        "pending": counts.pending,
+        "running": counts.running,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "skipped": counts.skipped,
+        "exact": counts.exact,
+    })
+}
+
 pub fn execution(record: &proto::Execution) -> Json {
     json!({
         "execution_id": record.execution_id,

@@ -134,6 +134,27 @@ pub fn error(error: Option<&proto::Error>) -> String {
     }
 }
 
+/// `3 completed, 1 failed`; with `or more` where not all were counted.
+pub fn step_counts(counts: &proto::StepCounts) -> String {
+    let parts = [
+        (counts.completed, "completed"),
+        (counts.failed, "failed"),
+        (counts.running, "running"),
+        (counts.pending, "pending"),
+        (counts.skipped, "skipped"),
+    ];
+    let parts = parts.into_iter().filter(|(number, _)| *number > 0);
+    let mut text = parts
+        .map(|(number, status)| format!("{number} {status}"))
+        .chain((!counts.exact).then(|| "or more".to_owned()))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if text.is_empty() {
+        text.push_str("none");
+    }
+    text
+}
+
 /// `1 step`, `2 steps`.
 pub fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
@@ -142,6 +163,19 @@ pub fn count(number: u64, one: &str, many: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_are_counted_by_status() {
+        let counts =
+            proto::StepCounts { completed: 3, running: 1, exact: true, ..Default::default() };
+        assert_eq!(step_counts(&counts), "3 completed, 1 running");
+        assert_eq!(
+            step_counts(&proto::StepCounts { exact: false, ..counts }),
+            "3 completed, 1 running, or more"
+        );
+        let none = proto::StepCounts { exact: true, ..Default::default() };
+        assert_eq!(step_counts(&none), "none");
+    }
 
     #[test]
     fn control_characters_never_reach_the_terminal() {

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 pub const NESTING_DEPTH: usize = 30;
 /// Page size when the request does not say.
 pub const PAGE_SIZE_DEFAULT: usize = 50;
+/// How far executions are counted when the request does not say.
+pub const COUNT_DEFAULT: usize = 10_000;
+/// How far executions are counted at most.
+pub const COUNT_MOST: usize = 100_000;
 /// Earlier tries kept with a step.
 pub const ATTEMPTS_KEPT: usize = 20;
 /// Length to which the texts of an earlier try's error are cut.

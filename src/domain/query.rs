@@ -151,6 +151,42 @@ pub struct ExecutionQuery {
     pub examine: usize,
 }
 
+/// How many executions match a filter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CountQuery {
+    pub filter: ExecutionFilter,
+    /// Counted at most.
+    pub limit: usize,
+    /// Records read at most where the database's indexes don't decide.
+    pub examine: usize,
+}
+
+/// A number, or the least it can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    pub number: u64,
+    pub exact: bool,
+}
+
+/// How many steps of an execution stand where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepCounts {
+    /// In the order of `StepStatus::ALL`. Steps of no known status are in none.
+    pub by_status: [u64; StepStatus::ALL.len()],
+    /// Whether these are all: not more steps could be counted for one page.
+    pub exact: bool,
+}
+
+impl StepCounts {
+    pub fn of(&self, status: StepStatus) -> u64 {
+        self.by_status[status as usize]
+    }
+
+    pub fn add(&mut self, status: StepStatus, number: u64) {
+        self.by_status[status as usize] += number;
+    }
+}
+
 /// One page of the steps of an execution, by step_id, without payloads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepQuery {

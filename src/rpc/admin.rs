@@ -15,7 +15,7 @@ use crate::app::retention::{Count, Counts};
 use crate::app::rollups::{Rebuilt, Rollups};
 use crate::app::{self, App, Retention};
 use crate::domain::limits::{
-    FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
+    COUNT_MOST, FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
     NESTING_DEPTH, REQUEST_ID_CHARACTERS, UPLOAD_CHUNK_BYTES,
 };
 use crate::proto;
@@ -185,6 +185,7 @@ impl proto::admin_service_server::AdminService for Admin {
             ("page_examined_records", limits.page_examined_records),
             ("nesting_depth", NESTING_DEPTH),
             ("filter_values", FILTER_VALUES),
+            ("counted_executions", COUNT_MOST),
             ("metric_points", METRIC_POINTS),
             ("metrics_per_point", METRICS_PER_POINT),
             ("metric_names", METRIC_NAMES),

@@ -9,6 +9,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp, Value};
 
 use crate::domain::limits::NESTING_DEPTH;
+use crate::domain::query::StepCounts;
 use crate::domain::{self, Attempt, ExecutionStatus, Millis, Payload, RunError, StepStatus};
 use crate::proto;
 
@@ -85,6 +86,18 @@ pub fn execution(record: &domain::Execution) -> proto::Execution {
         parent_execution_id: record.parent_execution_id.clone(),
         pinned: record.pinned,
         configuration_version: record.configuration_version.clone(),
+    }
+}
+
+pub fn step_counts(counts: &StepCounts) -> proto::StepCounts {
+    let of = |status| i64::try_from(counts.of(status)).unwrap_or(i64::MAX);
+    proto::StepCounts {
+        pending: of(domain::StepStatus::Pending),
+        running: of(domain::StepStatus::Running),
+        completed: of(domain::StepStatus::Completed),
+        failed: of(domain::StepStatus::Failed),
+        skipped: of(domain::StepStatus::Skipped),
+        exact: counts.exact,
     }
 }
 

@@ -11,6 +11,9 @@ use crate::app::{App, PageRequest, ids};
 use crate::proto;
 use crate::store::Answer;
 
+/// What the counts of the steps of one execution take in a reply at most.
+const STEP_COUNTS_BYTES: usize = 32;
+
 /// Serves ExecutionService.
 pub struct Executions {
     pub app: Arc<App>,
@@ -97,14 +100,41 @@ impl proto::execution_service_server::ExecutionService for Executions {
         let size = check.page_size(request.page_size);
         check.done(()).map_err(|error| status::of(&error))?;
         let page = PageRequest { size, token: request.page_token };
+        let framing = if request.include_step_counts { STEP_COUNTS_BYTES } else { 0 };
         let found = self
             .app
-            .list_executions(filter, order, page, |record| convert::execution(record).encoded_len())
+            .list_executions(filter, order, page, |record| {
+                convert::execution(record).encoded_len() + framing
+            })
             .await
             .map_err(|error| status::of(&error))?;
+        let mut step_counts = Vec::new();
+        if request.include_step_counts {
+            let counts = self.app.step_counts(&found.records).await;
+            let counts = counts.map_err(|error| status::of(&error))?;
+            step_counts = counts.iter().map(convert::step_counts).collect();
+        }
         Ok(Response::new(proto::ListExecutionsResponse {
             executions: found.records.iter().map(convert::execution).collect(),
             next_page_token: found.next_page_token,
+            step_counts,
+        }))
+    }
+
+    async fn count_executions(
+        &self,
+        request: Request<proto::CountExecutionsRequest>,
+    ) -> Result<Response<proto::CountExecutionsResponse>, Status> {
+        let request = request.into_inner();
+        let mut check = requests::Check::new(self.app.limits());
+        let filter = check.filter(request.filter.as_ref());
+        let limit = check.count_limit(request.limit);
+        check.done(()).map_err(|error| status::of(&error))?;
+        let counted = self.app.count_executions(filter, limit).await;
+        let counted = counted.map_err(|error| status::of(&error))?;
+        Ok(Response::new(proto::CountExecutionsResponse {
+            count: i64::try_from(counted.number).unwrap_or(i64::MAX),
+            exact: counted.exact,
         }))
     }
 

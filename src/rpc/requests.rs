@@ -7,7 +7,9 @@ use prost_types::{Duration, Struct, Timestamp, Value};
 use super::convert;
 use crate::app::{Error, Result, Violation};
 use crate::domain::execution::CreateExecution;
-use crate::domain::limits::{FILTER_VALUES, Limits, NESTING_DEPTH, PAGE_SIZE_DEFAULT};
+use crate::domain::limits::{
+    COUNT_DEFAULT, COUNT_MOST, FILTER_VALUES, Limits, NESTING_DEPTH, PAGE_SIZE_DEFAULT,
+};
 use crate::domain::query::{ExecutionFilter, ExecutionOrder, parse_path};
 use crate::domain::step::StepFields;
 use crate::domain::{
@@ -246,6 +248,22 @@ impl<'a> Check<'a> {
             }
             Err(_) => {
                 self.bad("page_size", "must not be negative");
+                1
+            }
+        }
+    }
+
+    pub fn count_limit(&mut self, limit: i32) -> usize {
+        match usize::try_from(limit) {
+            Ok(0) => COUNT_DEFAULT,
+            Ok(limit) => {
+                if limit > COUNT_MOST {
+                    self.bad("limit", format!("is {limit}, more than the limit of {COUNT_MOST}"));
+                }
+                limit
+            }
+            Err(_) => {
+                self.bad("limit", "must not be negative");
                 1
             }
         }

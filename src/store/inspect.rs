@@ -32,16 +32,21 @@ const fn unique_where_given(
     Lookup { collection, keys, unique: true, where_given: true }
 }
 
-/// Every lookup of the data model.
+/// Every lookup of the data model, and those of lists and counts.
 pub const LOOKUPS: &[Lookup] = &[
     unique("executions", &[("execution_id", 1)]),
     plain("executions", &[("app_id", 1), ("sub_app_id", 1)]),
     plain("executions", &[("user_id", 1)]),
     plain("executions", &[("status", 1)]),
     plain("executions", &[("started_at", -1)]),
+    plain("executions", &[("user_id", 1), ("status", 1)]),
+    plain("executions", &[("app_id", 1), ("status", 1)]),
+    plain("executions", &[("app_name", 1), ("started_at", -1)]),
+    plain("executions", &[("app_name", 1), ("status", 1)]),
     unique("execution_steps", &[("execution_id", 1), ("step_id", 1)]),
     unique_where_given("execution_steps", &[("execution_id", 1), ("step_key", 1)]),
     plain("execution_steps", &[("execution_id", 1)]),
+    plain("execution_steps", &[("execution_id", 1), ("status", 1)]),
     plain("execution_steps", &[("status", 1)]),
     plain("execution_steps", &[("step_name", 1)]),
     plain("execution_steps", &[("started_at", -1)]),

@@ -22,7 +22,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::query::{
-    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+    ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
+    StepQuery,
 };
 use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
@@ -85,6 +86,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// One page by start time, keyset, at most `limit` records found among at most `examine` read.
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>>;
+
+    /// How many executions match, from the indexes alone where they decide.
+    async fn count_executions(&self, query: &CountQuery) -> Result<Count>;
+
+    /// How many steps of each execution stand where, in the order asked for, by one query that reads at most
+    /// `examine` keys of an index. Steps are counted by execution id: where that is too few, the last ids come
+    /// out with too little and say so.
+    async fn step_counts(
+        &self,
+        execution_ids: &[String],
+        examine: usize,
+    ) -> Result<Vec<StepCounts>>;
 
     /// One page of steps by id without payloads, at most `limit` found among at most `examine` read.
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>>;

@@ -11,7 +11,8 @@ use super::configurations::{ConfigurationStore, Listed, Stored};
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::{
-    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+    ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
+    StepQuery,
 };
 use crate::domain::{Artifact, Configuration, Execution, Millis, Step, StepRef};
 use crate::telemetry::metrics::{STORE_ERRORS, STORE_OPERATION_SECONDS, WriteMetrics};
@@ -77,6 +78,8 @@ pub struct Observed {
     execution: Operation,
     step: Operation,
     executions: Operation,
+    count_executions: Operation,
+    step_counts: Operation,
     steps: Operation,
     artifacts: Operation,
     remove: Operation,
@@ -95,6 +98,8 @@ impl Observed {
             execution: Operation::new("execution"),
             step: Operation::new("step"),
             executions: Operation::new("executions"),
+            count_executions: Operation::new("count_executions"),
+            step_counts: Operation::new("step_counts"),
             steps: Operation::new("steps"),
             artifacts: Operation::new("artifacts"),
             remove: Operation::new("remove"),
@@ -154,6 +159,18 @@ impl Store for Observed {
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
         self.executions.run(self.inner.executions(query)).await
+    }
+
+    async fn count_executions(&self, query: &CountQuery) -> Result<Count> {
+        self.count_executions.run(self.inner.count_executions(query)).await
+    }
+
+    async fn step_counts(
+        &self,
+        execution_ids: &[String],
+        examine: usize,
+    ) -> Result<Vec<StepCounts>> {
+        self.step_counts.run(self.inner.step_counts(execution_ids, examine)).await
     }
 
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {

@@ -366,6 +366,7 @@ pub async fn every_bad_field_is_named_at_once_before_any_look_up(b: Backend) {
         order: 9,
         page_size: -1,
         page_token: "forged".into(),
+        include_step_counts: true,
     };
     let fields = bad_fields(s.try_list_executions(request).await);
     let named: Vec<_> = fields.iter().map(|(field, _)| field.as_str()).collect();

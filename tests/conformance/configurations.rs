@@ -887,14 +887,21 @@ pub async fn every_lookup_is_served_by_an_index(b: Backend) {
         assert_eq!(check.map(|check| check.unique), Some(unique), "{collection} {keys}");
     }
     // One that goes away is missed.
+    let by_user = |checks: &[IndexCheck]| {
+        let check = checks.iter().find(|check| check.keys == "user_id").expect("looked for");
+        check.served_by.clone()
+    };
     match b.kind {
         Kind::Sqlite => {
             b.sqlite().execute_batch("DROP INDEX executions_user").expect("it can be dropped");
         }
         Kind::Mongodb => {
-            let check = checks.iter().find(|check| check.keys == "user_id").expect("looked for");
-            let name = check.served_by.clone().expect("served");
-            b.executions().await.drop_index(name).await.expect("it can be dropped");
+            // Several begin with it.
+            let mut served = by_user(&checks);
+            while let Some(name) = served {
+                b.executions().await.drop_index(name).await.expect("it can be dropped");
+                served = by_user(&s.check_indexes(CheckIndexesRequest {}).await.indexes);
+            }
         }
     }
     let checks = s.check_indexes(CheckIndexesRequest {}).await.indexes;

@@ -8,6 +8,7 @@ mod analytics;
 mod artifacts;
 mod bounds;
 mod configurations;
+mod counts;
 mod deletion;
 mod executions;
 mod heartbeats;
@@ -174,6 +175,12 @@ cases! {
         a_page_ends_early_at_4_mib: "3.GetExecution" "3.bounds.reply",
         forged_and_foreign_page_tokens_are_refused: "3.errors.tokens",
         page_tokens_are_good_on_every_server: "3.pages.keyset",
+    }
+    counts {
+        executions_are_counted_as_far_as_asked: "3.CountExecutions",
+        a_count_that_would_examine_too_much_says_so: "3.CountExecutions" "3.pages.examined",
+        steps_of_a_page_are_counted_by_status: "3.ListExecutions",
+        steps_too_many_to_count_are_said_to_be_more: "3.ListExecutions" "3.pages.examined",
     }
     bounds {
         names_and_ids_have_at_most_256_characters: "3.bounds.names",

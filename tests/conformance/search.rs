@@ -142,7 +142,7 @@ pub async fn a_bad_query_is_named_with_its_limit(b: Backend) {
     }
     let bad = bad_fields(s.try_search(SearchRequest { kinds: vec![9], ..ask("") }).await);
     let fields: Vec<&str> = bad.iter().map(|(field, _)| field.as_str()).collect();
-    assert_eq!(fields, ["query", "kinds"]);
+    assert_eq!(fields, ["kinds", "query"]);
     let bad = bad_fields(s.try_search(ask(&text(1001))).await);
     assert!(bad[0].1.contains("1000"), "{}", bad[0].1);
 }

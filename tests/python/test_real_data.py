@@ -6,6 +6,7 @@ file; without one every folder with executions is a set. A set has `executions`,
 """
 
 import calendar
+import datetime
 import gzip
 import json
 import os
@@ -14,7 +15,9 @@ import re
 import time
 import unittest
 
+import pymongo
 from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
 
 import harness
 
@@ -221,6 +224,56 @@ class Cases:
                 self.assertEqual(stored_steps, self.count(name, "execution_steps"), name)
                 print(f"{server.store}: {name}: {len(executions)} executions, {stored_steps} steps", flush=True)
             self.look_at_them(server, seen)
+            self.ask_as_before(server, seen)
+
+    def all_ids(self, server, order="EXECUTION_ORDER_STARTED_AT_DESC", **fields):
+        stub = self.pb.execution_grpc.ExecutionServiceStub(server.channel)
+        request, ids = self.pb.execution.ListExecutionsRequest(page_size=100, order=order), []
+        request.filter.CopyFrom(self.pb.common.ExecutionFilter(**fields))
+        while True:
+            page = stub.ListExecutions(request)
+            ids += [execution.execution_id for execution in page.executions]
+            if not page.next_page_token:
+                counted = self.pb.execution.CountExecutionsRequest(filter=request.filter)
+                answer = stub.CountExecutions(counted)
+                self.assertEqual((answer.count, answer.exact), (len(ids), True), fields)
+                return ids
+            request.page_token = page.next_page_token
+
+    def ask_as_before(self, server, seen):
+        """The queries that programs ran on the documents themselves have the same answers through the API."""
+        records = [
+            (milliseconds(document.get("started_at")), id, document.get("status") or "completed", document)
+            for id, document in seen.items()
+        ]
+        times = sorted(at for at, *_ in records if at is not None)
+        since = times[len(times) // 2]
+        moment = Timestamp()
+        moment.FromMilliseconds(since)
+        users = sorted({document.get("user_id") for *_, document in records if document.get("user_id")})
+        apps = sorted({document["app_name"] for *_, document in records})
+        status = self.pb.common.ExecutionStatus.Value
+        failed, running = status("EXECUTION_STATUS_FAILED"), status("EXECUTION_STATUS_RUNNING")
+        asked = [({"user_id": user}, {"user_ids": [user]}) for user in users[:20]]
+        asked += [({"status": "failed", "since": since}, {"statuses": [failed], "started_at_from": moment})]
+        asked += [({"app_name": app, "status": "running"}, {"app_names": [app], "statuses": [running]}) for app in apps[:20]]
+        for wanted, fields in asked:
+            expected = [
+                (at if at is not None else -(2**63), id)
+                for at, id, state, document in records
+                if ("user_id" not in wanted or document.get("user_id") == wanted["user_id"])
+                and ("app_name" not in wanted or document["app_name"] == wanted["app_name"])
+                and ("status" not in wanted or state == wanted["status"])
+                and ("since" not in wanted or at is not None and at >= wanted["since"])
+            ]
+            expected = [id for _, id in sorted(expected, reverse=True)]
+            self.assertEqual(self.all_ids(server, **fields), expected, wanted)
+            self.assertEqual(self.all_ids(server, "EXECUTION_ORDER_STARTED_AT_ASC", **fields), expected[::-1], wanted)
+            self.compare_with_driver(server, wanted, expected)
+        print(f"{server.store}: {len(asked)} lists as by hand", flush=True)
+
+    def compare_with_driver(self, server, wanted, expected):
+        pass
 
     def check_configurations(self, server, name, again, files):
         """Of the same app, part and version the first is stored; the others have to say the same, and do."""
@@ -304,9 +357,20 @@ class OnSqlite(Cases, unittest.TestCase):
 @unittest.skipUnless(SETS, "no real data: set STEPWELL_DATA_SETS")
 class OnMongoDB(Cases, unittest.TestCase):
     def server(self):
-        server = harness.Server(harness.shared_mongodb().uri, database=f"data_{time.time_ns()}", env=KEEP_POINTS)
+        name = f"data_{time.time_ns()}"
+        server = harness.Server(harness.shared_mongodb().uri, database=name, env=KEEP_POINTS)
         server.store = "mongodb"
+        server.documents = pymongo.MongoClient(harness.shared_mongodb().uri)[name]
         return server
+
+    def compare_with_driver(self, server, wanted, expected):
+        """The same through the driver, on the documents that the server reads."""
+        query = {key: value for key, value in wanted.items() if key != "since"}
+        if "since" in wanted:
+            moment = datetime.datetime.fromtimestamp(wanted["since"] / 1000, datetime.timezone.utc)
+            query["started_at"] = {"$gte": moment}
+        found = server.documents.executions.find(query).sort([("started_at", -1), ("execution_id", -1)])
+        self.assertEqual([document["execution_id"] for document in found], expected, query)
 
 
 if __name__ == "__main__":

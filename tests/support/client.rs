@@ -125,6 +125,7 @@ calls! {
     executions.create_execution / try_create_execution (CreateExecutionRequest) -> Execution, execution;
     executions.get_execution / try_get_execution (GetExecutionRequest) -> GetExecutionResponse;
     executions.list_executions / try_list_executions (ListExecutionsRequest) -> ListExecutionsResponse;
+    executions.count_executions / try_count_executions (CountExecutionsRequest) -> CountExecutionsResponse;
     executions.update_execution / try_update_execution (UpdateExecutionRequest) -> Execution, execution;
     executions.finish_execution / try_finish_execution (FinishExecutionRequest) -> Execution, execution;
     executions.heartbeat / try_heartbeat (HeartbeatRequest) -> HeartbeatResponse;

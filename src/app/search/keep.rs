@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bson::Bson;
 use futures::StreamExt as _;
 
-use crate::app::Artifacts;
 use crate::app::artifacts::Part;
+use crate::app::{self, Artifacts, Error};
+use crate::blobs;
 use crate::clock::Clock;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionOrder, ExecutionQuery, StepQuery,
@@ -16,7 +18,7 @@ use crate::domain::search::{self, INDEXED_BYTES, Kind, text};
 use crate::domain::{Artifact, Execution, Step};
 use crate::follow::Consumer;
 use crate::store::search::{Entry, EntryKey, SearchBatch, SearchStore};
-use crate::store::{Change, ChangeKind, Changed, Cursor, Record, RecordKey, Result, Store};
+use crate::store::{self, Change, ChangeKind, Changed, Cursor, Record, RecordKey, Result, Store};
 
 /// Records loaded with their payloads at a time: each may be several MiB.
 const LOADED_AT_ONCE: usize = 32;
@@ -90,31 +92,48 @@ impl Keeper {
     }
 
     /// The beginning of an artifact's bytes, if they are text and there.
-    async fn text_of(&self, artifact: &Artifact) -> Option<text::Text> {
-        if !text::is_text(artifact) {
-            return None;
+    /// Where a run keeps the text with the record, that is it. A storage that is away now is waited for.
+    async fn text_of(&self, artifact: &Artifact) -> Result<Option<text::Text>> {
+        if let Some(content @ Bson::String(_)) = artifact.metadata.get("content") {
+            return Ok(Some(text::of_value(content)));
         }
+        if !text::is_text(artifact) {
+            return Ok(None);
+        }
+        match self.downloaded(artifact).await {
+            Ok(text) => Ok(text),
+            Err(Error::Bytes(blobs::Error::Unavailable(_)) | Error::ShuttingDown) => {
+                Err(store::Error::Unavailable(None))
+            }
+            Err(Error::Store(error @ store::Error::Unavailable(_))) => Err(error),
+            // Without bytes, or with others than were stored.
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn downloaded(&self, artifact: &Artifact) -> app::Result<Option<text::Text>> {
         // One more than is indexed tells whether there are more.
         let part = Part::From { offset: 0, limit: Some(INDEXED_BYTES as u64 + 1) };
-        let mut download = self.artifacts.download(&artifact.artifact_id, part).await.ok()?;
+        let mut download = self.artifacts.download(&artifact.artifact_id, part).await?;
         let mut bytes = Vec::new();
         while let Some(piece) = download.bytes.next().await {
-            bytes.extend_from_slice(&piece.ok()?);
+            bytes.extend_from_slice(&piece?);
         }
         let more = bytes.len() > INDEXED_BYTES;
         bytes.truncate(INDEXED_BYTES);
-        text::of_bytes(&bytes, more)
+        Ok(text::of_bytes(&bytes, more))
     }
 
-    async fn of_artifact(&self, batch: &mut SearchBatch, artifact: &Artifact) {
+    async fn of_artifact(&self, batch: &mut SearchBatch, artifact: &Artifact) -> Result<()> {
         let key = EntryKey {
             execution_id: artifact.execution_id.clone(),
             kind: Kind::ArtifactText,
             step_id: artifact.step_id,
             artifact_id: Some(artifact.artifact_id.clone()),
         };
-        let text = self.text_of(artifact).await.unwrap_or_default();
+        let text = self.text_of(artifact).await?.unwrap_or_default();
         place(batch, entry(key, Some(&artifact.artifact_name), text));
+        Ok(())
     }
 
     /// Writes the batch if it is big.
@@ -136,7 +155,7 @@ impl Keeper {
                 match record {
                     Record::Execution(execution) => of_execution(batch, &execution),
                     Record::Step(step) => of_step(batch, &step),
-                    Record::Artifact(artifact) => self.of_artifact(batch, &artifact).await,
+                    Record::Artifact(artifact) => self.of_artifact(batch, &artifact).await?,
                 }
             }
             self.drain(batch).await?;
@@ -177,7 +196,7 @@ impl Keeper {
             };
             let page = self.records.artifacts(&query).await?;
             for artifact in &page.records {
-                self.of_artifact(batch, artifact).await;
+                self.of_artifact(batch, artifact).await?;
                 self.drain(batch).await?;
             }
             match page.next {

@@ -33,6 +33,9 @@ pub struct Args {
     /// How many at most; 0: all.
     #[arg(long, short = 'n', default_value_t = 50, value_name = "NUMBER")]
     limit: usize,
+    /// Show too how many steps of each stand where.
+    #[arg(long)]
+    steps: bool,
 }
 
 pub async fn run(
@@ -52,6 +55,7 @@ pub async fn run(
         // One page size for all pages: it is part of what the token is bound to.
         page_size: i32::try_from(limit.min(PAGE)).unwrap_or(i32::MAX),
         page_token: String::new(),
+        include_step_counts: args.steps,
     };
     let mut rows: Vec<Vec<Content>> = Vec::new();
     let mut shown = 0;
@@ -59,12 +63,20 @@ pub async fn run(
         let page = client.list_executions(call(request.clone())).await?.into_inner();
         let left = limit - shown;
         let cut = page.executions.len() > left;
+        let mut counts = page.step_counts.iter();
         for execution in page.executions.into_iter().take(left) {
             shown += 1;
+            let counts = counts.next();
             if output.is_json() {
-                output.json(&json::execution(&execution))?;
+                let mut shape = json::execution(&execution);
+                if let (Some(counts), Some(fields)) = (counts, shape.as_object_mut()) {
+                    fields.insert("step_counts".to_owned(), json::step_counts(counts));
+                }
+                output.json(&shape)?;
             } else {
-                rows.push(row(&execution));
+                let mut row = row(&execution);
+                row.extend(counts.map(|counts| Content::from(text::step_counts(counts))));
+                rows.push(row);
             }
         }
         if cut || shown == limit && !page.next_page_token.is_empty() {
@@ -79,7 +91,8 @@ pub async fn run(
         if rows.is_empty() {
             message("no executions");
         } else {
-            for line in table::render(output, &COLUMNS, rows) {
+            let columns = if args.steps { &COLUMNS[..] } else { &COLUMNS[..COLUMNS.len() - 1] };
+            for line in table::render(output, columns, rows) {
                 output.line(&line)?;
             }
         }
@@ -92,7 +105,8 @@ pub async fn run(
     Ok(Exit::Done)
 }
 
-const COLUMNS: [Column; 8] = [
+/// The last one only if asked for.
+const COLUMNS: [Column; 9] = [
     Column::whole("EXECUTION ID"),
     Column::cut("APP", 12),
     Column::cut("PART", 8).spare(3),
@@ -101,6 +115,7 @@ const COLUMNS: [Column; 8] = [
     Column::whole("STARTED (UTC)").spare(1),
     Column::whole("DURATION").right().spare(2),
     Column::cut("ERROR", 12).spare(5),
+    Column::whole("STEPS"),
 ];
 
 fn row(execution: &proto::Execution) -> Vec<Content> {

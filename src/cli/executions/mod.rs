@@ -1,6 +1,7 @@
 //! `stepwell executions …`: look at executions, watch them, ask them to stop, delete them.
 
 mod change;
+mod count;
 mod list;
 mod show;
 
@@ -16,6 +17,8 @@ use crate::clock::Clock;
 pub enum Command {
     /// List executions, newest start first.
     List(list::Args),
+    /// Count executions.
+    Count(count::Args),
     /// Show one execution with its steps.
     Show(show::Args),
     /// Watch one execution, or all that match, live.
@@ -34,6 +37,7 @@ pub async fn run(
 ) -> Result<Exit> {
     match command {
         Command::List(args) => list::run(&args, connection, output, clock).await,
+        Command::Count(args) => count::run(&args, connection, output, clock).await,
         Command::Show(args) => show::run(&args, connection, output).await,
         Command::Watch(args) => watch::run(&args, connection, output, clock).await,
         Command::Cancel(args) => change::cancel(args, connection, output).await,

@@ -11,6 +11,9 @@ use unicode_normalization::char::is_combining_mark;
 /// Longest term in characters; what is longer is cut.
 pub const TERM_CHARACTERS: usize = 64;
 
+/// Letters of a word that is found without the number at its end, at least.
+const NUMBERED_LETTERS: usize = 3;
+
 /// A term at a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
@@ -162,6 +165,16 @@ impl Tokens<'_> {
             }
         }
         for (term, span) in folded {
+            // `server2` is a server, too; a code like `E11000` is only itself.
+            let letters = term.trim_end_matches(|c: char| c.is_ascii_digit());
+            let digits = term.len() - letters.len();
+            if digits > 0
+                && letters.chars().count() >= NUMBERED_LETTERS
+                && letters.chars().all(char::is_alphabetic)
+                && self.text[span.clone()].ends_with(&term[letters.len()..])
+            {
+                self.push(letters.to_owned(), span.start..span.end - digits, true, false);
+            }
             self.push(term, span, false, false);
             self.position += 1;
         }

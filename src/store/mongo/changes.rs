@@ -163,6 +163,11 @@ impl ChangeLog for Log {
         let Some(cursor) = cursor.or_else(|| after.cloned()) else {
             return Err(Error::failed("the change stream names no position"));
         };
+        if after.is_none() {
+            // The stream begins after what the primary has, of which the last may not be safe from a failover yet,
+            // and so not be read by who reads only that. Once this is, so is what came before.
+            self.write_nudge(&ready, WriteConcern::majority()).await?;
+        }
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         let inner = Arc::clone(&self.inner);
         let task = tokio::spawn(drive(inner, ready, stream, cursor.clone(), sender));
@@ -183,18 +188,8 @@ impl ChangeLog for Log {
 
     async fn nudge(&self) -> Result<()> {
         let ready = self.inner.ready().await?;
-        let nudges = ready.database.collection::<Document>(schema::NUDGES);
-        let nudge = nudges
-            .update_one(doc! { "_id": "nudge" }, doc! { "$inc": { "nudges": 1_i64 } })
-            .upsert(true)
-            // One that a failover takes back has done its work, or is given again.
-            .write_concern(WriteConcern::nodes(1));
-        match self.inner.try_call(nudge).await? {
-            Ok(_) => Ok(()),
-            // Another server made the document just then.
-            Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => Ok(()),
-            Err(error) => Err(failure::error(error)),
-        }
+        // One that a failover takes back has done its work, or is given again.
+        self.write_nudge(&ready, WriteConcern::nodes(1)).await
     }
 
     fn position_of(&self, cursor: &Cursor) -> Option<u64> {
@@ -317,6 +312,20 @@ fn answers(
 }
 
 impl Log {
+    async fn write_nudge(&self, ready: &Ready, concern: WriteConcern) -> Result<()> {
+        let nudges = ready.database.collection::<Document>(schema::NUDGES);
+        let nudge = nudges
+            .update_one(doc! { "_id": "nudge" }, doc! { "$inc": { "nudges": 1_i64 } })
+            .upsert(true)
+            .write_concern(concern);
+        match self.inner.try_call(nudge).await? {
+            Ok(_) => Ok(()),
+            // Another server made the document just then.
+            Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => Ok(()),
+            Err(error) => Err(failure::error(error)),
+        }
+    }
+
     /// All documents that one of the filters finds.
     async fn find(
         &self,

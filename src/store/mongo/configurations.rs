@@ -289,7 +289,7 @@ impl Inner {
                 });
             }
             if started.elapsed() >= ABANDONED {
-                self.end_abandoned(ready).await;
+                self.end_abandoned(ready, ABANDONED).await;
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -298,9 +298,9 @@ impl Inner {
 
     /// Ends transactions of servers that are gone. Where the database does not let us, they end by themselves
     /// in a minute.
-    pub(super) async fn end_abandoned(&self, ready: &Ready) {
+    pub(super) async fn end_abandoned(&self, ready: &Ready, alone_for: Duration) {
         let admin = ready.client.database("admin");
-        let micros = i64::try_from(ABANDONED.as_micros()).unwrap_or(i64::MAX);
+        let micros = i64::try_from(alone_for.as_micros()).unwrap_or(i64::MAX);
         let find = [
             doc! { "$currentOp": { "allUsers": false, "idleSessions": true } },
             // Only of servers: another name in the URI may be another program's too.

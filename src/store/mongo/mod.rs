@@ -17,6 +17,7 @@ mod documents;
 mod failure;
 pub mod inspect;
 mod leases;
+mod lists;
 mod marks;
 mod metrics;
 mod read;
@@ -25,6 +26,7 @@ mod retention;
 mod rollups;
 mod schema;
 mod search;
+mod walks;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -49,7 +51,8 @@ use super::{Applied, ChangeLog, Error, Leases, RecordKey, Result, Store, StoreIn
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
-    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+    ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
+    StepQuery,
 };
 use crate::domain::{Artifact, Execution, MetricPoint, Millis, Step, StepRef};
 use cache::Cache;
@@ -523,7 +526,19 @@ impl Store for MongoStore {
     }
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
-        read::executions(&self.inner, query).await
+        lists::executions(&self.inner, query).await
+    }
+
+    async fn count_executions(&self, query: &CountQuery) -> Result<Count> {
+        lists::count(&self.inner, query).await
+    }
+
+    async fn step_counts(
+        &self,
+        execution_ids: &[String],
+        examine: usize,
+    ) -> Result<Vec<StepCounts>> {
+        lists::step_counts(&self.inner, execution_ids, examine).await
     }
 
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {

@@ -51,9 +51,31 @@ pub(super) fn configurations_of_name() -> Document {
     doc! { "app_name": 1, "created_at": -1, "_id": -1 }
 }
 
-/// The index of failed steps by execution, for rollups.
-fn failed_steps() -> Document {
+/// The index of steps by execution and status: steps are counted in it, and rollups find failed ones.
+fn steps_by_status() -> Document {
     doc! { "execution_id": 1, "status": 1 }
+}
+
+/// An index that lists of executions walk along: newest first where these fields are equal.
+pub(super) fn executions_by(fields: &[&str]) -> Document {
+    let mut index: Document =
+        fields.iter().map(|field| (field.to_string(), Bson::Int32(1))).collect();
+    index.extend(doc! { "started_at": -1, "execution_id": -1 });
+    index
+}
+
+/// The one of an app, whose keys tell too what ran long.
+pub(super) fn executions_of_app() -> Document {
+    let mut index = executions_by(&["app_id"]);
+    index.insert("duration_ms", 1);
+    index
+}
+
+/// The one of an app by its name, whose keys tell too what ran long, and the part of the app.
+pub(super) fn executions_of_name() -> Document {
+    let mut index = executions_by(&["app_name"]);
+    index.extend(doc! { "duration_ms": 1, "sub_app_id": 1 });
+    index
 }
 
 /// The oldest date of interest; every real one is greater, and a missing one is not.
@@ -94,15 +116,15 @@ fn wanted() -> Vec<Index> {
             partial: Some(doc! { "step_key": { "$gt": "" } }),
             ..unique(STEPS, doc! { "execution_id": 1, "step_key": 1 })
         },
-        plain(
-            EXECUTIONS,
-            doc! { "app_id": 1, "sub_app_id": 1, "started_at": -1, "execution_id": -1 },
-        ),
-        plain(EXECUTIONS, doc! { "app_id": 1, "started_at": -1, "execution_id": -1 }),
-        plain(EXECUTIONS, doc! { "app_name": 1, "started_at": -1, "execution_id": -1 }),
-        plain(EXECUTIONS, doc! { "user_id": 1, "started_at": -1, "execution_id": -1 }),
-        plain(EXECUTIONS, doc! { "status": 1, "started_at": -1, "execution_id": -1 }),
-        plain(EXECUTIONS, doc! { "started_at": -1, "execution_id": -1 }),
+        plain(EXECUTIONS, executions_by(&["app_id", "sub_app_id"])),
+        plain(EXECUTIONS, executions_by(&["app_id", "status"])),
+        plain(EXECUTIONS, executions_of_app()),
+        plain(EXECUTIONS, executions_by(&["app_name", "status"])),
+        plain(EXECUTIONS, executions_of_name()),
+        plain(EXECUTIONS, executions_by(&["user_id", "status"])),
+        plain(EXECUTIONS, executions_by(&["user_id"])),
+        plain(EXECUTIONS, executions_by(&["status"])),
+        plain(EXECUTIONS, executions_by(&[])),
         partial(
             EXECUTIONS,
             doc! { "heartbeat_timeout_ms": 1 },
@@ -137,9 +159,9 @@ fn wanted() -> Vec<Index> {
             ..unique(ARTIFACTS, doc! { "digests.create": 1 })
         },
         plain(UPLOADS, doc! { "updated_at": 1 }),
-        partial(STEPS, failed_steps(), doc! { "status": "failed" }),
         plain(TEXTS, super::search::texts_by_term()),
         plain(TEXTS, doc! { "v": 1 }),
+        plain(STEPS, steps_by_status()),
         plain(COUNTED, doc! { "day": 1 }),
         plain(FAILURES, doc! { "fingerprint": 1, "failed_at": -1 }),
         partial(ROLLUPS, doc! { "user_id": 1, "_id.t": 1 }, doc! { "user_id": { "$gt": "" } }),
@@ -154,6 +176,8 @@ pub(super) struct Indexes {
     /// The names of the indexes that tell records apart.
     pub(super) execution_key: Option<String>,
     pub(super) step_key: Option<String>,
+    /// The name of the index in which steps are counted.
+    pub(super) steps_by_status: Option<String>,
     /// Indexes that lists of executions walk along: their leading keys and their names.
     lists: Vec<(Document, String)>,
 }
@@ -334,10 +358,13 @@ pub(super) async fn prepare(database: &Database) -> Result<Indexes> {
                 _ => {}
             }
         } else if let Some(name) = name
-            && wanted.collection == EXECUTIONS
             && wanted.partial.is_none()
         {
-            indexes.lists.push((wanted.keys, name));
+            match wanted.collection {
+                EXECUTIONS => indexes.lists.push((wanted.keys, name)),
+                STEPS if wanted.keys == steps_by_status() => indexes.steps_by_status = Some(name),
+                _ => {}
+            }
         }
     }
     Ok(indexes)

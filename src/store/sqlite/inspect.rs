@@ -27,6 +27,10 @@ const QUERIES: &[(&str, &[&str], &str)] = &[
     ("executions", &["user_id"], "executions WHERE user_id = ?"),
     ("executions", &["status"], "executions WHERE status = ?"),
     ("executions", &["started_at"], "executions ORDER BY started_at DESC"),
+    ("executions", &["user_id", "status"], "executions WHERE user_id = ? AND status = ?"),
+    ("executions", &["app_id", "status"], "executions WHERE app_id = ? AND status = ?"),
+    ("executions", &["app_name", "status"], "executions WHERE app_name = ? AND status = ?"),
+    ("execution_steps", &["execution_id", "status"], "steps WHERE execution = ? AND status = ?"),
     ("execution_steps", &["execution_id", "step_id"], "steps WHERE execution = ? AND step_id = ?"),
     (
         "execution_steps",

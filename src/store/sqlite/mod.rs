@@ -9,6 +9,7 @@ mod changes;
 mod configurations;
 pub mod inspect;
 mod known;
+mod lists;
 mod metrics;
 mod read;
 mod remove;
@@ -35,7 +36,8 @@ use super::{ChangeKind, RecordKey};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
-    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+    ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
+    StepQuery,
 };
 use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
@@ -342,7 +344,21 @@ impl Store for SqliteStore {
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
         let query = query.clone();
-        self.readers.run(move |connection| read::executions(connection, &query)).await
+        self.readers.run(move |connection| lists::executions(connection, &query)).await
+    }
+
+    async fn count_executions(&self, query: &CountQuery) -> Result<Count> {
+        let query = query.clone();
+        self.readers.run(move |connection| lists::count(connection, &query)).await
+    }
+
+    async fn step_counts(
+        &self,
+        execution_ids: &[String],
+        examine: usize,
+    ) -> Result<Vec<StepCounts>> {
+        let ids = execution_ids.to_vec();
+        self.readers.run(move |connection| lists::step_counts(connection, &ids, examine)).await
     }
 
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {

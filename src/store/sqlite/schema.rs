@@ -305,6 +305,9 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX search_texts_seen ON search_texts (seen);
     CREATE VIRTUAL TABLE search_terms
         USING fts5(terms, content='', contentless_delete=1, detail=none, tokenize='ascii');
+", "
+    -- Steps are counted by status in it.
+    CREATE INDEX steps_status ON steps (execution, status);
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

@@ -167,7 +167,7 @@ impl SearchStore for SqliteStore {
         self.readers
             .run(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT count(*) FROM (SELECT rowid FROM search_terms WHERE terms MATCH ?1 \
+                    "SELECT count(*) FROM (SELECT rowid FROM search_terms WHERE search_terms MATCH ?1 \
                      LIMIT ?2)",
                 )?;
                 let count: i64 = statement.query_row(params![asked, most], |row| row.get(0))?;
@@ -195,9 +195,9 @@ impl SearchStore for SqliteStore {
             .run(move |connection| {
                 let sql = format!(
                     "SELECT t.id, t.execution_id, t.kind, t.step_id, t.artifact_id, t.name, t.text, \
-                     t.truncated FROM search_terms s CROSS JOIN search_texts t ON t.id = s.rowid \
-                     WHERE s.terms MATCH ?1 AND s.rowid < ?2 {of_kind} \
-                     ORDER BY s.rowid DESC LIMIT ?3"
+                     t.truncated FROM search_terms CROSS JOIN search_texts t ON t.id = search_terms.rowid \
+                     WHERE search_terms MATCH ?1 AND search_terms.rowid < ?2 {of_kind} \
+                     ORDER BY search_terms.rowid DESC LIMIT ?3"
                 );
                 let mut statement = connection.prepare_cached(&sql)?;
                 let rows = i64::try_from(limit).unwrap_or(i64::MAX);

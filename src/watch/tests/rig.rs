@@ -16,7 +16,8 @@ use crate::clock::{Clock, ManualClock};
 use crate::domain::execution::CreateExecution;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
-    ArtifactKey, ArtifactQuery, ExecutionKey, ExecutionQuery, Page, StepQuery,
+    ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
+    StepQuery,
 };
 use crate::domain::step::StepFields;
 use crate::domain::{
@@ -179,6 +180,18 @@ impl Store for TestStore {
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
         self.inner.executions(query).await
+    }
+
+    async fn count_executions(&self, query: &CountQuery) -> Result<Count> {
+        self.inner.count_executions(query).await
+    }
+
+    async fn step_counts(
+        &self,
+        execution_ids: &[String],
+        examine: usize,
+    ) -> Result<Vec<StepCounts>> {
+        self.inner.step_counts(execution_ids, examine).await
     }
 
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>> {

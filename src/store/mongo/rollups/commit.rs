@@ -17,9 +17,12 @@ use crate::store::rollups::{Recount, RollupBatch, failure_id, group_id, numbers,
 use crate::store::{Error, Result};
 
 /// How often a transaction that met another writer is tried.
-const ATTEMPTS: usize = 10;
+const ATTEMPTS: usize = 24;
 /// Pause after all but the first: longer in all than the transaction of a dead server is left alone.
 const PAUSE: Duration = Duration::from_millis(250);
+/// A transaction that was left alone for so long is one of a server that died. A busy machine may take a second
+/// between two commands.
+pub(super) const ABANDONED: Duration = Duration::from_secs(4);
 /// Statements in one command.
 const STATEMENTS: usize = 1_000;
 
@@ -259,7 +262,7 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
     for sent in 0..ATTEMPTS {
         if sent > 1 {
             tokio::time::sleep(PAUSE).await;
-            inner.end_abandoned(&ready).await;
+            inner.end_abandoned(&ready, ABANDONED).await;
         }
         let tried = attempt(&ready, &statements, filter.clone(), progress.clone());
         match tokio::time::timeout(inner.patience * 2, tried).await {

@@ -13,7 +13,7 @@ use bson::raw::RawBsonRef;
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, RawDocumentBuf, doc};
 use mongodb::Collection;
-use mongodb::options::{CollectionOptions, ReadConcern, WriteConcern};
+use mongodb::options::{CollectionOptions, Hint, ReadConcern, WriteConcern};
 
 use super::{Inner, MongoStore, Ready, documents, failure, no_payloads, schema};
 use crate::domain::rollup::{
@@ -34,7 +34,7 @@ pub(super) const ROLLUPS: &str = "stepwell_rollups";
 pub(super) const FAILURE_COUNTS: &str = "stepwell_rollup_failure_counts";
 
 /// How long it takes at most to get a lease that nobody is at.
-const LEASE_WITHIN: Duration = Duration::from_millis(1_500);
+const LEASE_WITHIN: Duration = Duration::from_millis(4_500);
 /// Executions whose failures are asked for in one query.
 const ASKED_AT_ONCE: usize = 100;
 
@@ -282,7 +282,7 @@ impl Leads for MongoStore {
                 Ok(taken) => taken.map_err(failure::error)?,
                 // A server that died in the middle of its transaction still holds the document.
                 Err(_) => {
-                    self.inner.end_abandoned(&ready).await;
+                    self.inner.end_abandoned(&ready, commit::ABANDONED).await;
                     self.inner.call(leases.update_one(filter.clone(), update.clone())).await?
                 }
             };
@@ -431,12 +431,15 @@ impl RollupStore for MongoStore {
             "status": StepStatus::Failed.as_str(),
             "execution_id": { "$gt": after },
         };
-        let find = ready
+        let mut find = ready
             .steps
             .find(filter)
             .projection(doc! { "_id": 0, "execution_id": 1 })
             .sort(doc! { "execution_id": 1 })
             .batch_size(2000);
+        if let Some(name) = &ready.indexes.steps_by_status {
+            find = find.hint(Hint::Name(name.clone()));
+        }
         let mut ids: Vec<String> = Vec::new();
         let mut cursor = self.inner.call(find).await?;
         while self.inner.call(cursor.advance()).await? {

@@ -1,0 +1,360 @@
+//! Lists of executions, and counts of them and of their steps. `walks` says along which index.
+
+use std::collections::HashMap;
+
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::Cursor;
+use mongodb::options::Hint;
+
+use super::read::FETCHED_AT_ONCE;
+use super::walks::{Leaves, Walk, segments, walks, window, worth_comparing};
+use super::{Inner, Ready, documents, failure, schema};
+use crate::domain::query::{
+    Count, CountQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page,
+    StepCounts,
+};
+use crate::domain::{Execution, StepStatus};
+use crate::store::{Error, Result};
+
+/// Keys counted to compare two walks.
+const PROBED: u64 = 1_000;
+
+/// One part of a list as the database is asked.
+async fn open(
+    inner: &Inner,
+    ready: &Ready,
+    walk: &Walk,
+    segment: &Document,
+    order: ExecutionOrder,
+    how: &How,
+    limit: usize,
+) -> Result<Cursor<RawDocumentBuf>> {
+    let mut filter = walk.equal.clone();
+    filter.extend(segment.clone());
+    let way = if order == ExecutionOrder::StartedAtDesc { -1 } else { 1 };
+    let one_moment = match segment.get("started_at") {
+        None | Some(Bson::Document(_)) => false,
+        Some(_) => true,
+    };
+    // Several ranges are merged in index order only if what the filter fixes is not named again.
+    let sort = match one_moment {
+        true => doc! { "execution_id": way },
+        false => doc! { "started_at": way, "execution_id": way },
+    };
+    let find = || {
+        let find = ready.committed_executions.find(filter.clone()).sort(sort.clone());
+        let find = find.batch_size(how.batch).limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        match how.keys {
+            // Nothing but what the index holds, so that no document is fetched.
+            true => find.projection(doc! {
+                "_id": 0, "execution_id": 1, "started_at": 1, "duration_ms": 1, "sub_app_id": 1,
+            }),
+            false => find,
+        }
+    };
+    match ready.indexes.named(&walk.index) {
+        None => inner.call(find()).await,
+        Some(name) => match inner.call(find().hint(Hint::Name(name.to_owned()))).await {
+            // Somebody dropped the index since.
+            Err(Error::Failed(_)) => inner.call(find()).await,
+            answer => answer,
+        },
+    }
+}
+
+/// How a list is read.
+struct How {
+    batch: u32,
+    /// Only what the index holds.
+    keys: bool,
+}
+
+/// Shows `visit` what the walk comes by, in order, with how many it has seen, until it says that is enough or
+/// `query.examine` are examined and there is one more. Whether that was all.
+async fn each(
+    inner: &Inner,
+    ready: &Ready,
+    walk: &Walk,
+    query: &ExecutionQuery,
+    how: &How,
+    mut visit: impl FnMut(&RawDocument) -> Result<bool>,
+) -> Result<bool> {
+    let mut examined = 0;
+    for segment in segments(query) {
+        // One more than may be examined tells whether that was all.
+        let limit = query.examine - examined + 1;
+        let mut cursor = open(inner, ready, walk, &segment, query.order, how, limit).await?;
+        while inner.call(cursor.advance()).await? {
+            if examined == query.examine || !visit(cursor.current())? {
+                return Ok(false);
+            }
+            examined += 1;
+        }
+    }
+    Ok(true)
+}
+
+/// The execution that was read, unless it is being deleted, does not match or cannot be read.
+fn match_of(
+    raw: &RawDocument,
+    filter: &ExecutionFilter,
+) -> Result<(Option<ExecutionKey>, Option<Execution>)> {
+    match documents::read_execution(raw) {
+        Ok(execution) => {
+            let key = ExecutionKey::of(&execution);
+            let found = execution.deleted_at.is_none() && filter.matches(&execution);
+            Ok((Some(key), found.then_some(execution)))
+        }
+        Err(Error::Corrupt { collection, id, field }) => {
+            tracing::warn!(collection, id, field, "a stored record cannot be read");
+            Ok((None, None))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) async fn executions(
+    inner: &Inner,
+    query: &ExecutionQuery,
+) -> Result<Page<Execution, ExecutionKey>> {
+    let ready = inner.ready().await?;
+    let walk = choose(inner, &ready, &query.filter).await?;
+    let leaves = walk.leaves(&query.filter);
+    if leaves == Leaves::Keys {
+        return by_keys(inner, &ready, &walk, query).await;
+    }
+    let batch = match leaves {
+        Leaves::Nothing => u32::try_from(query.limit + 1).unwrap_or(FETCHED_AT_ONCE),
+        _ => FETCHED_AT_ONCE,
+    };
+    let mut records: Vec<Execution> = Vec::new();
+    let mut last = query.after.clone();
+    let how = How { batch, keys: false };
+    let all = each(inner, &ready, &walk, query, &how, |raw| {
+        if records.len() == query.limit {
+            last = records.last().map(ExecutionKey::of);
+            return Ok(false);
+        }
+        let (key, found) = match_of(raw, &query.filter)?;
+        last = key.or(last.take());
+        records.extend(found);
+        Ok(true)
+    })
+    .await?;
+    Ok(Page { records, next: if all { None } else { last } })
+}
+
+/// What the keys of an index tell of an execution.
+fn key_of(raw: &RawDocument, filter: &ExecutionFilter) -> Option<(ExecutionKey, bool)> {
+    let execution_id = raw.get_str("execution_id").ok()?.to_owned();
+    let started_at = raw.get_datetime("started_at").ok().map(|at| at.timestamp_millis());
+    let number = |field| match raw.get(field) {
+        Ok(Some(value)) => documents::integer(value),
+        _ => None,
+    };
+    let long = filter
+        .min_duration_ms
+        .is_none_or(|min| number("duration_ms").is_some_and(|duration| duration >= min));
+    let part = filter.sub_app_ids.is_empty()
+        || number("sub_app_id")
+            .is_some_and(|id| filter.sub_app_ids.iter().any(|wanted| i64::from(*wanted) == id));
+    Some((ExecutionKey { started_at, execution_id }, long && part))
+}
+
+/// A page of which the keys of the index tell who is on it: only those are fetched.
+async fn by_keys(
+    inner: &Inner,
+    ready: &Ready,
+    walk: &Walk,
+    query: &ExecutionQuery,
+) -> Result<Page<Execution, ExecutionKey>> {
+    let mut found: Vec<ExecutionKey> = Vec::new();
+    let mut last = query.after.clone();
+    let how = How { batch: FETCHED_AT_ONCE, keys: true };
+    let all = each(inner, ready, walk, query, &how, |raw| {
+        if found.len() == query.limit {
+            last = found.last().cloned();
+            return Ok(false);
+        }
+        if let Some((key, matches)) = key_of(raw, &query.filter) {
+            last = Some(key.clone());
+            if matches {
+                found.push(key);
+            }
+        }
+        Ok(true)
+    })
+    .await?;
+    let ids: Vec<&str> = found.iter().map(|key| key.execution_id.as_str()).collect();
+    let find = ready
+        .committed_executions
+        .find(doc! { "execution_id": { "$in": ids } })
+        .batch_size(u32::try_from(query.limit + 1).unwrap_or(FETCHED_AT_ONCE));
+    let mut records = HashMap::new();
+    if !found.is_empty() {
+        let mut cursor = inner.call(find).await?;
+        while inner.call(cursor.advance()).await? {
+            // It may have changed since its key was read.
+            if let (_, Some(execution)) = match_of(cursor.current(), &query.filter)? {
+                records.insert(execution.execution_id.clone(), execution);
+            }
+        }
+    }
+    let records = found.iter().filter_map(|key| records.remove(&key.execution_id)).collect();
+    Ok(Page { records, next: if all { None } else { last } })
+}
+
+/// The walk that decides by its index alone; else the one with the fewest keys, as far as a short look tells, the
+/// first among equals.
+async fn choose(inner: &Inner, ready: &Ready, filter: &ExecutionFilter) -> Result<Walk> {
+    let mut walks = walks(filter);
+    let all = walks.last().cloned();
+    walks.retain(|walk| ready.indexes.named(&walk.index).is_some());
+    let mut walks = worth_comparing(walks, filter);
+    if walks.len() < 2 {
+        return walks.pop().or(all).ok_or_else(failure::away);
+    }
+    let mut best: Option<(u64, Walk)> = None;
+    for walk in walks {
+        let found = counted(inner, ready, &walk, filter, PROBED).await?;
+        if best.as_ref().is_none_or(|(least, _)| found < *least) {
+            best = Some((found, walk));
+        }
+    }
+    best.map(|(_, walk)| walk).or(all).ok_or_else(failure::away)
+}
+
+/// How many keys the walk has, at most `limit`.
+async fn counted(
+    inner: &Inner,
+    ready: &Ready,
+    walk: &Walk,
+    filter: &ExecutionFilter,
+    limit: u64,
+) -> Result<u64> {
+    let mut equal = walk.equal.clone();
+    let window = window(filter);
+    if !window.is_empty() {
+        equal.insert("started_at", window);
+    }
+    let count = || ready.executions.count_documents(equal.clone()).limit(limit);
+    match ready.indexes.named(&walk.index) {
+        None => inner.call(count()).await,
+        Some(name) => match inner.call(count().hint(Hint::Name(name.to_owned()))).await {
+            // Somebody dropped the index since.
+            Err(Error::Failed(_)) => inner.call(count()).await,
+            answer => answer,
+        },
+    }
+}
+
+/// How many match: the number of keys where the index decides, else what is found among those examined.
+pub(super) async fn count(inner: &Inner, query: &CountQuery) -> Result<Count> {
+    let ready = inner.ready().await?;
+    let filter = &query.filter;
+    let walk = choose(inner, &ready, filter).await?;
+    let leaves = walk.leaves(filter);
+    let limit = query.limit as u64;
+    if leaves == Leaves::Nothing {
+        // Those that are being deleted still have keys. They are few, and soon none.
+        let marked = marked(inner, &ready, filter, query.examine).await?;
+        let keys = counted(inner, &ready, &walk, filter, limit + marked.number + 1).await?;
+        let number = keys.saturating_sub(marked.number);
+        let exact = number <= limit && marked.exact;
+        return Ok(Count { number: number.min(limit), exact });
+    }
+    let list = ExecutionQuery {
+        filter: filter.clone(),
+        order: ExecutionOrder::StartedAtDesc,
+        after: None,
+        limit: query.limit,
+        examine: query.examine,
+    };
+    let mut number = 0;
+    let how = How { batch: FETCHED_AT_ONCE, keys: false };
+    let all = each(inner, &ready, &walk, &list, &how, |raw| {
+        let (_, found) = match_of(raw, filter)?;
+        let more = found.is_some() && number == limit;
+        number += u64::from(found.is_some() && !more);
+        Ok(!more)
+    })
+    .await?;
+    Ok(Count { number, exact: all })
+}
+
+/// How many of those that match are being deleted.
+async fn marked(
+    inner: &Inner,
+    ready: &Ready,
+    filter: &ExecutionFilter,
+    examine: usize,
+) -> Result<Count> {
+    let marked = doc! { "deleted_at": { "$gt": schema::epoch() } };
+    let limit = i64::try_from(examine + 1).unwrap_or(i64::MAX);
+    let mut cursor = inner.call(ready.committed_executions.find(marked).limit(limit)).await?;
+    let (mut number, mut examined) = (0, 0);
+    while inner.call(cursor.advance()).await? {
+        if examined == examine {
+            return Ok(Count { number, exact: false });
+        }
+        examined += 1;
+        if let Ok(execution) = documents::read_execution(cursor.current()) {
+            number += u64::from(filter.matches(&execution));
+        }
+    }
+    Ok(Count { number, exact: true })
+}
+
+/// How many steps of each stand where, in one walk along the index of execution and status.
+pub(super) async fn step_counts(
+    inner: &Inner,
+    execution_ids: &[String],
+    examine: usize,
+) -> Result<Vec<StepCounts>> {
+    let ready = inner.ready().await?;
+    let keys = i64::try_from(examine + 1).unwrap_or(i64::MAX);
+    let pipeline = [
+        doc! { "$match": { "execution_id": { "$in": execution_ids } } },
+        doc! { "$sort": { "execution_id": 1, "status": 1 } },
+        doc! { "$limit": keys },
+        doc! { "$group": {
+            "_id": { "execution": "$execution_id", "status": "$status" }, "number": { "$sum": 1 },
+        } },
+    ];
+    let aggregate = || ready.committed_steps.aggregate(pipeline.clone()).batch_size(10_000);
+    let answer = match &ready.indexes.steps_by_status {
+        None => inner.call(aggregate()).await,
+        Some(name) => match inner.call(aggregate().hint(Hint::Name(name.clone()))).await {
+            // Somebody dropped the index since.
+            Err(Error::Failed(_)) => inner.call(aggregate()).await,
+            answer => answer,
+        },
+    };
+    let mut cursor = answer?;
+    let mut found: HashMap<String, StepCounts> = HashMap::new();
+    let (mut seen, mut last) = (0, None);
+    while inner.call(cursor.advance()).await? {
+        let raw = cursor.current();
+        let Ok(id) = raw.get_document("_id") else { continue };
+        let Ok(execution) = id.get_str("execution") else { continue };
+        let number = raw.get("number").ok().flatten().and_then(documents::integer).unwrap_or(0);
+        let number = u64::try_from(number).unwrap_or(0);
+        seen += number;
+        let status = id.get_str("status").ok();
+        let status = StepStatus::ALL.into_iter().find(|known| Some(known.as_str()) == status);
+        let counts = found.entry(execution.to_owned()).or_default();
+        if let Some(status) = status {
+            counts.add(status, number);
+        }
+        if last.as_deref().is_none_or(|last: &str| last < execution) {
+            last = Some(execution.to_owned());
+        }
+    }
+    // One key more than was to be read: where the walk was cut, and after it, some are missing.
+    let cut = if seen > examine as u64 { last } else { None };
+    let of = |id: &String| {
+        let counts = found.get(id).copied().unwrap_or_default();
+        StepCounts { exact: cut.as_ref().is_none_or(|cut| id < cut), ..counts }
+    };
+    Ok(execution_ids.iter().map(of).collect())
+}
