@@ -374,7 +374,7 @@ async fn per_interval(
     s: &Server,
     hours: i64,
     change: impl Fn(&mut QueryMetricsRequest),
-) -> Vec<(i64, String, [f64; 4], i64)> {
+) -> Vec<Told> {
     let interval = Some(prost_types::Duration { seconds: hours * 3600, nanos: 0 });
     let mut request = QueryMetricsRequest {
         execution_id: "e".into(),
@@ -397,10 +397,26 @@ async fn per_interval(
     }
 }
 
+type Change = Box<dyn Fn(&mut QueryMetricsRequest)>;
+type Told = (i64, String, [f64; 4], i64);
+
+/// But for the last digits of means.
+fn same(told: &[Told], expected: &[Told]) {
+    assert_eq!(told.len(), expected.len(), "{told:?} {expected:?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert_eq!((told.0, &told.1, told.3), (expected.0, &expected.1, expected.3));
+        for (told, expected) in told.2.iter().zip(expected.2) {
+            assert!((told - expected).abs() <= expected.abs() * 1e-12, "{told} {expected}");
+        }
+    }
+}
+
 #[test]
 fn figures_of_hours_say_what_the_points_say() {
     conduct_on_both(async |b| {
         let s = b.serve().await;
+        // Looks at fifty points or figures for a page.
+        let narrow = b.serve_with(|config| config.limits.page_examined_records = 1).await;
         s.create("e").await;
         let newest = wall_clock_ms().div_euclid(24 * HOUR_MS) * 24 * HOUR_MS;
         // Two days of a point every 7 minutes, with a night in which nothing happens; in whole numbers, so that means
@@ -415,7 +431,6 @@ fn figures_of_hours_say_what_the_points_say() {
             })
             .collect();
         s.record_metrics(record(points, None)).await;
-        type Change = Box<dyn Fn(&mut QueryMetricsRequest)>;
         let shapes: [(i64, Change); 5] = [
             (1, Box::new(|_| {})),
             (24, Box::new(|_| {})),
@@ -433,18 +448,24 @@ fn figures_of_hours_say_what_the_points_say() {
         for (hours, change) in &shapes {
             from_points.push(per_interval(&s, *hours, change).await);
         }
+        for ((hours, change), expected) in shapes.iter().zip(&from_points) {
+            same(&per_interval(&narrow, *hours, change).await, expected);
+        }
         assert!(from_points.iter().all(|told| told.len() >= 2));
         settled(&b).await;
         for ((hours, change), expected) in shapes.iter().zip(&from_points) {
-            let told = per_interval(&s, *hours, change).await;
-            assert_eq!(told.len(), expected.len(), "{hours}");
-            for (told, expected) in told.iter().zip(expected) {
-                assert_eq!((told.0, &told.1, told.3), (expected.0, &expected.1, expected.3));
-                for (told, expected) in told.2.iter().zip(expected.2) {
-                    assert!((told - expected).abs() <= expected.abs() * 1e-12, "{told} {expected}");
-                }
-            }
+            same(&per_interval(&s, *hours, change).await, expected);
+            same(&per_interval(&narrow, *hours, change).await, expected);
         }
+        let hourly = QueryMetricsRequest {
+            execution_id: "e".into(),
+            interval: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+            page_size: 500,
+            ..Default::default()
+        };
+        let page = narrow.query_metrics(hourly).await;
+        assert!((40..=50).contains(&page.intervals.len()), "{}", page.intervals.len());
+        assert_ne!(page.next_page_token, "");
 
         // They are what is read.
         let all = hours(&b).await;

@@ -74,9 +74,14 @@ pub struct IntervalQuery {
     pub names: Vec<String>,
     pub interval_ms: i64,
     /// Only what comes after this start and name.
-    pub after: Option<(Millis, String)>,
+    pub after: Option<IntervalKey>,
     pub limit: usize,
+    /// Points and kept figures to look at, but always those of one interval.
+    pub examine: usize,
 }
+
+/// Where a page of intervals ends: the start and the name of its last. No name: before all of this start.
+pub type IntervalKey = (Millis, String);
 
 /// Points of metrics, durable.
 #[async_trait]
@@ -103,9 +108,10 @@ pub trait MetricStore: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Page<(PointKey, MetricPoint), PointKey>>;
 
-    /// What was recorded per interval and name, by start and name, computed in the database; at most `limit`, and
-    /// fewer only when that was all. Only finite numbers count.
-    async fn intervals(&self, query: &IntervalQuery) -> Result<Vec<MetricInterval>>;
+    /// What was recorded per interval and name, by start and name, computed in the database; at most `limit`. Fewer
+    /// without a key to go on from: that was all. With one, which may come with no interval at all, `examine` was
+    /// used up. Only finite numbers count.
+    async fn intervals(&self, query: &IntervalQuery) -> Result<Page<MetricInterval, IntervalKey>>;
 
     /// Whether points of this execution are stored.
     async fn has_points(&self, execution_id: &str) -> Result<bool>;

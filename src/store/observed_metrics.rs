@@ -8,7 +8,8 @@ use tracing::Instrument as _;
 
 use super::Result;
 use super::metrics::{
-    Arrived, EachArrived, IntervalQuery, MetricStore, PointId, PointKey, Recorded, Recording, Span,
+    Arrived, EachArrived, IntervalKey, IntervalQuery, MetricStore, PointId, PointKey, Recorded,
+    Recording, Span,
 };
 use super::observed::Operation;
 use crate::domain::query::Page;
@@ -67,7 +68,7 @@ impl MetricStore for ObservedMetrics {
         self.points.run(self.inner.points(span, after, limit)).await
     }
 
-    async fn intervals(&self, query: &IntervalQuery) -> Result<Vec<MetricInterval>> {
+    async fn intervals(&self, query: &IntervalQuery) -> Result<Page<MetricInterval, IntervalKey>> {
         self.intervals.run(self.inner.intervals(query)).await
     }
 

@@ -224,6 +224,7 @@ cases! {
         names_of_metrics_may_have_dots_dollars_and_any_unicode: "1.metrics" "3.QueryMetrics",
         intervals_have_least_greatest_mean_last_and_count: "3.QueryMetrics",
         many_points_make_many_pages_of_intervals: "3.QueryMetrics" "3.pages.keyset",
+        a_page_of_intervals_looks_at_a_bounded_number_of_points: "3.pages.examined",
         too_old_and_too_new_points_are_counted_and_not_stored: "1.retention.metrics" "3.RecordMetrics",
         a_request_id_makes_a_retry_safe: "2.3.metrics",
         of_many_equal_requests_at_once_one_is_stored: "2.3.metrics",

@@ -249,6 +249,38 @@ pub async fn many_points_make_many_pages_of_intervals(b: Backend) {
     assert!(values(&points, "w").iter().enumerate().all(|(n, value)| n as f64 == *value));
 }
 
+pub async fn a_page_of_intervals_looks_at_a_bounded_number_of_points(b: Backend) {
+    // Fifty points for each.
+    let s = b.serve_with(|config| config.limits.page_examined_records = 2).await;
+    s.create("e").await;
+    let base = (wall_clock_ms() / HOUR_MS - 24) * HOUR_MS;
+    let points: Vec<MetricPoint> =
+        (0..1000).map(|n| point(base + n * 1000, [("v", n as f64)])).collect();
+    s.record_metrics(record("e", points)).await;
+    let tens = QueryMetricsRequest { interval: every(10_000), page_size: 500, ..query("e") };
+    let first = s.query_metrics(tens.clone()).await;
+    assert!((1..=11).contains(&first.intervals.len()), "{} intervals", first.intervals.len());
+    assert_ne!(first.next_page_token, "");
+    let (_, intervals, pages) = all(&s, tens.clone()).await;
+    assert_eq!(intervals.len(), 100);
+    for (n, told) in intervals.iter().enumerate() {
+        let first = (n * 10) as f64;
+        assert_eq!((told.count, told.min, told.max), (10, first, first + 9.0));
+        assert_eq!((told.last, told.mean), (first + 9.0, first + 4.5));
+    }
+    assert!(pages >= 9, "{pages} pages");
+    // A page may be empty, and the one after it not.
+    let none = QueryMetricsRequest { names: vec!["w".into()], ..tens.clone() };
+    let first = s.query_metrics(none.clone()).await;
+    assert_eq!(first.intervals, []);
+    assert_ne!(first.next_page_token, "");
+    assert_eq!(all(&s, none).await.1, []);
+    // One interval is never cut.
+    let whole = QueryMetricsRequest { interval: every(HOUR_MS), ..query("e") };
+    let (_, intervals, _) = all(&s, whole).await;
+    assert_eq!(intervals.iter().map(|told| told.count).collect::<Vec<_>>(), [1000]);
+}
+
 pub async fn too_old_and_too_new_points_are_counted_and_not_stored(b: Backend) {
     let hour = std::time::Duration::from_secs(3600);
     let s = b.serve_with(|config| config.retention.metrics = hour).await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::token::Kind;
 use super::{App, Error, FRAMING_BYTES, Result, execution_not_found};
+use crate::domain::query::Page;
 use crate::domain::{MetricInterval, MetricPoint, Millis};
 use crate::store::metrics::{IntervalQuery, MetricStore, PointKey, Span};
 
@@ -13,6 +14,10 @@ pub use recorder::{Bounds, Observer, Pending, Recorder, Request};
 
 /// Points asked of the store in one query.
 const QUERY_POINTS: usize = 2000;
+
+/// Points, or kept figures, that a page of intervals looks at for each record that a page may examine: folding one
+/// costs far less than reading a record. Those of its first interval are always looked at.
+const POINTS_PER_RECORD: usize = 50;
 
 /// The operations on metrics over one store.
 pub struct Metrics {
@@ -160,8 +165,9 @@ impl Metrics {
             after,
             // One more tells whether there is more.
             limit: query.size + 1,
+            examine: self.app.limits().page_examined_records.saturating_mul(POINTS_PER_RECORD),
         };
-        let mut records = self.store.intervals(&asked).await?;
+        let Page { mut records, next } = self.store.intervals(&asked).await?;
         self.check_stays(&query.span.execution_id).await?;
         let mut room = self.app.limits().page_bytes.saturating_sub(FRAMING_BYTES);
         let fitting = records
@@ -178,12 +184,16 @@ impl Metrics {
         let kept = fitting.max(1).min(records.len());
         let more = kept < records.len();
         records.truncate(kept);
-        let next_page_token = match records.last().filter(|_| more) {
+        let next = match records.last().filter(|_| more) {
+            Some(last) => Some((last.start, last.name.clone())),
+            None => next,
+        };
+        let next_page_token = match next {
             None => String::new(),
-            Some(last) => self.app.tokens().await?.seal(
+            Some((start, name)) => self.app.tokens().await?.seal(
                 Kind::MetricPage,
                 query.identity(Some(interval_ms)).as_bytes(),
-                &encode_interval(last.start, &last.name),
+                &encode_interval(start, &name),
             ),
         };
         Ok(Told { records, next_page_token })

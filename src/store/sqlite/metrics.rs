@@ -13,8 +13,8 @@ use crate::domain::metric::{Summary, admit, interval_start};
 use crate::domain::query::Page;
 use crate::domain::{MetricCounts, MetricInterval, MetricPoint, Millis, Refusal};
 use crate::store::metrics::{
-    Arrived, EachArrived, IntervalQuery, MetricStore, PointId, PointKey, Recorded, Recording,
-    RequestId, Span,
+    Arrived, EachArrived, IntervalKey, IntervalQuery, MetricStore, PointId, PointKey, Recorded,
+    Recording, RequestId, Span,
 };
 use crate::store::{Error, Result};
 
@@ -63,7 +63,7 @@ impl MetricStore for SqliteStore {
         self.readers.run(move |connection| points(connection, &span, after, limit)).await
     }
 
-    async fn intervals(&self, query: &IntervalQuery) -> Result<Vec<MetricInterval>> {
+    async fn intervals(&self, query: &IntervalQuery) -> Result<Page<MetricInterval, IntervalKey>> {
         let query = query.clone();
         self.readers.run(move |connection| intervals(connection, &query)).await
     }
@@ -334,7 +334,10 @@ fn points(
 }
 
 /// Folds the points as the index has them, by time, so that a page reads no further than its last interval.
-fn intervals(connection: &Connection, query: &IntervalQuery) -> Result<Vec<MetricInterval>> {
+fn intervals(
+    connection: &Connection,
+    query: &IntervalQuery,
+) -> Result<Page<MetricInterval, IntervalKey>> {
     let from = query.span.from.unwrap_or(i64::MIN);
     let from = query.after.as_ref().map_or(from, |(start, _)| from.max(*start));
     let mut statement = connection.prepare_cached(
@@ -349,15 +352,20 @@ fn intervals(connection: &Connection, query: &IntervalQuery) -> Result<Vec<Metri
     let mut told = Vec::new();
     let mut start = i64::MIN;
     let mut summaries: BTreeMap<String, Summary> = BTreeMap::new();
+    let mut examined = 0;
     while let Some(row) = rows.next()? {
         let here = interval_start(row.get(1)?, query.interval_ms);
         if here != start {
             tell(&mut told, &mut summaries, start, query.limit);
             if told.len() >= query.limit {
-                return Ok(told);
+                return Ok(Page { records: told, next: None });
+            }
+            if examined >= query.examine {
+                return Ok(Page { records: told, next: Some((here, String::new())) });
             }
             start = here;
         }
+        examined += 1;
         let after = query.after.as_ref().filter(|(at, _)| *at == here);
         each_metric(row, |name, value| {
             let asked = query.names.is_empty() || query.names.iter().any(|asked| asked == name);
@@ -377,7 +385,7 @@ fn intervals(connection: &Connection, query: &IntervalQuery) -> Result<Vec<Metri
         })?;
     }
     tell(&mut told, &mut summaries, start, query.limit);
-    Ok(told)
+    Ok(Page { records: told, next: None })
 }
 
 fn tell(

@@ -193,6 +193,7 @@ async fn compute(
         interval_ms: HOUR_MS,
         after: None,
         limit: hours.len() * (NAMES + 1),
+        examine: usize::MAX,
     };
     let points = &ready.metrics.committed_points;
     let told = stretch_of(inner, points, &query, (from, until), query.limit).await?;
@@ -219,19 +220,22 @@ async fn compute(
     Ok(())
 }
 
-/// The figures that are good of the hours from one to another.
+/// The figures that are good of the hours from one to another; and the hour before which there are enough of them,
+/// which is not before `least`.
 async fn figures(
     inner: &Inner,
     ready: &Ready,
     query: &IntervalQuery,
-    from: i64,
-    until: i64,
-) -> Result<BTreeMap<i64, Vec<MetricInterval>>> {
+    (from, until): (i64, i64),
+    (least, most): (Millis, usize),
+) -> Result<(BTreeMap<i64, Vec<MetricInterval>>, Option<i64>)> {
     let oldest = inner.metrics_kept_ms().map(|kept| inner.clock.now().millis() - kept);
     let mut good = BTreeMap::new();
     let filter = hours_of(&query.span.execution_id, from, until);
     let hours = collection(ready);
-    let mut cursor = inner.call(hours.find(filter).batch_size(2000)).await?;
+    let find = hours.find(filter).sort(doc! { "_id": 1 }).batch_size(2000);
+    let mut cursor = inner.call(find).await?;
+    let mut count = 0;
     while inner.call(cursor.advance()).await? {
         let raw = cursor.current();
         let Ok(hour) = raw.get_document("_id").and_then(|id| id.get_i64("h")) else { continue };
@@ -241,10 +245,15 @@ async fn figures(
         };
         // Of an hour that is about to end the first points may be gone.
         if is_good && oldest.is_none_or(|oldest| hour * HOUR_MS > oldest) {
-            good.insert(hour, read_figures(raw, &query.names, hour));
+            let figures = read_figures(raw, &query.names, hour);
+            count += figures.len().max(1);
+            if count > most && hour * HOUR_MS >= least {
+                return Ok((good, Some(hour)));
+            }
+            good.insert(hour, figures);
         }
     }
-    Ok(good)
+    Ok((good, None))
 }
 
 fn read_figures(raw: &RawDocument, names: &[String], hour: i64) -> Vec<MetricInterval> {
@@ -299,15 +308,50 @@ fn gaps(
     gaps
 }
 
-/// Intervals of whole hours between two times, from figures and, where there are none, from points. `None`: there
-/// are too few figures for that to be of use.
-pub(super) async fn intervals(
+/// What is known of the hours between two times, and what is not.
+pub(super) struct Known {
+    good: BTreeMap<i64, Vec<MetricInterval>>,
+    /// The stretches of time to be read from points.
+    pub gaps: Vec<(Millis, Millis)>,
+    /// Where the last interval ends that may be looked at.
+    pub until: Millis,
+}
+
+impl Known {
+    /// Of this stretch nothing.
+    pub(super) fn nothing(from: Millis, until: Millis) -> Known {
+        Known { good: BTreeMap::new(), gaps: vec![(from, until)], until }
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.good.is_empty()
+    }
+
+    /// How many figures there are before a time.
+    pub(super) fn figures(&self, until: Millis) -> usize {
+        self.good.range(..hour_of(until)).map(|(_, figures)| figures.len()).sum()
+    }
+
+    /// The same up to the end of an interval.
+    pub(super) fn cut(mut self, until: Millis) -> Known {
+        self.good.retain(|hour, _| hour * HOUR_MS < until);
+        self.gaps.retain(|gap| gap.0 < until);
+        if let Some(last) = self.gaps.last_mut() {
+            last.1 = last.1.min(until);
+        }
+        self
+    }
+}
+
+/// What is known of intervals of whole hours between two times. `None`: too little to be of use.
+pub(super) async fn known(
     inner: &Inner,
     ready: &Ready,
     query: &IntervalQuery,
     (from, until): (Millis, Millis),
-    limit: usize,
-) -> Result<Option<Vec<MetricInterval>>> {
+    least: Millis,
+    most: usize,
+) -> Result<Option<Known>> {
     if query.interval_ms % HOUR_MS != 0 {
         return Ok(None);
     }
@@ -315,20 +359,30 @@ pub(super) async fn intervals(
     if whole.0 >= whole.1 {
         return Ok(None);
     }
-    let good = figures(inner, ready, query, whole.0, whole.1).await?;
+    let (mut good, enough) = figures(inner, ready, query, whole, (least, most)).await?;
+    let until = enough.map_or(until, |hour| interval_start(hour * HOUR_MS, query.interval_ms));
+    good.retain(|hour, _| hour * HOUR_MS < until);
     let gaps = gaps(from, until, &good);
-    if good.is_empty() || gaps.len() > GAPS {
-        return Ok(None);
-    }
+    Ok((!good.is_empty() && gaps.len() <= GAPS).then_some(Known { good, gaps, until }))
+}
+
+/// Intervals from figures and, where there are none, from points.
+pub(super) async fn intervals(
+    inner: &Inner,
+    ready: &Ready,
+    query: &IntervalQuery,
+    known: Known,
+    limit: usize,
+) -> Result<Vec<MetricInterval>> {
     let points = &ready.metrics.committed_points;
     let unlimited = IntervalQuery { after: None, ..query.clone() };
     // Everything by the time at which it begins, so that the last is the last.
     let mut pieces: BTreeMap<Millis, Vec<MetricInterval>> = BTreeMap::new();
-    for gap in gaps {
+    for gap in known.gaps {
         let told = stretch_of(inner, points, &unlimited, gap, usize::MAX).await?;
         pieces.insert(gap.0, told);
     }
-    pieces.extend(good.into_iter().map(|(hour, figures)| (hour * HOUR_MS, figures)));
+    pieces.extend(known.good.into_iter().map(|(hour, figures)| (hour * HOUR_MS, figures)));
     let mut told: BTreeMap<(Millis, String), MetricInterval> = BTreeMap::new();
     for piece in pieces.into_values().flatten() {
         let start = interval_start(piece.start, query.interval_ms);
@@ -343,7 +397,7 @@ pub(super) async fn intervals(
             }
         }
     }
-    Ok(Some(told.into_values().take(limit).collect()))
+    Ok(told.into_values().take(limit).collect())
 }
 
 #[cfg(test)]

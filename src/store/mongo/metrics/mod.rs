@@ -5,6 +5,7 @@
 
 mod hours;
 mod ids;
+mod reach;
 mod read;
 mod record;
 mod setup;
@@ -19,7 +20,8 @@ use super::{Inner, MongoStore, Ready};
 use crate::domain::query::Page;
 use crate::domain::{MetricInterval, MetricPoint, Millis};
 use crate::store::metrics::{
-    Arrived, EachArrived, IntervalQuery, MetricStore, PointId, PointKey, Recorded, Recording, Span,
+    Arrived, EachArrived, IntervalKey, IntervalQuery, MetricStore, PointId, PointKey, Recorded,
+    Recording, Span,
 };
 use crate::store::{Error, Result};
 
@@ -35,6 +37,8 @@ pub(super) const METRIC_REQUESTS: &str = "stepwell_metric_requests";
 pub(super) struct Metrics {
     points: Collection<RawDocumentBuf>,
     committed_points: Collection<RawDocumentBuf>,
+    /// Of the time series, if they are for us to see.
+    buckets: Collection<RawDocumentBuf>,
     requests: Collection<RawDocumentBuf>,
     hours: Collection<RawDocumentBuf>,
     /// Whether the points are in a time series: then no index keeps their ids apart.
@@ -60,7 +64,7 @@ impl MetricStore for MongoStore {
         read::points(&self.inner, span, after, limit).await
     }
 
-    async fn intervals(&self, query: &IntervalQuery) -> Result<Vec<MetricInterval>> {
+    async fn intervals(&self, query: &IntervalQuery) -> Result<Page<MetricInterval, IntervalKey>> {
         read::intervals(&self.inner, query).await
     }
 

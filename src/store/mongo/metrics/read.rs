@@ -10,26 +10,32 @@ use bson::raw::RawBsonRef;
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::Collection;
 
+use super::hours::{self, HOUR_MS, Known};
 use super::ids::{least, object_id, point_id};
-use super::{hours, number, read_point};
+use super::reach::reach;
+use super::{number, read_point};
 use crate::domain::metric::interval_start;
 use crate::domain::query::Page;
 use crate::domain::{MetricInterval, MetricPoint, Millis};
-use crate::store::metrics::{Arrived, EachArrived, IntervalQuery, PointId, PointKey, Span};
-use crate::store::mongo::{Inner, failure};
+use crate::store::metrics::{
+    Arrived, EachArrived, IntervalKey, IntervalQuery, PointId, PointKey, Span,
+};
+use crate::store::mongo::{Inner, Ready, failure};
 use crate::store::{Error, Result};
 
 /// How long the database may take over the intervals of a page: it may have to read millions of points.
 const INTERVALS_TIME: Duration = Duration::from_secs(60);
 /// How much longer the next stretch of time is when one held less than half of a page.
 const STRETCH: i64 = 8;
+/// The longest stretch, unless an interval is longer: ten thousand hours.
+const MOST_MS: i64 = 10_000 * HOUR_MS;
 /// Stretches of so many intervals are worked on in parts.
 const SPLIT_INTERVALS: i64 = 100;
 const SPLIT_PARTS: i64 = 4;
 /// Executions asked about in one query.
 const ASKED_AT_ONCE: usize = 500;
 
-fn within(from: Option<Millis>, until: Option<Millis>) -> Document {
+pub(super) fn within(from: Option<Millis>, until: Option<Millis>) -> Document {
     // Said even where there is no bound: what has no date for a time is no point.
     let mut range = doc! { "$type": "date" };
     if let Some(from) = from {
@@ -41,7 +47,7 @@ fn within(from: Option<Millis>, until: Option<Millis>) -> Document {
     range
 }
 
-fn time_of(document: &RawDocument) -> Option<Millis> {
+pub(super) fn time_of(document: &RawDocument) -> Option<Millis> {
     document.get_datetime("timestamp").ok().map(DateTime::timestamp_millis)
 }
 
@@ -137,7 +143,10 @@ pub(super) async fn has_points(inner: &Inner, execution_id: &str) -> Result<bool
 
 /// Goes over the time in stretches, each from the next point there is, so that a page neither reads all that is
 /// left nor looks at every empty interval.
-pub(super) async fn intervals(inner: &Inner, query: &IntervalQuery) -> Result<Vec<MetricInterval>> {
+pub(super) async fn intervals(
+    inner: &Inner,
+    query: &IntervalQuery,
+) -> Result<Page<MetricInterval, IntervalKey>> {
     let ready = inner.ready().await?;
     let points = &ready.metrics.committed_points;
     let id = query.span.execution_id.as_str();
@@ -147,43 +156,74 @@ pub(super) async fn intervals(inner: &Inner, query: &IntervalQuery) -> Result<Ve
     if let Some((start, _)) = &query.after {
         from = Some(from.map_or(*start, |from| from.max(*start)));
     }
-    let mut stretch = i64::try_from(query.limit).unwrap_or(i64::MAX).max(1);
+    let most = (MOST_MS / interval).max(1);
+    let mut stretch = i64::try_from(query.limit).unwrap_or(i64::MAX).clamp(1, most);
+    let mut left = query.examine;
     while told.len() < query.limit {
         let filter = doc! { "execution_id": id, "timestamp": within(from, query.span.until) };
         let next = find(inner, points, filter, doc! { "timestamp": 1 }, 1).await?;
         let Some(first) = next.first().and_then(|raw| time_of(raw)) else { break };
-        let end = interval_start(first, interval).saturating_add(interval.saturating_mul(stretch));
+        if left == 0 {
+            let next = Some((interval_start(first, interval), String::new()));
+            return Ok(Page { records: told, next });
+        }
+        let begin = interval_start(first, interval);
+        let end = begin.saturating_add(interval.saturating_mul(stretch));
         let until = query.span.until.map_or(end, |until| until.min(end));
+        // From where the interval begins, unless it is not wanted from there: so that hours are whole.
+        let whole = from.map_or(begin, |from| from.max(begin));
+        let least = begin.saturating_add(interval).min(until);
+        let known = hours::known(inner, &ready, query, (whole, until), least, left).await?;
+        let known = known.unwrap_or_else(|| Known::nothing(first, until));
+        let enough = known.until < until;
+        let (until, used) = affordable(inner, &ready, query, &known, least, left).await?;
+        left = if enough { 0 } else { left.saturating_sub(used) };
         let before = told.len();
         let room = query.limit - before;
-        // From where the interval begins, unless it is not wanted from there: so that hours are whole.
-        let begin = interval_start(first, interval);
-        let begin = from.map_or(begin, |from| from.max(begin));
-        let figures = hours::intervals(inner, &ready, query, (begin, until), room).await?;
-        if let Some(figures) = figures {
-            told.extend(figures);
-            if told.len() - before < query.limit / 2 {
-                stretch = stretch.saturating_mul(STRETCH);
-            }
-            from = Some(until);
-            if query.span.until == Some(until) || until == i64::MAX {
-                break;
-            }
-            continue;
+        if known.is_nothing() {
+            let parts = parts(first, until, interval);
+            let parts = parts.map(|part| stretch_of(inner, points, query, part, room));
+            let parts = futures::future::try_join_all(parts).await?;
+            told.extend(parts.into_iter().flatten().take(room));
+        } else {
+            let known = known.cut(until);
+            told.extend(hours::intervals(inner, &ready, query, known, room).await?);
         }
-        let parts = parts(first, until, interval);
-        let parts = parts.map(|part| stretch_of(inner, points, query, part, room));
-        let parts = futures::future::try_join_all(parts).await?;
-        told.extend(parts.into_iter().flatten().take(room));
         if told.len() - before < query.limit / 2 {
-            stretch = stretch.saturating_mul(STRETCH);
+            stretch = stretch.saturating_mul(STRETCH).min(most);
         }
         from = Some(until);
         if query.span.until == Some(until) || until == i64::MAX {
             break;
         }
     }
-    Ok(told)
+    Ok(Page { records: told, next: None })
+}
+
+/// Up to where no more is looked at than there may be, but at least to the end of the first interval; and how much
+/// that is.
+async fn affordable(
+    inner: &Inner,
+    ready: &Ready,
+    query: &IntervalQuery,
+    known: &Known,
+    least: Millis,
+    left: usize,
+) -> Result<(Millis, usize)> {
+    let until = known.until;
+    let id = query.span.execution_id.as_str();
+    let mut points = 0;
+    for gap in &known.gaps {
+        let figures = known.figures(gap.0);
+        let room = left.saturating_sub(points + figures);
+        let reach = reach(inner, ready, id, *gap, room).await?;
+        points += reach.points;
+        if let Some(end) = reach.end {
+            let end = interval_start(end, query.interval_ms).max(least).min(until);
+            return Ok((end, left));
+        }
+    }
+    Ok((until, points + known.figures(until)))
 }
 
 /// A long stretch in parts, which the database works on side by side; each ends where an interval does.

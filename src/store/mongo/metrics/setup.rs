@@ -11,6 +11,8 @@ use crate::store::Result;
 use crate::store::mongo::failure;
 use crate::store::mongo::schema;
 
+/// Where the database packs the points of the time series.
+const BUCKETS: &str = "system.buckets.execution_metrics";
 const NAMESPACE_EXISTS: i32 = 48;
 /// The greatest age that an index can have: 68 years.
 const LONGEST_SECONDS: i64 = i32::MAX as i64;
@@ -44,7 +46,8 @@ pub(in crate::store::mongo) async fn prepare(
     };
     Ok(Metrics {
         points: collection(METRICS, options.clone()),
-        committed_points: collection(METRICS, committed),
+        committed_points: collection(METRICS, committed.clone()),
+        buckets: collection(BUCKETS, committed),
         requests: collection(METRIC_REQUESTS, options.clone()),
         hours: collection(METRIC_HOURS, options),
         time_series,
