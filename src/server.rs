@@ -206,12 +206,14 @@ impl Server {
             stop.clone(),
             tasks.clone(),
         );
+        let points = Arc::new(AtomicU64::new(0));
         let recorder = Recorder::start(
             Arc::clone(&metric_store),
             Arc::clone(&clock),
             Arc::new(CommittedMetrics {
                 metrics: WriteMetrics::new(),
                 arrivals: Arc::clone(&arrivals),
+                recorded: Arc::clone(&points),
             }),
             app::metrics::Bounds {
                 batch_points: BATCH_POINTS,
@@ -256,6 +258,10 @@ impl Server {
             policy,
             Arc::clone(&clock),
             Arc::clone(app.sweeps()),
+            Arc::new({
+                let (applied, recorded) = (Arc::clone(&applied), Arc::clone(&points));
+                move || applied.load(Ordering::Relaxed) + recorded.load(Ordering::Relaxed)
+            }),
         ));
         tasks.spawn(Arc::clone(&retention).keep(config.retention.interval, stop.clone()));
 
@@ -610,10 +616,13 @@ impl Observer for Committed {
 struct CommittedMetrics {
     metrics: WriteMetrics,
     arrivals: Arc<Arrivals>,
+    /// How many points were recorded.
+    recorded: Arc<AtomicU64>,
 }
 
 impl app::metrics::Observer for CommittedMetrics {
     fn recorded(&self, execution_id: &str, points: Vec<Arrived>) {
+        self.recorded.fetch_add(points.len() as u64, Ordering::Relaxed);
         self.arrivals.recorded(execution_id, points);
     }
 

@@ -173,6 +173,56 @@ fn versions_are_unique_whoever_writes_and_lookups_take_their_index() {
     });
 }
 
+/// All that is listed, one by one.
+async fn versions(s: &Client, mut request: ListConfigurationsRequest) -> Vec<String> {
+    request.page_size = 1;
+    let mut versions = Vec::new();
+    loop {
+        let page = s.list_configurations(request.clone()).await;
+        versions.extend(page.configurations.into_iter().map(|record| record.version));
+        if page.next_page_token.is_empty() {
+            return versions;
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+#[test]
+fn lists_are_the_same_when_somebody_has_dropped_their_index() {
+    conduct(async |b| {
+        let s = b.serve().await;
+        let all = documents(&b).await;
+        let at = |app_id: i32, app_name: &str, version: &str, created_at: Bson| {
+            doc! { "app_id": app_id, "app_name": app_name, "version": version, "created_at": created_at }
+        };
+        all.insert_many([
+            at(1, "app", "same time, first", DateTime::from_millis(5).into()),
+            at(1, "app", "same time, second", DateTime::from_millis(5).into()),
+            at(1, "app", "words", "soon".into()),
+            at(2, "app", "other", DateTime::from_millis(7).into()),
+            at(1, "app", "null", Bson::Null),
+            at(1, "app", "number", 3.into()),
+            doc! { "app_id": 1, "app_name": "another", "version": "without" },
+        ])
+        .await
+        .unwrap();
+        let lists = [
+            ListConfigurationsRequest::default(),
+            ListConfigurationsRequest { app_id: Some(1), ..Default::default() },
+            ListConfigurationsRequest { app_name: Some("app".into()), ..Default::default() },
+        ];
+        let mut before = Vec::new();
+        for list in &lists {
+            before.push(versions(&s, list.clone()).await);
+        }
+        assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [7, 6, 6]);
+        all.drop_indexes().await.unwrap();
+        for (list, before) in lists.into_iter().zip(before) {
+            assert_eq!(versions(&s, list).await, before);
+        }
+    });
+}
+
 #[test]
 fn documents_of_other_programs_are_read_as_far_as_they_go() {
     conduct(async |b| {
@@ -186,19 +236,9 @@ fn documents_of_other_programs_are_read_as_far_as_they_go() {
             "version": "newest", "active": true },
         ];
         all.insert_many(odd).await.unwrap();
-        let mut request =
-            ListConfigurationsRequest { app_id: Some(1), page_size: 1, ..Default::default() };
-        let mut versions = Vec::new();
-        loop {
-            let page = s.list_configurations(request.clone()).await;
-            versions.extend(page.configurations.into_iter().map(|record| record.version));
-            if page.next_page_token.is_empty() {
-                break;
-            }
-            request.page_token = page.next_page_token;
-        }
         // What has a time comes first, then other kinds of values, then none.
-        assert_eq!(versions, ["newest", "7", "text"]);
+        let by_number = ListConfigurationsRequest { app_id: Some(1), ..Default::default() };
+        assert_eq!(versions(&s, by_number).await, ["newest", "7", "text"]);
         let active = s.get_configuration(get(None)).await;
         assert_eq!((active.version.as_str(), active.app_name.as_str()), ("newest", ""));
         assert_eq!(

@@ -1,5 +1,5 @@
-//! Deletes what is not kept any longer, in bounded batches with a pause after each as long as it took, so that
-//! writers hardly notice. One run at a time on a database, whichever server it is on.
+//! Deletes what is not kept any longer, in bounded batches. While anybody writes, each is followed by a pause as long
+//! as it took, so that writers hardly notice. One run at a time on a database, whichever server it is on.
 //!
 //! A run walks through each collection from the oldest record on, up to the first that is too young for any rule.
 //! It only proposes: the store decides again in the very moment of the delete.
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Result};
+use super::pace::{Applied, Pace};
 use super::{BYTES_WAITED_FOR, Sweeps, ids};
 use crate::clock::Clock;
 use crate::domain::Millis;
@@ -21,8 +22,6 @@ use crate::telemetry::metrics;
 const BATCH: usize = 500;
 /// How long a run is the only one without a sign of life; it gives one three times as often.
 const LEASE: Duration = Duration::from_secs(15);
-/// The longest pause after a batch.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often a server looks whether it is time for a run, at most and at least.
 const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15 * 60)];
 
@@ -71,17 +70,19 @@ pub struct Retention {
     policy: Arc<Policy>,
     clock: Arc<dyn Clock>,
     sweeps: Arc<Sweeps>,
+    applied: Applied,
 }
 
 impl Retention {
-    /// `sweeps` is asked for the bytes of the artifacts that a run has marked.
+    /// `sweeps` is asked for the bytes of the artifacts that a run has marked; `applied` tells of writers.
     pub fn new(
         store: Arc<dyn RetentionStore>,
         policy: Policy,
         clock: Arc<dyn Clock>,
         sweeps: Arc<Sweeps>,
+        applied: Applied,
     ) -> Self {
-        Retention { store, policy: Arc::new(policy), clock, sweeps }
+        Retention { store, policy: Arc::new(policy), clock, sweeps, applied }
     }
 
     /// Begins a run: from now on no other one begins until this one ends.
@@ -105,6 +106,7 @@ impl Retention {
             kept_at: Instant::now(),
             counts: Counts::default(),
             sweeps: Arc::clone(&self.sweeps),
+            pace: Pace::new(Arc::clone(&self.store), Arc::clone(&self.applied)),
         }))
     }
 
@@ -148,6 +150,7 @@ pub struct Run {
     kept_at: Instant,
     counts: Counts,
     sweeps: Arc<Sweeps>,
+    pace: Pace,
 }
 
 impl Run {
@@ -282,9 +285,9 @@ impl Run {
         }
     }
 
-    /// Leaves the database to others for as long as it was kept busy.
+    /// Leaves the database to others, if there are any, for as long as it was kept busy.
     async fn pause(&mut self, began: Instant, stop: &CancellationToken) -> Result<()> {
-        let pause = began.elapsed().min(LONGEST_PAUSE);
+        let pause = self.pace.rest(began.elapsed()).await;
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return Err(Error::ShuttingDown);
         }

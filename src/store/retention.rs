@@ -107,6 +107,9 @@ pub trait RetentionStore: Send + Sync + 'static {
     /// and themselves when nothing else is left. `Store::remove` is this until nothing is left.
     async fn remove_piece(&self, execution_ids: Vec<String>) -> Result<Piece>;
 
+    /// Something that is another once anybody else, another server or program, has stored an execution or a step.
+    async fn newest(&self) -> Result<Vec<u8>>;
+
     /// How many steps and artifacts these executions have.
     async fn weigh(&self, execution_ids: &[String]) -> Result<Removed>;
 }

@@ -866,7 +866,13 @@ pub async fn every_lookup_is_served_by_an_index(b: Backend) {
     let s = b.serve().await;
     let checks = s.check_indexes(CheckIndexesRequest {}).await.indexes;
     let ours: BTreeSet<&str> = checks.iter().map(|check| check.collection.as_str()).collect();
-    for collection in ["executions", "execution_steps", "app_configurations"] {
+    for collection in [
+        "executions",
+        "execution_steps",
+        "app_configurations",
+        "execution_artifacts",
+        "execution_metrics",
+    ] {
         assert!(ours.contains(collection), "{ours:?}");
         for check in checks.iter().filter(|check| check.collection == collection) {
             assert!(check.served_by.is_some() && check.advice.is_empty(), "{check:?}");
@@ -881,10 +887,18 @@ pub async fn every_lookup_is_served_by_an_index(b: Backend) {
         ("app_configurations", "app_id, sub_app_id, version", true),
         ("app_configurations", "app_name, sub_app_name, version", true),
         ("app_configurations", "active", false),
+        ("execution_artifacts", "execution_id, step_id", false),
+        ("execution_metrics", "execution_id, timestamp", false),
+        ("execution_metrics", "timestamp", false),
     ] {
         let check =
             checks.iter().find(|check| check.collection == collection && check.keys == keys);
         assert_eq!(check.map(|check| check.unique), Some(unique), "{collection} {keys}");
+    }
+    // On SQLite only what the server itself asks is looked at.
+    for keys in ["artifact_type", "created_at desc"] {
+        let asked = checks.iter().any(|check| check.keys == keys);
+        assert_eq!(asked, b.kind == Kind::Mongodb, "{keys}");
     }
     // One that goes away is missed.
     let by_user = |checks: &[IndexCheck]| {

@@ -588,6 +588,25 @@ fn place(found: &Found) -> Result<Place> {
     key.to_vec().map(Place).map_err(Error::failed)
 }
 
+/// What is at this place and after it, newest first, in the order that the index has: across types, and what is
+/// missing is null.
+fn from_place(leading: &Document, place: &Document) -> Document {
+    let literal = |key: &str| doc! { "$literal": place.get(key).cloned().unwrap_or(Bson::Null) };
+    let at = doc! { "$ifNull": ["$created_at", Bson::Null] };
+    let mut filter = leading.clone();
+    filter.insert(
+        "$expr",
+        doc! { "$or": [
+            { "$lt": [at.clone(), literal("created_at")] },
+            { "$and": [
+                { "$eq": [at, literal("created_at")] },
+                { "$lte": ["$_id", literal("_id")] },
+            ] },
+        ] },
+    );
+    filter
+}
+
 /// Bounds of the index decide where a page begins, not comparisons: those know dates only, and other programs
 /// may have stored something else.
 async fn page(inner: &Inner, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
@@ -600,14 +619,26 @@ async fn page(inner: &Inner, query: &ConfigurationQuery) -> Result<Page<Listed, 
             begin.extend(Document::from_reader(after.0.as_slice()).map_err(|_| Error::BadCursor)?);
         }
     }
-    let mut end = leading;
+    let mut end = leading.clone();
     end.extend(doc! { "created_at": Bson::MinKey, "_id": Bson::MinKey });
     // The first may be the one that the page before ended with, and one more tells whether that was all.
     let limit = i64::try_from(query.examine + 2).unwrap_or(i64::MAX);
-    let find = ready.at_one_moment(|all| {
-        all.find(doc! {}).hint(Hint::Keys(index)).min(begin).max(end).limit(limit)
+    let along = ready.at_one_moment(|all| {
+        all.find(doc! {}).hint(Hint::Keys(index)).min(begin.clone()).max(end).limit(limit)
     });
-    let mut rows = inner.call(find).await?;
+    let mut rows = match inner.call(along).await {
+        Ok(rows) => rows,
+        Err(Error::Failed(_)) => {
+            // Somebody dropped the index. A sort keeps no more than the page while it looks at all there are.
+            let filter = from_place(&leading, &begin);
+            let sorted = ready.at_one_moment(|all| {
+                let newest_first = doc! { "created_at": -1, "_id": -1 };
+                all.find(filter).sort(newest_first).limit(limit)
+            });
+            inner.call(sorted).await?
+        }
+        Err(error) => return Err(error),
+    };
     let mut page = Page { records: Vec::new(), next: None };
     let (mut examined, mut bytes) = (0, 0);
     let mut last = None;

@@ -118,11 +118,9 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
             tokio::time::sleep(grace).await;
             return Ok(Piece { removed: Removed::default(), left: ids });
         }
-        for id in &ids {
-            // By the id of the execution, as nothing else is told of points; so only while the mark was there
-            // a moment ago.
-            metrics::delete(&ready, id).await?;
-        }
+        // By the id of the execution, as nothing else is told of points; so only while the mark was there a
+        // moment ago.
+        metrics::delete(&ready, &ids.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         let gone = doc! {
             "_id": { "$in": &documents },
             "deleted_at": { "$gt": schema::epoch() },

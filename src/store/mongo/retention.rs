@@ -410,6 +410,21 @@ async fn expire_parts(
     Ok(Removed::default())
 }
 
+/// The greatest ids of executions and steps: each new one is greater, by the clock of whoever gives it.
+async fn newest(inner: &Inner) -> Result<Vec<u8>> {
+    let ready = inner.ready().await?;
+    let (execution, step) =
+        tokio::try_join!(last_id(inner, &ready.executions), last_id(inner, &ready.steps))?;
+    Ok([execution, step].concat())
+}
+
+async fn last_id(inner: &Inner, collection: &Collection<RawDocumentBuf>) -> Result<Vec<u8>> {
+    let ids = doc! { "_id": { "$lte": ObjectId::from_bytes([0xff; 12]) } };
+    let last = collection.find_one(ids).sort(doc! { "_id": -1 }).projection(doc! { "_id": 1 });
+    let last = inner.call(last).await?.and_then(|raw| raw.get_object_id("_id").ok());
+    Ok(last.map_or(Vec::new(), |id| id.bytes().to_vec()))
+}
+
 async fn weigh(inner: &Inner, execution_ids: &[String]) -> Result<Removed> {
     let ready = inner.ready().await?;
     let filter = doc! { "execution_id": { "$in": execution_ids } };
@@ -527,6 +542,10 @@ impl RetentionStore for MongoStore {
 
     async fn remove_piece(&self, execution_ids: Vec<String>) -> Result<Piece> {
         remove::remove_piece(&self.inner, execution_ids).await
+    }
+
+    async fn newest(&self) -> Result<Vec<u8>> {
+        newest(&self.inner).await
     }
 
     async fn weigh(&self, execution_ids: &[String]) -> Result<Removed> {

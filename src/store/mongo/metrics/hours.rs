@@ -123,10 +123,11 @@ impl Marks {
     }
 }
 
-/// Lets go of the figures of an execution whose points are gone.
-pub(super) async fn forget(ready: &Ready, execution_id: &str) -> Result<()> {
-    let all = hours_of(execution_id, Bson::MinKey, Bson::MaxKey);
-    collection(ready).delete_many(all).await.map_err(failure::error)?;
+/// Lets go of the figures of executions whose points are gone.
+pub(super) async fn forget(ready: &Ready, execution_ids: &[&str]) -> Result<()> {
+    let of_one = |id: &&str| hours_of(id, Bson::MinKey, Bson::MaxKey);
+    let all: Vec<Document> = execution_ids.iter().map(of_one).collect();
+    collection(ready).delete_many(doc! { "$or": all }).await.map_err(failure::error)?;
     Ok(())
 }
 

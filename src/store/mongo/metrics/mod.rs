@@ -29,6 +29,9 @@ pub(super) use hours::settle;
 pub(super) use ids::Ids;
 pub(super) use setup::prepare;
 
+/// Executions whose points go with one command.
+const DELETED_AT_ONCE: usize = 100;
+
 pub const METRICS: &str = "execution_metrics";
 /// Requests that may come again, and how far they got.
 pub(super) const METRIC_REQUESTS: &str = "stepwell_metric_requests";
@@ -99,15 +102,18 @@ impl MetricStore for MongoStore {
     }
 }
 
-/// Removes the points of an execution, and lets go of its requests: an id that is used again is a new one.
-pub(super) async fn delete(ready: &Ready, execution_id: &str) -> Result<()> {
-    let of_it = bson::doc! { "execution_id": execution_id };
-    let points = ready.metrics.points.delete_many(of_it.clone());
-    // Many points take their time; while the database answers at all, that is fine.
-    points.await.map_err(super::failure::error)?;
-    ready.metrics.requests.delete_many(of_it).await.map_err(super::failure::error)?;
-    // Last: figures may have been made while the points went.
-    hours::forget(ready, execution_id).await
+/// Removes the points of executions, and lets go of their requests: an id that is used again is a new one.
+pub(super) async fn delete(ready: &Ready, execution_ids: &[&str]) -> Result<()> {
+    for ids in execution_ids.chunks(DELETED_AT_ONCE) {
+        let of_them = bson::doc! { "execution_id": { "$in": ids } };
+        let points = ready.metrics.points.delete_many(of_them.clone());
+        // Many points take their time; while the database answers at all, that is fine.
+        points.await.map_err(super::failure::error)?;
+        ready.metrics.requests.delete_many(of_them).await.map_err(super::failure::error)?;
+        // Last: figures may have been made while the points went.
+        hours::forget(ready, ids).await?;
+    }
+    Ok(())
 }
 
 /// The document of a point.

@@ -109,9 +109,7 @@ async fn attempts(
         .map(|request| request.execution_id.as_str())
         .filter(|id| !after.contains(*id))
         .collect();
-    for id in &gone {
-        delete(&ready, id).await?;
-    }
+    delete(&ready, &gone.iter().copied().collect::<Vec<_>>()).await?;
     let mut done = Vec::new();
     for attempt in &attempts {
         let execution_id = &attempt.request.execution_id;
