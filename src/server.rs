@@ -26,6 +26,7 @@ use crate::app::search::{self, Search};
 use crate::app::{self, App, Artifacts, Engine, Retention};
 use crate::blobs::gridfs::GridFs;
 use crate::blobs::local::Local;
+use crate::blobs::room::Room;
 use crate::blobs::s3::{S3, S3Options};
 use crate::blobs::{Storage, Storages};
 use crate::clock::{Clock, SystemClock};
@@ -42,6 +43,7 @@ use crate::store::leads::Leads;
 use crate::store::metrics::{Arrived, MetricStore};
 use crate::store::mongo::{self, MongoOptions, MongoStore};
 use crate::store::observed::{Observed, ObservedConfigurations};
+use crate::store::observed_artifacts::{ObservedArtifacts, ObservedRetention};
 use crate::store::observed_metrics::ObservedMetrics;
 use crate::store::retention::RetentionStore;
 use crate::store::rollups::RollupStore;
@@ -143,7 +145,8 @@ impl Server {
     ) -> anyhow::Result<Server> {
         let store: Arc<dyn Store> = Arc::new(Observed::new(stores.records));
         let metric_store: Arc<dyn MetricStore> = Arc::new(ObservedMetrics::new(stores.metrics));
-        let (artifacts, storages) = (stores.artifacts, stores.storages);
+        let artifacts = Arc::new(ObservedArtifacts::new(stores.artifacts));
+        let storages = stores.storages;
         metrics::install();
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
@@ -233,6 +236,7 @@ impl Server {
             Arc::clone(&clock),
             config.artifacts.upload_expiry,
             stop.clone(),
+            tasks.clone(),
         ));
 
         // Made now: a counter that is there from the start shows its first increment as a change.
@@ -254,7 +258,7 @@ impl Server {
         tasks.spawn(sweep_artifacts(Arc::clone(&artifacts), often, stop.clone()));
         let policy = policy(&config.retention);
         let retention = Arc::new(Retention::new(
-            stores.retention,
+            Arc::new(ObservedRetention::new(stores.retention)),
             policy,
             Arc::clone(&clock),
             Arc::clone(app.sweeps()),
@@ -294,7 +298,11 @@ impl Server {
             app::ids::server(),
             Arc::clone(&applied),
         );
-        tasks.spawn(Arc::clone(&indexer).run(stop.clone()));
+        let searchable = config.search.enabled;
+        if searchable {
+            tasks.spawn(Arc::clone(&indexer).run(stop.clone()));
+        }
+        let indexer = searchable.then_some(indexer);
         let search = Arc::new(Search::new(Arc::clone(&store), stores.search, indexer));
 
         let analytics =
@@ -378,6 +386,7 @@ impl Server {
             database: stores.database,
             retention,
             rollups,
+            searchable,
             tasks: tasks.clone(),
             stop: stop.clone(),
         });
@@ -590,7 +599,8 @@ fn storages(config: &Config, gridfs: Option<Arc<dyn Storage>>) -> anyhow::Result
         StorageKind::Gridfs => gridfs.clone().ok_or_else(|| missing("needs mongodb.uri"))?,
         StorageKind::S3 => s3.clone().ok_or_else(|| missing("needs artifacts.s3_bucket"))?,
     };
-    Ok(Storages::new(default, [local].into_iter().chain(gridfs).chain(s3)))
+    let room = Room::default();
+    Ok(Storages::new(room, default, [local].into_iter().chain(gridfs).chain(s3)))
 }
 
 /// Tells the watchers and the metrics what became durable.

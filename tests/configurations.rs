@@ -199,7 +199,7 @@ fn lists_are_the_same_when_somebody_has_dropped_their_index() {
             at(1, "app", "same time, first", DateTime::from_millis(5).into()),
             at(1, "app", "same time, second", DateTime::from_millis(5).into()),
             at(1, "app", "words", "soon".into()),
-            at(2, "app", "other", DateTime::from_millis(7).into()),
+            at(2, "other", "other", DateTime::from_millis(7).into()),
             at(1, "app", "null", Bson::Null),
             at(1, "app", "number", 3.into()),
             doc! { "app_id": 1, "app_name": "another", "version": "without" },

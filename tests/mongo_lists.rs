@@ -108,14 +108,6 @@ fn named() -> Vec<(&'static str, ExecutionFilter)> {
             },
         ),
         ("name, status", ExecutionFilter { app_names: name, statuses: failed, ..none() }),
-    ]
-}
-
-/// Those of which an index decides a part.
-fn others() -> Vec<(&'static str, ExecutionFilter)> {
-    let tier = vec![(vec!["tier".to_owned()], Bson::Int32(1))];
-    let user = vec!["user 3".to_owned()];
-    vec![
         ("app, long", ExecutionFilter { app_ids: vec![5], min_duration_ms: Some(900), ..none() }),
         (
             "name, long",
@@ -134,6 +126,14 @@ fn others() -> Vec<(&'static str, ExecutionFilter)> {
                 ..none()
             },
         ),
+    ]
+}
+
+/// Those of which an index decides a part.
+fn others() -> Vec<(&'static str, ExecutionFilter)> {
+    let tier = vec![(vec!["tier".to_owned()], Bson::Int32(1))];
+    let user = vec!["user 3".to_owned()];
+    vec![
         ("metadata", ExecutionFilter { metadata: tier.clone(), ..none() }),
         ("user, metadata", ExecutionFilter { user_ids: user.clone(), metadata: tier, ..none() }),
         ("long", ExecutionFilter { min_duration_ms: Some(990), ..none() }),
@@ -330,9 +330,10 @@ async fn counts_read_the_index_alone_where_it_decides() {
             let counted = store.count_executions(&query).await.unwrap();
             let (documents, _, _) = read_since(&database).await;
             assert_eq!((counted.number, counted.exact), (number, true), "{what}");
-            if filter.min_duration_ms.is_none() && !what.starts_with("name, part") {
-                assert_eq!(documents, 0, "{what}");
-            }
+            // What has no start time is told from what has none in its keys by its document alone.
+            let without_time =
+                i64::from(filter.min_duration_ms.is_some()) * i64::from(RECORDS / 500);
+            assert!(documents <= without_time, "{what}: {documents} documents");
             let query = CountQuery { limit: 7, ..query };
             let counted = store.count_executions(&query).await.unwrap();
             assert_eq!((counted.number, counted.exact), (number.min(7), number <= 7), "{what}");

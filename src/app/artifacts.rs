@@ -11,19 +11,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
-use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::digest::Passing;
 use super::uploads::Active;
 use super::{App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token};
-use crate::blobs::unit::Room;
-use crate::blobs::{self, Storage, Storages};
+use crate::blobs::{self, PIECE_BYTES, Storage, Storages, pieces};
 use crate::clock::Clock;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload};
 
 /// Marked records and idle uploads looked at in one question of the sweep.
 const SWEPT_AT_ONCE: usize = 100;
+/// What a download has in memory where there is room to read ahead, and how much of it is read at once.
+const AHEAD_BYTES: usize = 8 * PIECE_BYTES;
+const AHEAD_AT_ONCE_BYTES: usize = 4 * PIECE_BYTES;
 
 /// The part of an artifact's bytes that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +47,10 @@ pub struct Artifacts {
     pub(super) storages: Storages,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) upload_expiry: Duration,
-    /// The server is going down: uploads end, what they have is kept.
+    /// The server is going down: transfers end, what uploads have is kept.
     pub(super) stop: CancellationToken,
+    tasks: TaskTracker,
     pub(super) active: Active,
-    /// The memory of all units that are being filled.
-    pub(super) room: Arc<Room>,
 }
 
 /// A download that has begun: the record, and its bytes, which end with an error if they are not those that
@@ -66,9 +68,10 @@ impl Artifacts {
         clock: Arc<dyn Clock>,
         upload_expiry: Duration,
         stop: CancellationToken,
+        tasks: TaskTracker,
     ) -> Self {
         let active = Active::default();
-        Artifacts { app, store, storages, clock, upload_expiry, stop, active, room: Arc::default() }
+        Artifacts { app, store, storages, clock, upload_expiry, stop, tasks, active }
     }
 
     pub fn app(&self) -> &App {
@@ -168,9 +171,19 @@ impl Artifacts {
         let range = range_of(part, size);
         let whole = range == (0..size);
         let digest = artifact.sha256.clone().filter(|_| whole);
-        let pieces = storage.read(path, range).map({
+        // One piece at a time is what each download has. Whoever comes while there is room has the next ones ready.
+        let held = match range.end - range.start > PIECE_BYTES as u64 {
+            true => self.storages.room().spare(AHEAD_BYTES),
+            false => None,
+        };
+        let pieces = match &held {
+            Some(_) => pieces::ahead(storage.read(path, range, AHEAD_AT_ONCE_BYTES), &self.tasks),
+            None => storage.read(path, range, PIECE_BYTES),
+        };
+        let pieces = pieces.map({
             let artifact_id = artifact_id.clone();
             move |piece| {
+                let _until_the_end = &held;
                 piece.map_err(|error| match error {
                     blobs::Error::Missing => {
                         let artifact_id = artifact_id.clone();
@@ -184,7 +197,7 @@ impl Artifacts {
             None => pieces.boxed(),
             Some(digest) => checked(pieces.boxed(), digest, artifact_id),
         };
-        Ok(Download { artifact, bytes })
+        Ok(Download { artifact, bytes: until_stopped(bytes, self.stop.clone()) })
     }
 
     /// Where the bytes of a record are, if they are where this server keeps such.
@@ -255,20 +268,22 @@ impl Artifacts {
         }
         let expiry = i64::try_from(self.upload_expiry.as_millis()).unwrap_or(i64::MAX);
         let before = self.now().saturating_sub(expiry);
+        // Each of them once: what cannot be removed yet is no reason to leave those behind it.
+        let mut after: Option<(Millis, String)> = None;
         loop {
-            let idle = self.store.idle_uploads(before, SWEPT_AT_ONCE).await?;
-            let mut ended = 0;
+            let place = after.as_ref().map(|(at, id)| (*at, id.as_str()));
+            let idle = self.store.idle_uploads(before, place, SWEPT_AT_ONCE).await?;
             for upload in &idle {
-                match self.expire(upload).await {
-                    Ok(()) => ended += 1,
-                    Err(error) => tracing::warn!(
+                if let Err(error) = self.expire(upload).await {
+                    tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         "an upload that does not go on cannot be removed yet"
-                    ),
+                    );
                 }
             }
-            if ended == 0 {
-                return Ok(());
+            match idle.last() {
+                Some(last) => after = Some((last.updated_at, last.upload_id.clone())),
+                None => return Ok(()),
             }
         }
     }
@@ -319,40 +334,43 @@ fn range_of(part: Part, size: u64) -> Range<u64> {
 /// The same pieces, and an error at their end if they do not have this digest.
 fn checked(
     pieces: BoxStream<'static, Result<Bytes>>,
-    digest: String,
+    expected: String,
     artifact_id: String,
 ) -> BoxStream<'static, Result<Bytes>> {
-    let begun = Some((pieces, Sha256::new(), digest, artifact_id));
+    let begun = Some((pieces, Passing::new(), expected, artifact_id));
     stream::unfold(begun, |going| async move {
-        let (mut pieces, mut hash, digest, artifact_id) = going?;
-        match pieces.next().await {
-            Some(Ok(piece)) => {
-                let hashed = piece.clone();
-                // A millisecond of arithmetic for each piece: not on the threads that serve.
-                let hashing = tokio::task::spawn_blocking(move || {
-                    hash.update(&hashed);
-                    hash
-                });
-                match hashing.await {
-                    Ok(hash) => Some((Ok(piece), Some((pieces, hash, digest, artifact_id)))),
-                    Err(error) => {
-                        Some((Err(Error::Bytes(blobs::Error::Failed(error.into()))), None))
-                    }
-                }
-            }
-            Some(Err(error)) => Some((Err(error), None)),
-            None if hex(&hash.finalize()) == digest.to_ascii_lowercase() => None,
-            None => Some((Err(Refusal::ArtifactBytesLost { artifact_id }.into()), None)),
-        }
+        let (mut pieces, mut digest, expected, artifact_id) = going?;
+        let (piece, more) = match pieces.next().await {
+            Some(Ok(piece)) => (digest.add(piece.clone()).await.map(|()| piece), true),
+            Some(Err(error)) => (Err(error), false),
+            None => match digest.hex().await {
+                Ok(found) if found == expected.to_ascii_lowercase() => return None,
+                Ok(_) => (
+                    Err(Refusal::ArtifactBytesLost { artifact_id: artifact_id.clone() }.into()),
+                    false,
+                ),
+                Err(error) => (Err(error), false),
+            },
+        };
+        let going = (more && piece.is_ok()).then_some((pieces, digest, expected, artifact_id));
+        Some((piece, going))
     })
     .boxed()
 }
 
-/// Lower-case hex digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
+/// The same pieces, until the server goes down.
+fn until_stopped(
+    pieces: BoxStream<'static, Result<Bytes>>,
+    stop: CancellationToken,
+) -> BoxStream<'static, Result<Bytes>> {
+    stream::unfold(Some((pieces, stop)), |going| async move {
+        let (mut pieces, stop) = going?;
+        match stop.run_until_cancelled(pieces.next()).await {
+            Some(piece) => piece.map(|piece| (piece, Some((pieces, stop)))),
+            None => Some((Err(Error::ShuttingDown), None)),
+        }
+    })
+    .boxed()
 }
 
 #[cfg(test)]

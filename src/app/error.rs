@@ -40,6 +40,9 @@ pub enum Error {
     /// Retention is being run already, here or on another server.
     #[error("retention is being run already")]
     RetentionRunning,
+    /// Texts are not indexed here.
+    #[error("search is switched off")]
+    SearchDisabled,
     /// The store failed.
     #[error(transparent)]
     Store(store::Error),

@@ -3,6 +3,7 @@
 pub mod analytics;
 pub mod artifacts;
 pub mod configurations;
+mod digest;
 pub mod engine;
 pub mod error;
 pub mod ids;

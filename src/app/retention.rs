@@ -41,6 +41,8 @@ pub struct Counts {
     pub executions: Count,
     pub steps: Count,
     pub artifacts: Count,
+    /// Points that go with their executions. The oldest that is kept goes by its own time, as their expiry does.
+    pub points: Count,
 }
 
 impl Counts {
@@ -57,6 +59,7 @@ impl Counts {
         self.steps.records += removed.steps;
         self.artifacts.records += removed.artifacts;
         self.artifacts.bytes = self.artifacts.bytes.saturating_add(removed.artifact_bytes);
+        self.points.records += removed.points;
     }
 
     fn is_nothing(&self) -> bool {
@@ -205,6 +208,7 @@ impl Run {
                 self.pause(began, stop).await?;
             }
         }
+        self.counts.points.oldest_kept = self.store.oldest_point().await?;
         Ok(())
     }
 
@@ -278,6 +282,7 @@ impl Run {
             ("executions", removed.executions),
             ("execution_steps", removed.steps),
             ("execution_artifacts", removed.artifacts),
+            ("execution_metrics", removed.points),
         ] {
             if count > 0 {
                 metrics::retention_removed(collection).increment(count);

@@ -12,12 +12,10 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
-use sha2::digest::common::hazmat::{SerializableState as _, SerializedState};
-use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::artifacts::hex;
+use super::digest::Passing;
 use super::{Artifacts, Error, Result, execution_not_found, ids};
 use crate::blobs::unit::Unit;
 use crate::blobs::{self, Storage, Writer};
@@ -90,9 +88,9 @@ struct Run {
     upload: Upload,
     storage: Arc<dyn Storage>,
     writer: Box<dyn Writer>,
-    hash: Sha256,
-    /// What is less than a unit.
-    rest: Unit,
+    digest: Passing,
+    /// The unit that is being filled.
+    unit: Unit,
     /// Bytes that the writer took.
     written: u64,
     saved: u64,
@@ -140,7 +138,14 @@ impl Artifacts {
         }
 
         let place = match &description.upload_id {
-            Some(upload_id) => Some(self.active.enter(upload_id).await),
+            Some(upload_id) => {
+                // Only another connection of the same upload takes over.
+                let stored = self.store.upload(upload_id).await?;
+                if stored.is_some_and(|stored| stored.digest != description.digest()) {
+                    return Err(Refusal::UploadExists { upload_id: upload_id.clone() }.into());
+                }
+                Some(self.active.enter(upload_id).await)
+            }
             None => None,
         };
         let taken_over = place.as_ref().map(|place| place.going.stop.clone()).unwrap_or_default();
@@ -231,16 +236,15 @@ impl Artifacts {
             let why = "the storage of the upload is not configured";
             return Err(blobs::Error::Unavailable(why.into()).into());
         };
-        let (writer, hash) = match upload.received_bytes {
-            0 => (storage.create(path).await, Some(Sha256::new())),
-            received => {
-                let state = SerializedState::<Sha256>::try_from(upload.hash_state.as_slice());
-                let hash = state.ok().and_then(|state| Sha256::deserialize(&state).ok());
-                (storage.resume(path, received, &upload.storage_state).await, hash)
-            }
+        let (writer, digest) = match upload.received_bytes {
+            0 => (storage.create(path).await, Some(Passing::new())),
+            received => (
+                storage.resume(path, received, &upload.storage_state).await,
+                Passing::from_state(&upload.hash_state),
+            ),
         };
-        let (writer, hash) = match (writer, hash) {
-            (Ok(writer), Some(hash)) => (writer, hash),
+        let (writer, digest) = match (writer, digest) {
+            (Ok(writer), Some(digest)) => (writer, digest),
             (Err(blobs::Error::Missing), _) | (Ok(_), None) => {
                 let gone = Upload { received_bytes: 0, ..upload.clone() };
                 self.replace(upload.turn, &gone).await?;
@@ -253,11 +257,11 @@ impl Artifacts {
             saved: upload.received_bytes,
             saved_at: Instant::now(),
             resumable: description.upload_id.is_some(),
-            rest: Unit::new(Arc::clone(&self.room), storage.unit_bytes()),
+            unit: Unit::new(Arc::clone(self.storages.room()), storage.unit_bytes()),
             upload,
             storage,
             writer,
-            hash,
+            digest,
         });
         if run.written == 0 {
             // A storage may have made something already that only its own words lead to.
@@ -320,17 +324,16 @@ impl Artifacts {
     async fn take(&self, run: &mut Run, mut chunk: Bytes) -> Result<()> {
         let unit_bytes = run.storage.unit_bytes();
         while !chunk.is_empty() {
-            if run.rest.is_empty() && chunk.len() >= unit_bytes {
-                run.write(chunk.split_to(unit_bytes)).await?;
+            let unit = if run.unit.is_empty() && chunk.len() >= unit_bytes {
+                chunk.split_to(unit_bytes)
             } else {
-                let more = chunk.len().min(run.rest.missing());
-                run.rest.push(chunk.split_to(more)).await?;
-                if run.rest.missing() > 0 {
+                run.unit.take(&mut chunk).await?;
+                if !run.unit.is_full() {
                     return Ok(());
                 }
-                let unit = run.rest.take().await?;
-                run.write(unit.bytes.clone()).await?;
-            }
+                run.unit.end().await?
+            };
+            run.write(unit).await?;
             let since = run.saved_at.elapsed();
             let due = match run.resumable {
                 true => run.written - run.saved >= SAVED_BYTES || since >= SAVED_AFTER,
@@ -348,7 +351,7 @@ impl Artifacts {
         let storage_state = run.writer.checkpoint().await?;
         let saved = Upload {
             received_bytes: run.written,
-            hash_state: run.hash.serialize().to_vec(),
+            hash_state: run.digest.state().await?,
             storage_state,
             updated_at: self.now(),
             ..run.upload.clone()
@@ -375,11 +378,11 @@ impl Artifacts {
     async fn complete(&self, run: &mut Run, description: &Description) -> Result<String> {
         // Whatever is safe so far can be gone on with should the rest fail.
         self.save(run).await?;
-        if !run.rest.is_empty() {
-            let last = run.rest.take().await?;
-            run.write(last.bytes.clone()).await?;
+        if !run.unit.is_empty() {
+            let last = run.unit.end().await?;
+            run.write(last).await?;
         }
-        let sha256 = hex(&run.hash.clone().finalize());
+        let sha256 = run.digest.hex().await?;
         if let Some(declared) = &description.sha256
             && *declared != sha256
         {
@@ -511,18 +514,12 @@ fn may_go_on(error: &Error) -> bool {
 }
 
 impl Run {
-    /// Hashes and stores a unit, side by side.
+    /// Stores and hashes a unit, side by side, and beside the coming of the next one. What the writer does not
+    /// take has no part in the digest.
     async fn write(&mut self, unit: Bytes) -> Result<()> {
         let bytes = unit.len() as u64;
-        let hashed = unit.clone();
-        let mut hash = self.hash.clone();
-        let hashing = tokio::task::spawn_blocking(move || {
-            hash.update(&hashed);
-            hash
-        });
-        let (hash, stored) = tokio::join!(hashing, self.writer.write(unit));
-        stored?;
-        self.hash = hash.map_err(|error| blobs::Error::Failed(error.into()))?;
+        self.writer.write(unit.clone()).await?;
+        self.digest.add(unit).await?;
         self.written += bytes;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -44,6 +45,11 @@ pub struct Process {
     pid: u32,
 }
 
+/// A process that uses less of a core than this has nothing left to do.
+const IDLE: f64 = 0.05;
+/// How long it may take for that.
+const IDLE_PATIENCE: Duration = Duration::from_secs(1800);
+
 /// Memory pages of Linux on the machines we build for.
 const PAGE_BYTES: u64 = 4096;
 /// Clock ticks a second in /proc, fixed by the kernel's interface.
@@ -74,6 +80,22 @@ impl Process {
         let user: f64 = fields.next()?.parse().ok()?;
         let system: f64 = fields.next()?.parse().ok()?;
         Some((user + system) / TICKS_PER_SECOND)
+    }
+
+    /// Waits until it has nothing left to do. `false`: it still has after half an hour.
+    pub async fn idle(self) -> bool {
+        let began = Instant::now();
+        while let Some(before) = self.cpu_seconds() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let used = self.cpu_seconds().map_or(0.0, |after| after - before);
+            if used < IDLE {
+                return true;
+            }
+            if began.elapsed() > IDLE_PATIENCE {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -4,6 +4,7 @@
 //! Chunks are written one by one and not by the driver's own stream, which can neither stop and go on, nor
 //! send the next chunk before the last one is acknowledged.
 
+use std::collections::VecDeque;
 use std::future::IntoFuture;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,20 +12,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::oid::ObjectId;
-use bson::raw::{RawBsonRef, RawDocumentBuf, cstr};
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::spec::BinarySubtype;
 use bson::{Bson, DateTime, Document, RawBinaryRef, doc};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use mongodb::error::ErrorKind;
 use mongodb::options::{CollectionOptions, ReadPreference, SelectionCriteria};
-use mongodb::{Collection, Cursor, Database};
+use mongodb::raw_batch_cursor::RawBatch;
+use mongodb::{Collection, Database};
 use tokio::sync::{OnceCell, Semaphore};
-use tokio::task::JoinSet;
 
-use super::ahead::{self, Ahead};
-use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer};
+use super::under_way::UnderWay;
+use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer, pieces};
 use crate::clock::Clock;
 
 const BUCKET: &str = "artifacts";
@@ -33,8 +34,8 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 const CHUNKS_AHEAD: usize = 2;
 /// Chunks of all files that are under way to the database.
 const CHUNKS_UNDER_WAY: usize = 24;
-/// Chunks fetched at a time by who may read ahead; others fetch one.
-const CHUNKS_FETCHED: u32 = 4;
+/// Chunks fetched at a time at most, however small they are.
+const CHUNKS_FETCHED: u64 = 1000;
 /// How long one call of the driver may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 const DUPLICATE_KEY: i32 = 11000;
@@ -53,8 +54,6 @@ struct Inner {
     clock: Arc<dyn Clock>,
     prepared: OnceCell<()>,
     room: Arc<Semaphore>,
-    /// Downloads that may read ahead.
-    ahead: Ahead,
 }
 
 /// A driver's error without anything that tells where the database is.
@@ -188,9 +187,7 @@ impl Inner {
 impl GridFs {
     pub fn new(connect: Connect, clock: Arc<dyn Clock>) -> Self {
         let room = Arc::new(Semaphore::new(CHUNKS_UNDER_WAY));
-        let prepared = OnceCell::new();
-        let ahead = Ahead::default();
-        GridFs { inner: Arc::new(Inner { connect, clock, prepared, room, ahead }) }
+        GridFs { inner: Arc::new(Inner { connect, clock, prepared: OnceCell::new(), room }) }
     }
 
     async fn writer(&self, path: &str, chunks: u64) -> Result<Box<dyn Writer>> {
@@ -201,7 +198,7 @@ impl GridFs {
             id,
             next: i32::try_from(chunks).map_err(|error| Error::Failed(error.into()))?,
             length: chunks * CHUNK_BYTES as u64,
-            under_way: JoinSet::new(),
+            under_way: UnderWay::default(),
         }))
     }
 }
@@ -250,32 +247,25 @@ impl Storage for GridFs {
         bucket.find(&name).await?.map(|file| file.length).ok_or(Error::Missing)
     }
 
-    fn read(&self, path: &str, range: Range<u64>) -> Pieces {
+    fn read(&self, path: &str, range: Range<u64>, at_once_bytes: usize) -> Pieces {
         let inner = Arc::clone(&self.inner);
         let path = path.to_owned();
-        let allowed = inner.ahead.allowed();
-        let fetched = if allowed.is_some() { CHUNKS_FETCHED } else { 1 };
         let open = async move {
             let (bucket, name) = inner.bucket(&path).await?;
             let file = bucket.find(&name).await?.ok_or(Error::Missing)?;
             if range.end > file.length {
                 return Err(Error::Missing);
             }
-            let first = range.start / file.chunk_bytes;
-            let chunks = doc! {
-                "files_id": &file.id,
-                "n": { "$gte": i64::try_from(first).unwrap_or(i64::MAX) },
-            };
-            let find = bucket.chunks.find(chunks).sort(doc! { "n": 1 });
-            let cursor = call(find.batch_size(fetched)).await?;
-            let (at, end) = (range.start, range.end);
-            Ok(Reading { cursor, file, chunk: first, at, end, rest: Bytes::new() })
+            let chunk = range.start / file.chunk_bytes;
+            let fetched = (at_once_bytes as u64 / file.chunk_bytes).clamp(1, CHUNKS_FETCHED);
+            let Range { start: at, end } = range;
+            Ok(Reading { bucket, file, chunk, fetched, at, end, rest: VecDeque::new() })
         };
-        let pieces = stream::once(open).flat_map(|opened| match opened {
+        let read = stream::once(open).flat_map(|opened| match opened {
             Err(error) => stream::once(async { Err(error) }).boxed(),
             Ok(reading) => stream::try_unfold(reading, Reading::next).boxed(),
         });
-        ahead::pieces(pieces.boxed(), allowed)
+        pieces::joined(read.boxed())
     }
 
     async fn remove(&self, path: &str, _state: &[u8]) -> Result<()> {
@@ -291,16 +281,28 @@ impl Storage for GridFs {
     }
 }
 
-/// One pass over the chunks of a file.
+/// One pass over the chunks of a file. Each fetch is a query of its own, which has all of its answer at once and
+/// leaves nothing open.
 struct Reading {
-    cursor: Cursor<RawDocumentBuf>,
+    bucket: Bucket,
     file: File,
     /// The chunk that comes next.
     chunk: u64,
+    /// How many of them at a time.
+    fetched: u64,
     at: u64,
     end: u64,
-    /// Of the chunk before, what was too much for one piece.
-    rest: Bytes,
+    /// What was fetched and is not on its way yet.
+    rest: VecDeque<Bytes>,
+}
+
+/// The answer of the database, of which chunks are parts.
+struct Answer(RawBatch);
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_raw_document().as_bytes()
+    }
 }
 
 impl Reading {
@@ -309,38 +311,64 @@ impl Reading {
             return Ok(None);
         }
         if self.rest.is_empty() {
-            if !call(self.cursor.advance()).await? {
-                return Err(Error::Missing);
-            }
-            self.rest = self.read_chunk().ok_or(Error::Missing)?;
+            self.fetch().await?;
         }
+        let mut first = self.rest.pop_front().ok_or(Error::Missing)?;
         let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES).min(left));
+        let piece = first.split_to(first.len().min(PIECE_BYTES).min(left));
+        if !first.is_empty() {
+            self.rest.push_front(first);
+        }
         self.at += piece.len() as u64;
         Ok(Some((piece, self)))
     }
 
-    /// The bytes of the chunk that the cursor is at from `at` on; `None` if it is not the one that comes next,
-    /// or not as long as it has to be.
-    fn read_chunk(&mut self) -> Option<Bytes> {
-        let document = self.cursor.current();
-        let number = match document.get("n").ok()?? {
-            RawBsonRef::Int32(number) => u64::try_from(number).ok()?,
-            RawBsonRef::Int64(number) => u64::try_from(number).ok()?,
-            _ => return None,
+    async fn fetch(&mut self) -> Result<()> {
+        let due = self.end.div_ceil(self.file.chunk_bytes) - self.chunk;
+        let number = |chunk: u64| i64::try_from(chunk).unwrap_or(i64::MAX);
+        let last = self.chunk + due.min(self.fetched);
+        let chunks = doc! {
+            "files_id": &self.file.id,
+            "n": { "$gte": number(self.chunk), "$lt": number(last) },
         };
-        let bytes = match document.get("data").ok()?? {
-            RawBsonRef::Binary(binary) => binary.bytes,
-            _ => return None,
+        // A negative limit: one answer, as much as has place in it, and no cursor.
+        let find = self.bucket.chunks.find(chunks).sort(doc! { "n": 1 });
+        let find = find.limit(-number(last - self.chunk)).projection(doc! { "n": 1, "data": 1 });
+        let mut batches = call(find.batch()).await?;
+        let Some(batch) = call(batches.next().map(Option::transpose)).await? else {
+            return Err(Error::Missing);
         };
-        let begins = self.chunk * self.file.chunk_bytes;
-        let due = (self.file.length - begins).min(self.file.chunk_bytes);
-        if number != self.chunk || bytes.len() as u64 != due {
-            return None;
+        let answer = Bytes::from_owner(Answer(batch));
+        self.read_chunks(&answer).ok_or(Error::Missing)
+    }
+
+    /// Takes the chunks out of an answer, as they are; `None` if one is not what comes next, or not as long as it
+    /// has to be.
+    fn read_chunks(&mut self, answer: &Bytes) -> Option<()> {
+        let document = RawDocument::from_bytes(answer).ok()?;
+        let chunks = document.get_document("cursor").ok()?.get_array("firstBatch").ok()?;
+        for chunk in chunks {
+            let chunk = chunk.ok()?.as_document()?;
+            let number = match chunk.get("n").ok()?? {
+                RawBsonRef::Int32(number) => u64::try_from(number).ok()?,
+                RawBsonRef::Int64(number) => u64::try_from(number).ok()?,
+                _ => return None,
+            };
+            let bytes = match chunk.get("data").ok()?? {
+                RawBsonRef::Binary(binary) => binary.bytes,
+                _ => return None,
+            };
+            let begins = self.chunk * self.file.chunk_bytes;
+            let due = (self.file.length - begins).min(self.file.chunk_bytes);
+            if number != self.chunk || bytes.len() as u64 != due {
+                return None;
+            }
+            self.chunk += 1;
+            // Only the first chunk is begun in its middle.
+            let skipped = usize::try_from(self.at.saturating_sub(begins)).ok()?;
+            self.rest.push_back(answer.slice_ref(bytes.get(skipped..)?));
         }
-        self.chunk += 1;
-        let skipped = usize::try_from(self.at - begins).ok()?;
-        Some(Bytes::copy_from_slice(bytes.get(skipped..)?))
+        Some(())
     }
 }
 
@@ -350,30 +378,13 @@ struct ChunkWriter {
     id: String,
     next: i32,
     length: u64,
-    under_way: JoinSet<Result<()>>,
-}
-
-impl ChunkWriter {
-    /// Waits until at most so many chunks are under way.
-    async fn settle(&mut self, left: usize) -> Result<()> {
-        let mut failed = None;
-        while self.under_way.len() > left
-            && let Some(done) = self.under_way.join_next().await
-        {
-            match done {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failed = Some(error),
-                Err(error) => failed = Some(Error::Failed(error.into())),
-            }
-        }
-        failed.map_or(Ok(()), Err)
-    }
+    under_way: UnderWay<()>,
 }
 
 #[async_trait]
 impl Writer for ChunkWriter {
     async fn write(&mut self, unit: Bytes) -> Result<()> {
-        self.settle(CHUNKS_AHEAD - 1).await?;
+        self.under_way.settle(CHUNKS_AHEAD - 1).await?;
         let room = Arc::clone(&self.inner.room).acquire_owned().await;
         let room = room.map_err(|error| Error::Failed(error.into()))?;
         let mut chunk = RawDocumentBuf::new();
@@ -384,7 +395,7 @@ impl Writer for ChunkWriter {
         self.next += 1;
         self.length += unit.len() as u64;
         let chunks = self.bucket.chunks.clone();
-        self.under_way.spawn(async move {
+        self.under_way.add(async move {
             let _room = room;
             call(chunks.insert_one(chunk)).await.map(drop)
         });
@@ -392,12 +403,12 @@ impl Writer for ChunkWriter {
     }
 
     async fn checkpoint(&mut self) -> Result<Vec<u8>> {
-        self.settle(0).await?;
+        self.under_way.settle(0).await?;
         Ok(Vec::new())
     }
 
     async fn finish(mut self: Box<Self>) -> Result<()> {
-        self.settle(0).await?;
+        self.under_way.settle(0).await?;
         let at = DateTime::from_millis(self.inner.clock.now().millis());
         let length = i64::try_from(self.length).unwrap_or(i64::MAX);
         let chunk_bytes = i32::try_from(CHUNK_BYTES).unwrap_or(i32::MAX);

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream;
 
+use super::under_way::UnderWay;
 use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer};
 
 /// Folder of files that are not complete.
@@ -140,8 +141,7 @@ impl Storage for Local {
             sync_folder(folder)?;
             lock(&file)?;
             file.set_len(0)?;
-            Ok(Box::new(LocalWriter { names: Arc::new(names), file: Arc::new(file) })
-                as Box<dyn Writer>)
+            Ok(Box::new(LocalWriter::of(names, file)) as Box<dyn Writer>)
         })
         .await
     }
@@ -157,8 +157,7 @@ impl Storage for Local {
             }
             file.set_len(bytes)?;
             file.seek(io::SeekFrom::Start(bytes))?;
-            let writer = LocalWriter { names: Arc::new(names), file: Arc::new(file) };
-            Ok(Some(Box::new(writer) as Box<dyn Writer>))
+            Ok(Some(Box::new(LocalWriter::of(names, file)) as Box<dyn Writer>))
         })
         .await?;
         found.ok_or(Error::Missing)
@@ -169,7 +168,7 @@ impl Storage for Local {
         blocking(move || Ok(fs::metadata(&names.complete)?.len())).await
     }
 
-    fn read(&self, path: &str, range: Range<u64>) -> Pieces {
+    fn read(&self, path: &str, range: Range<u64>, _at_once_bytes: usize) -> Pieces {
         let names = self.names(path);
         let open = async move {
             let names = names?;
@@ -221,22 +220,36 @@ impl Storage for Local {
 struct LocalWriter {
     names: Arc<Names>,
     file: Arc<File>,
+    /// The unit that is being written while the next one comes.
+    under_way: UnderWay<()>,
+}
+
+impl LocalWriter {
+    fn of(names: Names, file: File) -> Self {
+        let under_way = UnderWay::default();
+        LocalWriter { names: Arc::new(names), file: Arc::new(file), under_way }
+    }
 }
 
 #[async_trait]
 impl Writer for LocalWriter {
     async fn write(&mut self, unit: Bytes) -> Result<()> {
+        // One after the other: they go where the last one ended.
+        self.under_way.settle(0).await?;
         let file = Arc::clone(&self.file);
-        blocking(move || (&*file).write_all(&unit)).await
+        self.under_way.add(blocking(move || (&*file).write_all(&unit)));
+        Ok(())
     }
 
     async fn checkpoint(&mut self) -> Result<Vec<u8>> {
+        self.under_way.settle(0).await?;
         let file = Arc::clone(&self.file);
         blocking(move || file.sync_data()).await?;
         Ok(Vec::new())
     }
 
-    async fn finish(self: Box<Self>) -> Result<()> {
+    async fn finish(mut self: Box<Self>) -> Result<()> {
+        self.under_way.settle(0).await?;
         let (names, file) = (Arc::clone(&self.names), Arc::clone(&self.file));
         blocking(move || {
             file.sync_all()?;
@@ -289,7 +302,7 @@ mod tests {
         writer.finish().await.unwrap();
         assert_eq!(local.size(&path).await.unwrap(), 13);
         let read = async |range| {
-            let pieces: Vec<_> = local.read(&path, range).collect().await;
+            let pieces: Vec<_> = local.read(&path, range, 0).collect().await;
             pieces.into_iter().collect::<Result<Vec<_>>>().map(|pieces| pieces.concat())
         };
         assert_eq!(read(0..13).await.unwrap(), b"0123456789abc");

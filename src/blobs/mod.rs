@@ -4,10 +4,12 @@
 //! Bytes arrive in units of the storage and become readable all at once, with `Writer::finish`. Until then a
 //! checkpoint says how much of them would survive a crash, and `Storage::resume` goes on from one.
 
-mod ahead;
 pub mod gridfs;
 pub mod local;
+pub mod pieces;
+pub mod room;
 pub mod s3;
+mod under_way;
 pub mod unit;
 
 use std::collections::HashMap;
@@ -17,6 +19,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+
+use room::Room;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -67,8 +71,9 @@ pub trait Storage: Send + Sync + 'static {
     /// How many bytes there are.
     async fn size(&self, path: &str) -> Result<u64>;
 
-    /// Reads a range that is within the size. Ends with `Missing` where bytes are missing.
-    fn read(&self, path: &str, range: Range<u64>) -> Pieces;
+    /// Reads a range that is within the size, and has about so many bytes of it in memory at once, or one piece if
+    /// it cannot do with less. Ends with `Missing` where bytes are missing.
+    fn read(&self, path: &str, range: Range<u64>, at_once_bytes: usize) -> Pieces;
 
     /// Removes bytes, complete or not; `state` is that of their last checkpoint, if there was one. Nothing being
     /// there is fine.
@@ -93,16 +98,24 @@ pub trait Writer: Send {
 pub struct Storages {
     by_kind: HashMap<&'static str, Arc<dyn Storage>>,
     default: Arc<dyn Storage>,
+    room: Arc<Room>,
 }
 
 impl Storages {
-    /// `default` gets new bytes; `others` are only read, gone on with, and removed from.
+    /// `default` gets new bytes; `others` are only read, gone on with, and removed from. All transfers share the
+    /// room.
     pub fn new(
+        room: Room,
         default: Arc<dyn Storage>,
         others: impl IntoIterator<Item = Arc<dyn Storage>>,
     ) -> Self {
         let all = others.into_iter().chain([Arc::clone(&default)]);
-        Storages { by_kind: all.map(|storage| (storage.kind(), storage)).collect(), default }
+        let by_kind = all.map(|storage| (storage.kind(), storage)).collect();
+        Storages { by_kind, default, room: Arc::new(room) }
+    }
+
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     pub fn default(&self) -> &Arc<dyn Storage> {

@@ -18,18 +18,14 @@ use object_store::{
     GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutPayload, RetryConfig,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
-use super::ahead::{self, Ahead};
-use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer};
+use super::under_way::UnderWay;
+use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer, pieces};
 
 /// The smallest part that S3 takes, but for the last one. It takes 10,000 of them.
 const PART_BYTES: usize = 5 * 1024 * 1024;
 /// Parts of one object that are sent before the first of them is acknowledged.
 const PARTS_AHEAD: usize = 2;
-/// Parts of all objects that are under way.
-const PARTS_UNDER_WAY: usize = 8;
 
 /// Where the bucket is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -49,9 +45,6 @@ pub struct S3 {
     /// `s3://bucket/prefix`.
     root: String,
     prefix: String,
-    room: Arc<Semaphore>,
-    /// Downloads that may read ahead.
-    ahead: Ahead,
 }
 
 /// What is needed to go on with an object.
@@ -103,13 +96,7 @@ impl S3 {
             "" => String::new(),
             prefix => format!("{prefix}/"),
         };
-        Ok(S3 {
-            store: Arc::new(store),
-            root: format!("s3://{}/{prefix}", options.bucket),
-            prefix,
-            room: Arc::new(Semaphore::new(PARTS_UNDER_WAY)),
-            ahead: Ahead::default(),
-        })
+        Ok(S3 { store: Arc::new(store), root: format!("s3://{}/{prefix}", options.bucket), prefix })
     }
 
     /// The key of a path, if it is one that we could have made.
@@ -131,8 +118,7 @@ impl S3 {
             upload: state.upload,
             parts: state.parts.into_iter().map(Some).collect(),
             length: bytes,
-            under_way: JoinSet::new(),
-            room: Arc::clone(&self.room),
+            under_way: UnderWay::default(),
         })
     }
 }
@@ -180,7 +166,7 @@ impl Storage for S3 {
         Ok(self.store.head(&key).await.map_err(failure)?.size)
     }
 
-    fn read(&self, path: &str, range: Range<u64>) -> Pieces {
+    fn read(&self, path: &str, range: Range<u64>, _at_once_bytes: usize) -> Pieces {
         if range.is_empty() {
             return stream::empty().boxed();
         }
@@ -208,7 +194,7 @@ impl Storage for S3 {
             let left = left - piece.len() as u64;
             Ok(Some((piece, (pieces, rest, left))))
         });
-        ahead::pieces(counted.boxed(), self.ahead.allowed())
+        pieces::joined(counted.boxed())
     }
 
     async fn remove(&self, path: &str, state: &[u8]) -> Result<()> {
@@ -248,24 +234,16 @@ struct PartWriter {
     /// Those that are acknowledged, by number.
     parts: Vec<Option<String>>,
     length: u64,
-    under_way: JoinSet<Result<(usize, String)>>,
-    room: Arc<Semaphore>,
+    under_way: UnderWay<(usize, String)>,
 }
 
 impl PartWriter {
     /// Waits until at most so many parts are under way.
     async fn settle(&mut self, left: usize) -> Result<()> {
-        let mut failed = None;
-        while self.under_way.len() > left
-            && let Some(done) = self.under_way.join_next().await
-        {
-            match done {
-                Ok(Ok((index, part))) => self.parts[index] = Some(part),
-                Ok(Err(error)) => failed = Some(error),
-                Err(error) => failed = Some(Error::Failed(error.into())),
-            }
+        for (index, part) in self.under_way.settle(left).await? {
+            self.parts[index] = Some(part);
         }
-        failed.map_or(Ok(()), Err)
+        Ok(())
     }
 
     fn acknowledged(&self) -> Result<Vec<String>> {
@@ -278,14 +256,11 @@ impl PartWriter {
 impl Writer for PartWriter {
     async fn write(&mut self, unit: Bytes) -> Result<()> {
         self.settle(PARTS_AHEAD - 1).await?;
-        let room = Arc::clone(&self.room).acquire_owned().await;
-        let room = room.map_err(|error| Error::Failed(error.into()))?;
         self.length += unit.len() as u64;
         let index = self.parts.len();
         self.parts.push(None);
         let (store, key, upload) = (Arc::clone(&self.store), self.key.clone(), self.upload.clone());
-        self.under_way.spawn(async move {
-            let _room = room;
+        self.under_way.add(async move {
             let part = store.put_part(&key, &upload, index, PutPayload::from(unit)).await;
             match part {
                 Ok(part) => Ok((index, part.content_id)),

@@ -38,6 +38,7 @@ pub struct Config {
     pub watch: Watch,
     pub retention: Retention,
     pub artifacts: Artifacts,
+    pub search: Search,
     pub limits: Limits,
     pub shutdown: Shutdown,
     pub log: Log,
@@ -77,6 +78,7 @@ impl Default for Config {
             writes: Writes::default(),
             watch: Watch::default(),
             retention: Retention::default(),
+            search: Search::default(),
             artifacts: Artifacts::default(),
             limits: Limits::default(),
             shutdown: Shutdown::default(),
@@ -227,6 +229,19 @@ impl Default for Retention {
             interval: Duration::from_secs(3600),
             rules: Vec::new(),
         }
+    }
+}
+
+/// The index of texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Search {
+    pub enabled: bool,
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Search { enabled: true }
     }
 }
 

@@ -275,6 +275,11 @@ const ROWS: &[Row] = &[
         "How often what is too old is deleted, by one server of the cluster. 0: only by `stepwell retention run`.",
     ),
     row(
+        "search.enabled",
+        Kind::Bool,
+        "Whether texts are indexed and can be searched. When it is switched on again, what came meanwhile is indexed.",
+    ),
+    row(
         "shutdown.streams_seconds",
         Kind::Seconds(0.0, 5.0),
         "How long calls and streams may go on after SIGTERM.",

@@ -105,6 +105,9 @@ artifacts = 7948800
 metrics = 2592000
 interval_seconds = 3600
 
+[search]
+enabled = true
+
 [shutdown]
 streams_seconds = 4
 deadline_seconds = 18
@@ -164,7 +167,9 @@ fn sample(setting: &Setting) -> String {
         Kind::Endpoint => "http://localhost:4317".to_owned(),
         Kind::LogFilter => "warn,stepwell::watch=trace".to_owned(),
         Kind::OneOf(words) => (*words.last().expect("words")).to_owned(),
-        Kind::Bool => (setting.key == "artifacts.s3_allow_http").to_string(),
+        Kind::Bool => {
+            (setting.key != "search.enabled" && setting.key != "mongodb.retry_writes").to_string()
+        }
         Kind::Integer(..) => match setting.key {
             "limits.payload_bytes" => "70000".to_owned(),
             "limits.request_bytes" => "700000".to_owned(),

@@ -35,6 +35,13 @@ pub const REQUEST_ID_CHARACTERS: usize = 128;
 /// Bytes in one message of an upload.
 pub const UPLOAD_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
+/// Memory that all transfers of artifacts of a server share for what each could do without: parts for S3 that are
+/// being filled, and what is read ahead. It is divided first come, first served; without it a part is filled on
+/// the disk and nothing is read ahead.
+pub const TRANSFER_SPARE_BYTES: usize = 48 * 1024 * 1024;
+/// Memory for parts from the disk that a storage is taking, in turn.
+pub const TRANSFER_TURN_BYTES: usize = 20 * 1024 * 1024;
+
 /// The bounds an operator may set; each is refused with INVALID_ARGUMENT naming field, size and limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -28,6 +28,8 @@ pub struct Admin {
     pub database: Arc<dyn Inspect>,
     pub retention: Arc<Retention>,
     pub rollups: Rollups,
+    /// Whether texts are indexed.
+    pub searchable: bool,
     pub tasks: TaskTracker,
     /// Ends what takes long.
     pub stop: CancellationToken,
@@ -60,6 +62,7 @@ fn counts(counts: &Counts) -> Vec<proto::RetentionCount> {
         count("executions", &counts.executions),
         count("execution_steps", &counts.steps),
         count("execution_artifacts", &counts.artifacts),
+        count("execution_metrics", &counts.points),
     ]
 }
 
@@ -199,8 +202,11 @@ impl proto::admin_service_server::AdminService for Admin {
             ["artifacts", "configurations", "ingest", "leases", "metrics", "retention"]
                 .map(str::to_owned)
                 .to_vec();
+        if store.watchable && self.searchable {
+            features.push("search".to_owned());
+        }
         if store.watchable {
-            features.extend(["search", "watch"].map(str::to_owned));
+            features.push("watch".to_owned());
         }
         Ok(Response::new(proto::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -24,6 +24,15 @@ pub struct ArtifactCalls {
     pub tasks: TaskTracker,
 }
 
+/// Bytes in one message of a download. Each is copied on its way, and waits as a whole for the client.
+const MESSAGE_BYTES: usize = 256 * 1024;
+
+fn split(piece: Bytes) -> impl Iterator<Item = Bytes> {
+    (0..piece.len())
+        .step_by(MESSAGE_BYTES)
+        .map(move |at| piece.slice(at..piece.len().min(at + MESSAGE_BYTES)))
+}
+
 fn chunk_of(message: proto::UploadArtifactRequest) -> Result<Bytes> {
     match message.part {
         Some(Part::Chunk(chunk)) if chunk.len() > UPLOAD_CHUNK_BYTES => {
@@ -120,9 +129,12 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         let download = download.map_err(|error| status::of(&error))?;
         let message = |part| proto::DownloadArtifactResponse { part: Some(part) };
         let record = message(Sent::Artifact(convert::artifact(&download.artifact)));
-        let bytes = download.bytes.map(move |piece| match piece {
-            Ok(piece) => Ok(message(Sent::Chunk(piece))),
-            Err(error) => Err(status::of(&error)),
+        let bytes = download.bytes.flat_map(move |piece| {
+            let messages: Vec<_> = match piece {
+                Ok(piece) => split(piece).map(|part| Ok(message(Sent::Chunk(part)))).collect(),
+                Err(error) => vec![Err(status::of(&error))],
+            };
+            stream::iter(messages)
         });
         Ok(Response::new(stream::once(async { Ok(record) }).chain(bytes).boxed()))
     }

@@ -157,6 +157,11 @@ fn looked_up(error: &Error) -> Answer {
             "RETENTION_RUNNING",
             "retention is being run already, by this server or another one; try again when it is done",
         ),
+        Error::SearchDisabled => Answer::new(
+            Code::FailedPrecondition,
+            "SEARCH_DISABLED",
+            "search is switched off on this server (search.enabled)",
+        ),
         Error::Store(error) => store_failed(error),
     }
 }
@@ -382,6 +387,7 @@ mod tests {
             (Error::QueueFull, Code::ResourceExhausted, "QUEUE_FULL"),
             (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN"),
             (Error::RetentionRunning, Code::Aborted, "RETENTION_RUNNING"),
+            (Error::SearchDisabled, Code::FailedPrecondition, "SEARCH_DISABLED"),
             (
                 Error::Refused(Refusal::ExecutionNotFound { execution_id: id() }),
                 Code::NotFound,

@@ -114,6 +114,12 @@ pub trait ArtifactStore: Send + Sync + 'static {
     /// Removes the upload if its turn still is this one.
     async fn remove_upload(&self, upload_id: &str, turn: i64) -> Result<bool>;
 
-    /// Uploads that were last touched before this moment, the oldest first.
-    async fn idle_uploads(&self, before: Millis, limit: usize) -> Result<Vec<Upload>>;
+    /// Uploads that were last touched before this moment, the oldest first, and those of one moment by id: what
+    /// comes after the one that was touched then and has this id.
+    async fn idle_uploads(
+        &self,
+        before: Millis,
+        after: Option<(Millis, &str)>,
+        limit: usize,
+    ) -> Result<Vec<Upload>>;
 }

@@ -34,7 +34,17 @@ impl Operation {
         let errors = |kind| counter!(STORE_ERRORS, "operation" => name, "kind" => kind);
         Operation {
             name,
-            regular: matches!(name, "ping" | "leases" | "sweep" | "arrived_since"),
+            regular: matches!(
+                name,
+                "ping"
+                    | "leases"
+                    | "sweep"
+                    | "arrived_since"
+                    | "marked_artifacts"
+                    | "idle_uploads"
+                    | "retention_lease"
+                    | "newest"
+            ),
             seconds: histogram!(STORE_OPERATION_SECONDS, "operation" => name),
             unavailable: errors("unavailable"),
             contention: errors("contention"),

@@ -35,6 +35,8 @@ pub struct Removed {
     pub artifacts: u64,
     /// Size of the artifacts.
     pub artifact_bytes: i64,
+    /// Points of metrics.
+    pub points: u64,
 }
 
 impl Removed {
@@ -43,13 +45,14 @@ impl Removed {
         self.steps += other.steps;
         self.artifacts += other.artifacts;
         self.artifact_bytes = self.artifact_bytes.saturating_add(other.artifact_bytes);
+        self.points += other.points;
     }
 }
 
 /// What became of one piece of a removal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Piece {
-    /// Steps and artifacts.
+    /// Steps, artifacts and points.
     pub removed: Removed,
     /// Executions of which something is left.
     pub left: Vec<String>,
@@ -110,6 +113,9 @@ pub trait RetentionStore: Send + Sync + 'static {
     /// Something that is another once anybody else, another server or program, has stored an execution or a step.
     async fn newest(&self) -> Result<Vec<u8>>;
 
-    /// How many steps and artifacts these executions have.
+    /// How many steps, artifacts and points these executions have.
     async fn weigh(&self, execution_ids: &[String]) -> Result<Removed>;
+
+    /// The time of the oldest point of metrics there is, of whatever execution.
+    async fn oldest_point(&self) -> Result<Option<Millis>>;
 }

@@ -9,9 +9,9 @@ use tonic::Code;
 use crate::support::artifacts::{blob_of, chunk, describe, first, noise, sha256};
 use crate::support::backend::{Backend, Kind};
 use crate::support::client::{Client, bad_fields, check_refusal, ok, refused};
-use crate::support::eventually;
 use crate::support::server::Server;
 use crate::support::values::{json, meta, millis, plain_meta, text, time, wall_clock_ms};
+use crate::support::{eventually, in_time};
 
 const MIB: usize = 1024 * 1024;
 
@@ -363,6 +363,44 @@ pub async fn a_new_connection_takes_an_upload_over(b: Backend) {
     refused(silent.answer().await, Code::Aborted, "UPLOAD_TAKEN");
     assert!(ok(s.try_download(&stored.artifact_id).await) == bytes);
     b.blobs_become(&[&stored]).await;
+}
+
+pub async fn another_artifact_never_takes_an_upload_over(b: Backend) {
+    let s = server(&b).await;
+    let bytes = noise(3 * MIB, 1);
+    let sent = ArtifactDescription { upload_id: Some("u".into()), ..describe("e", "x") };
+    let going = s.begin_upload(sent.clone()).await;
+    going.send(chunk(bytes.slice(..2 * MIB))).await;
+    eventually("some bytes are stored", async || (b.blobs().await.len() == 1).then_some(())).await;
+    let other = ArtifactDescription { artifact_name: "y".into(), ..sent };
+    refused(s.try_upload(other, &bytes).await, Code::AlreadyExists, "UPLOAD_ALREADY_EXISTS");
+    going.send(chunk(bytes.slice(2 * MIB..))).await;
+    let stored = ok(going.end().await);
+    assert!(ok(s.try_download(&stored.artifact_id).await) == bytes);
+}
+
+pub async fn a_graceful_shutdown_ends_a_download(b: Backend) {
+    let s = server(&b).await;
+    let bytes = noise(32 * MIB, 1);
+    let stored = s.upload(describe("e", "x"), &bytes).await;
+    let answer = s.artifacts().download_artifact(download(&stored.artifact_id)).await;
+    let mut stream = answer.expect("it begins").into_inner();
+    for _ in 0..2 {
+        in_time("the beginning of a download", stream.message()).await.expect("a message");
+    }
+    // Far more is left than can be under way.
+    let mut down = Box::pin(s.shutdown());
+    assert!(futures::poll!(&mut down).is_pending(), "it waits for the download");
+    let down = tokio::spawn(down);
+    let end = loop {
+        match in_time("the end of a download", stream.message()).await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ended as if it were whole"),
+            Err(status) => break status,
+        }
+    };
+    check_refusal(&end, Code::Unavailable, "SHUTTING_DOWN");
+    down.await.expect("the server ends");
 }
 
 pub async fn an_upload_that_does_not_go_on_expires(b: Backend) {

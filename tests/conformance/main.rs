@@ -307,7 +307,9 @@ cases! {
         an_upload_id_belongs_to_its_description: "3.GetUpload",
         an_upload_whose_answer_was_lost_is_found: "3.GetUpload",
         a_new_connection_takes_an_upload_over: "3.GetUpload",
+        another_artifact_never_takes_an_upload_over: "3.GetUpload",
         an_upload_that_does_not_go_on_expires: "3.GetUpload",
+        a_graceful_shutdown_ends_a_download: "3.DownloadArtifact" "4.8",
         a_download_may_be_of_a_part: "3.DownloadArtifact",
         bytes_that_are_damaged_or_gone_are_data_loss: "3.DownloadArtifact",
         artifacts_are_listed_newest_first: "3.ListArtifacts" "3.errors.tokens",
@@ -350,6 +352,7 @@ cases! {
         texts_of_every_kind_are_found: "3.Search",
         words_phrases_prefixes_and_exclusions_are_told_apart: "3.Search",
         the_index_follows_updates_and_deletes: "3.Search" "3.search.freshness",
+        what_came_while_search_was_off_is_found_once_it_is_on: "3.search.freshness",
         a_bad_query_is_named_with_its_limit: "3.errors.bad_request" "3.bounds.search",
         what_is_too_long_is_indexed_up_to_the_limit_and_says_so: "3.bounds.search",
     }

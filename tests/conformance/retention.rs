@@ -7,8 +7,10 @@ use stepwell::config::{Config, Outcome, RetentionRule};
 use stepwell::proto::*;
 use tonic::Code;
 
+use crate::metrics::{point, record};
 use crate::support::backend::Backend;
 use crate::support::client::*;
+use crate::support::values::time;
 use crate::support::*;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -236,9 +238,13 @@ pub async fn zero_keeps_for_ever(b: Backend) {
 }
 
 pub async fn a_dry_run_counts_what_a_run_deletes(b: Backend) {
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis());
+    let now = now.expect("for some time yet");
     let s = b.serve_with(by_hand).await;
     for n in 0..12 {
         completed(&s, &format!("e{n}"), n % 4).await;
+        let points = (0..n).map(|second| point(now - 1000 * i64::from(second), [("loss", 1.0)]));
+        s.record_metrics(record(&format!("e{n}"), points.collect())).await;
     }
     s.create("running").await;
     s.shutdown().await;
@@ -261,11 +267,25 @@ pub async fn a_dry_run_counts_what_a_run_deletes(b: Backend) {
     assert_eq!(b.stored().await, before, "it only counts");
     assert_eq!(s.run_retention(true).await, counted);
     let deleted = s.run_retention(false).await;
-    assert_eq!(deleted, Receipt { dry_run: false, ..counted });
+    // Which point is the oldest is only seen once those before it are gone.
+    let oldest_kept = deleted.points.oldest_kept;
+    let points = RetentionCount { oldest_kept, ..counted.points };
+    assert_eq!(deleted, Receipt { dry_run: false, points, ..counted });
     let after = b.stored().await;
     let gone = [0, 1, 2].map(|kind| i64::try_from(before[kind] - after[kind]).expect("few"));
     assert_eq!(deleted.records(), gone);
     assert!(gone.iter().all(|count| *count > 0), "the test shows nothing: {gone:?}");
+    let left = ids(&s).await;
+    let of_those_gone = (0..12).filter(|n| !left.contains(&format!("e{n}"))).sum::<i32>();
+    assert_eq!(
+        deleted.points.records,
+        i64::from(of_those_gone),
+        "an execution's points go with it"
+    );
+    let oldest = deleted.points.oldest_kept.expect("some are kept");
+    let of_those_left = (0..12).filter(|n| left.contains(&format!("e{n}"))).max();
+    let expected = now - 1000 * i64::from(of_those_left.expect("some are left") - 1);
+    assert_eq!(oldest, time(expected));
 }
 
 pub async fn one_run_at_a_time(b: Backend) {

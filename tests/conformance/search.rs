@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use stepwell::proto::*;
+use tonic::Code;
 
 use crate::support::artifacts::describe;
 use crate::support::backend::Backend;
@@ -46,6 +47,24 @@ async fn output(s: &Client, id: &str, step_id: i32, output: serde_json::Value) {
     let output = Some(value(output));
     s.finish_step(FinishStepRequest { output, ..finish_step(id, step_id, StepStatus::Completed) })
         .await;
+}
+
+pub async fn what_came_while_search_was_off_is_found_once_it_is_on(b: Backend) {
+    let s = b.serve_with(|config| config.search.enabled = false).await;
+    fail(&s, "a", "heartbeat lost").await;
+    let features = s.get_server_info(GetServerInfoRequest {}).await.features;
+    assert!(!features.iter().any(|feature| feature == "search"), "{features:?}");
+    refused(s.try_search(ask("heartbeat")).await, Code::FailedPrecondition, "SEARCH_DISABLED");
+    s.shutdown().await;
+    let s = b.serve().await;
+    assert_eq!(executions(&s, "heartbeat").await, ["a"]);
+    s.shutdown().await;
+    let s = b.serve_with(|config| config.search.enabled = false).await;
+    fail(&s, "b", "heartbeat lost again").await;
+    s.delete_execution(DeleteExecutionRequest { execution_id: "a".into(), force: false }).await;
+    s.shutdown().await;
+    let s = b.serve().await;
+    assert_eq!(executions(&s, "heartbeat").await, ["b"]);
 }
 
 pub async fn texts_of_every_kind_are_found(b: Backend) {

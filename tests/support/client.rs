@@ -341,6 +341,7 @@ pub struct Receipt {
     pub executions: RetentionCount,
     pub steps: RetentionCount,
     pub artifacts: RetentionCount,
+    pub points: RetentionCount,
 }
 
 impl Receipt {
@@ -373,6 +374,7 @@ pub async fn receipt_of(mut run: Streaming<RunRetentionResponse>) -> Receipt {
         executions: of("executions"),
         steps: of("execution_steps"),
         artifacts: of("execution_artifacts"),
+        points: of("execution_metrics"),
     }
 }
 

@@ -62,7 +62,7 @@ pub struct Found {
 pub struct Search {
     records: Arc<dyn Store>,
     index: Arc<dyn SearchStore>,
-    follower: Arc<Follower>,
+    follower: Option<Arc<Follower>>,
 }
 
 /// Where a page begins: in which window, and after how many of its hits.
@@ -87,15 +87,17 @@ impl Place {
 }
 
 impl Search {
+    /// Without a follower nothing is indexed, and nothing can be searched.
     pub fn new(
         records: Arc<dyn Store>,
         index: Arc<dyn SearchStore>,
-        follower: Arc<Follower>,
+        follower: Option<Arc<Follower>>,
     ) -> Search {
         Search { records, index, follower }
     }
 
     pub async fn search(&self, question: &Question) -> Result<Found> {
+        let follower = self.follower.as_ref().ok_or(Error::SearchDisabled)?;
         let tokens = Tokens::new(&self.records.secret().await?);
         let identity =
             format!("{:?}\n{}\n{:?}", question.query, question.filter.identity(), question.kinds);
@@ -106,7 +108,7 @@ impl Search {
                 .and_then(|bytes| Place::parse(&bytes))
                 .ok_or(Error::BadToken("page_token"))?,
         };
-        let caught_up = self.follower.caught_up(PATIENCE).await?;
+        let caught_up = follower.caught_up(PATIENCE).await?;
         let mut found = Found { hits: Vec::new(), next_page_token: String::new(), caught_up };
         if caught_up == CaughtUp::NoLog {
             return Ok(found);

@@ -65,6 +65,14 @@ pub struct Args {
     /// ratio. A database of its own is made for it and dropped afterwards; give the server's replica set.
     #[arg(long, value_name = "URI", env = "STEPWELL_BENCH_DIRECT", hide_env_values = true)]
     direct: Option<String>,
+    /// Measure the same with another server too, in alternating rounds, and print the ratio: one with other
+    /// settings, or of another version. Give the processes of both: a round begins when neither has anything left
+    /// to do of the rounds before.
+    #[arg(long, value_name = "ADDRESS", requires = "server_pid", requires = "beside_pid")]
+    beside: Option<String>,
+    /// Process of the other server, on this machine.
+    #[arg(long, value_name = "PID", requires = "beside")]
+    beside_pid: Option<u32>,
     /// Process of the server, on this machine, to report its processor time per change.
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
@@ -81,6 +89,8 @@ What the numbers mean:
   CPU us/change   processor time of the server (with --server-pid) and of this load generator, per change
   server/direct   changes/s through the server divided by changes/s straight through the driver, and the same
                   for p50
+  server/beside   changes/s through the server divided by changes/s through the other one (with --beside), and
+                  the same for p50
 
 What --direct compares with: insert_one of the same documents into collections with the same indexes, update_one
 by (execution_id, step_id) guarded by status, write concern majority with journal, a pool of 64 connections, as
@@ -93,6 +103,8 @@ enum Way {
     Unary,
     Ingest,
     Direct,
+    /// As through the server, through another one.
+    Beside,
 }
 
 impl Way {
@@ -101,6 +113,7 @@ impl Way {
             Way::Unary => "unary",
             Way::Ingest => "ingest",
             Way::Direct => "direct",
+            Way::Beside => "beside",
         }
     }
 }
@@ -169,16 +182,27 @@ struct Comparison {
     clients: usize,
     server: Summary,
     direct: Option<Summary>,
+    beside: Option<Summary>,
     /// Server divided by direct: above 1 the server is faster.
     throughput_ratio: Option<f64>,
     /// Server divided by direct: below 1 the server is quicker.
     p50_ratio: Option<f64>,
+    /// Server divided by the other one.
+    beside_throughput_ratio: Option<f64>,
+    beside_p50_ratio: Option<f64>,
+}
+
+impl Comparison {
+    fn summaries(&self) -> impl Iterator<Item = &Summary> {
+        [Some(&self.server), self.direct.as_ref(), self.beside.as_ref()].into_iter().flatten()
+    }
 }
 
 struct Bench<'a> {
     server: &'a Server,
     args: &'a Args,
     direct: Option<direct::Direct>,
+    beside: Option<Server>,
     messages: Vec<String>,
 }
 
@@ -187,7 +211,8 @@ pub async fn run(server: &Server, args: &Args) -> anyhow::Result<Report> {
         None => None,
         Some(uri) => Some(direct::Direct::open(uri).await?),
     };
-    let mut bench = Bench { server, args, direct, messages: Vec::new() };
+    let beside = args.beside.as_deref().map(Server::new).transpose()?;
+    let mut bench = Bench { server, args, direct, beside, messages: Vec::new() };
     let compared = tokio::select! {
         compared = bench.compare() => compared,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
@@ -203,7 +228,7 @@ impl Bench<'_> {
         let way = if self.args.ingest { Way::Ingest } else { Way::Unary };
         let mut all = Vec::new();
         for clients in self.args.clients.iter().copied().map(usize::from) {
-            let (mut server, mut direct) = (Vec::new(), Vec::new());
+            let (mut server, mut direct, mut beside) = (Vec::new(), Vec::new(), Vec::new());
             for round in 1..=self.args.rounds {
                 let outcome = self.round(way, clients, round).await?;
                 server.push(outcome);
@@ -211,19 +236,29 @@ impl Bench<'_> {
                     let outcome = self.round(Way::Direct, clients, round).await?;
                     direct.push(outcome);
                 }
+                if self.beside.is_some() {
+                    let outcome = self.round(Way::Beside, clients, round).await?;
+                    beside.push(outcome);
+                }
             }
             let server = Summary::of(way, server);
             let direct = (!direct.is_empty()).then(|| Summary::of(Way::Direct, direct));
-            let ratio = |of: fn(&Summary) -> f64| {
-                let direct = direct.as_ref().map(of).filter(|direct| *direct > 0.0)?;
-                Some(of(&server) / direct)
+            let beside = (!beside.is_empty()).then(|| Summary::of(Way::Beside, beside));
+            let ratio = |other: &Option<Summary>, of: fn(&Summary) -> f64| {
+                let other = other.as_ref().map(of).filter(|other| *other > 0.0)?;
+                Some(of(&server) / other)
             };
+            let rate = |summary: &Summary| summary.changes_per_second;
+            let p50 = |summary: &Summary| summary.latency.p50_ms;
             all.push(Comparison {
                 clients,
-                throughput_ratio: ratio(|summary| summary.changes_per_second),
-                p50_ratio: ratio(|summary| summary.latency.p50_ms),
+                throughput_ratio: ratio(&direct, rate),
+                p50_ratio: ratio(&direct, p50),
+                beside_throughput_ratio: ratio(&beside, rate),
+                beside_p50_ratio: ratio(&beside, p50),
                 server,
                 direct,
+                beside,
             });
         }
         Ok(all)
@@ -231,19 +266,36 @@ impl Bench<'_> {
 
     async fn round(&mut self, way: Way, clients: usize, number: u16) -> anyhow::Result<Outcome> {
         tokio::time::sleep(REST).await;
+        if self.beside.is_some() {
+            for process in [self.args.server_pid, self.args.beside_pid].into_iter().flatten() {
+                if !Process::new(process).idle().await {
+                    report::progress("a server is still busy: the figures include that");
+                }
+            }
+        }
+        let way_in = if self.args.ingest { Way::Ingest } else { Way::Unary };
+        let (way_in, server) = match (way, &self.beside) {
+            (Way::Beside, Some(beside)) => (way_in, beside),
+            _ => (way, self.server),
+        };
         let round = Arc::new(Round { recorder: Recorder::new(), stop: AtomicBool::new(false) });
         let mut tasks = JoinSet::new();
-        match (way, &self.direct) {
-            (Way::Unary, _) => unary::spawn(&mut tasks, self.server, clients, &round)?,
+        match (way_in, &self.direct) {
+            (Way::Unary, _) => unary::spawn(&mut tasks, server, clients, &round)?,
             (Way::Ingest, _) => {
                 let streams = self.args.streams.map_or(clients.div_ceil(64).min(4), usize::from);
-                ingest::spawn(&mut tasks, self.server, clients, streams.min(clients), &round)?;
+                ingest::spawn(&mut tasks, server, clients, streams.min(clients), &round)?;
             }
             (Way::Direct, Some(direct)) => direct.spawn(&mut tasks, clients, &round),
-            (Way::Direct, None) => {}
+            (Way::Direct, None) | (Way::Beside, _) => {}
         }
         tokio::time::sleep(Duration::from_secs_f64(self.args.warmup)).await;
-        let watched = self.args.server_pid.filter(|_| way != Way::Direct).map(Process::new);
+        let watched = match way {
+            Way::Direct => None,
+            Way::Beside => self.args.beside_pid,
+            Way::Unary | Way::Ingest => self.args.server_pid,
+        };
+        let watched = watched.map(Process::new);
         let server_cpu = watched.and_then(Process::cpu_seconds);
         let bench_cpu = Process::this().cpu_seconds();
         round.recorder.begin();
@@ -320,13 +372,17 @@ fn report(args: &Args, compared: &[Comparison], messages: Vec<String>) -> Report
         "bench CPU us/change",
         "server/direct",
         "p50 ratio",
+        "server/beside",
+        "p50 ratio",
     ]);
     let optional = |value: Option<f64>, show: fn(f64) -> String| value.map_or(String::new(), show);
     for comparison in compared {
-        for summary in [Some(&comparison.server), comparison.direct.as_ref()].into_iter().flatten()
-        {
+        for summary in comparison.summaries() {
             let rates = || summary.rounds.iter().map(|round| round.changes_per_second);
-            let ratios = summary.way != Way::Direct;
+            let ratios = matches!(summary.way, Way::Unary | Way::Ingest);
+            let times = |ratio: Option<f64>| {
+                optional(ratio.filter(|_| ratios), |ratio| format!("{ratio:.2}x"))
+            };
             table.add_row([
                 comparison.clients.to_string(),
                 summary.way.name().to_owned(),
@@ -343,16 +399,14 @@ fn report(args: &Args, compared: &[Comparison], messages: Vec<String>) -> Report
                 summary.errors.to_string(),
                 optional(summary.server_cpu_us_per_change, report::whole),
                 optional(summary.bench_cpu_us_per_change, report::whole),
-                optional(comparison.throughput_ratio.filter(|_| ratios), |ratio| {
-                    format!("{ratio:.2}x")
-                }),
-                optional(comparison.p50_ratio.filter(|_| ratios), |ratio| format!("{ratio:.2}x")),
+                times(comparison.throughput_ratio),
+                times(comparison.p50_ratio),
+                times(comparison.beside_throughput_ratio),
+                times(comparison.beside_p50_ratio),
             ]);
         }
     }
-    let summaries = compared.iter().flat_map(|comparison| {
-        [Some(&comparison.server), comparison.direct.as_ref()].into_iter().flatten()
-    });
+    let summaries = compared.iter().flat_map(Comparison::summaries);
     Report {
         json: json!({
             "workload": "track",
@@ -365,6 +419,7 @@ fn report(args: &Args, compared: &[Comparison], messages: Vec<String>) -> Report
                 "steps_per_execution": script::STEPS,
                 "payload_bytes": script::PAYLOAD_BYTES,
                 "direct": args.direct.is_some(),
+                "beside": args.beside.is_some(),
             },
             "results": compared,
         }),

@@ -337,12 +337,25 @@ impl ArtifactStore for MongoStore {
         Ok(self.inner.call(remove).await?.deleted_count > 0)
     }
 
-    async fn idle_uploads(&self, before: Millis, limit: usize) -> Result<Vec<Upload>> {
+    async fn idle_uploads(
+        &self,
+        before: Millis,
+        after: Option<(Millis, &str)>,
+        limit: usize,
+    ) -> Result<Vec<Upload>> {
         let ready = self.inner.ready().await?;
+        let mut filter = doc! { "updated_at": { "$lt": date(before) } };
+        if let Some((at, id)) = after {
+            let at = date(at);
+            filter = doc! {
+                "updated_at": { "$gte": at, "$lt": date(before) },
+                "$or": [{ "updated_at": { "$gt": at } }, { "_id": { "$gt": id } }],
+            };
+        }
         let find = ready
             .uploads
-            .find(doc! { "updated_at": { "$lt": date(before) } })
-            .sort(doc! { "updated_at": 1 })
+            .find(filter)
+            .sort(doc! { "updated_at": 1, "_id": 1 })
             .limit(i64::try_from(limit).unwrap_or(i64::MAX));
         let found = self
             .inner

@@ -46,9 +46,7 @@ async fn open(
         let find = find.batch_size(how.batch).limit(i64::try_from(limit).unwrap_or(i64::MAX));
         match how.keys {
             // Nothing but what the index holds, so that no document is fetched.
-            true => find.projection(doc! {
-                "_id": 0, "execution_id": 1, "started_at": 1, "duration_ms": 1, "sub_app_id": 1,
-            }),
+            true => find.projection(in_keys(walk)),
             false => find,
         }
     };
@@ -60,6 +58,17 @@ async fn open(
             answer => answer,
         },
     }
+}
+
+/// What of a list the keys of the walk's index tell. A single field more, and every document is fetched for it.
+fn in_keys(walk: &Walk) -> Document {
+    let told = ["execution_id", "started_at", "duration_ms", "sub_app_id"]
+        .into_iter()
+        .filter(|field| walk.index.contains_key(field))
+        .map(|field| (field.to_owned(), Bson::Int32(1)));
+    let mut projection = doc! { "_id": 0 };
+    projection.extend(told);
+    projection
 }
 
 /// How a list is read.
@@ -270,6 +279,21 @@ pub(super) async fn count(inner: &Inner, query: &CountQuery) -> Result<Count> {
         limit: query.limit,
         examine: query.examine,
     };
+    if leaves == Leaves::Keys {
+        let marked = marked(inner, &ready, filter, query.examine).await?;
+        let most = limit + marked.number;
+        let mut keys = 0;
+        let how = How { batch: FETCHED_AT_ONCE, keys: true };
+        let all = each(inner, &ready, &walk, &list, &how, |raw| {
+            let matches = key_of(raw, filter).is_some_and(|(_, matches)| matches);
+            let more = matches && keys == most;
+            keys += u64::from(matches && !more);
+            Ok(!more)
+        })
+        .await?;
+        let number = keys.saturating_sub(marked.number);
+        return Ok(Count { number, exact: all && marked.exact });
+    }
     let mut number = 0;
     let how = How { batch: FETCHED_AT_ONCE, keys: false };
     let all = each(inner, &ready, &walk, &list, &how, |raw| {

@@ -120,7 +120,8 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
         }
         // By the id of the execution, as nothing else is told of points; so only while the mark was there a
         // moment ago.
-        metrics::delete(&ready, &ids.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+        let of_all: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let points = metrics::delete(&ready, &of_all).await?;
         let gone = doc! {
             "_id": { "$in": &documents },
             "deleted_at": { "$gt": schema::epoch() },
@@ -130,7 +131,7 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
             inner.cache.forget(&RecordKey::execution(id));
         }
         inner.deletes.bury(documents.iter());
-        return Ok(Piece::default());
+        return Ok(Piece { removed: Removed { points, ..Removed::default() }, left: Vec::new() });
     }
     // Only what was found before this look is taken.
     let still = marked(inner, &ready, doc! { "_id": { "$in": documents } }).await?;

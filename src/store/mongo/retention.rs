@@ -428,7 +428,10 @@ async fn last_id(inner: &Inner, collection: &Collection<RawDocumentBuf>) -> Resu
 async fn weigh(inner: &Inner, execution_ids: &[String]) -> Result<Removed> {
     let ready = inner.ready().await?;
     let filter = doc! { "execution_id": { "$in": execution_ids } };
-    let steps = inner.call(ready.steps.count_documents(filter.clone())).await?;
+    let (steps, points) = tokio::try_join!(
+        inner.call(ready.steps.count_documents(filter.clone())),
+        super::metrics::number_of_points(inner, &ready, filter.clone()),
+    )?;
     let fields = doc! { "size_bytes": 1, "deleted_at": 1 };
     let mut artifacts = inner.all(&ready.artifacts, filter, Some(fields)).await?;
     artifacts.retain(|raw| {
@@ -440,6 +443,7 @@ async fn weigh(inner: &Inner, execution_ids: &[String]) -> Result<Removed> {
         steps,
         artifacts: artifacts.len() as u64,
         artifact_bytes: artifacts.iter().map(bytes_of).sum(),
+        points,
     })
 }
 
@@ -550,5 +554,9 @@ impl RetentionStore for MongoStore {
 
     async fn weigh(&self, execution_ids: &[String]) -> Result<Removed> {
         weigh(&self.inner, execution_ids).await
+    }
+
+    async fn oldest_point(&self) -> Result<Option<Millis>> {
+        super::metrics::oldest(&self.inner).await
     }
 }

@@ -158,7 +158,7 @@ fn wanted() -> Vec<Index> {
             partial: Some(doc! { "digests.create": { "$gt": "" } }),
             ..unique(ARTIFACTS, doc! { "digests.create": 1 })
         },
-        plain(UPLOADS, doc! { "updated_at": 1 }),
+        plain(UPLOADS, doc! { "updated_at": 1, "_id": 1 }),
         plain(TEXTS, super::search::texts_by_term()),
         plain(TEXTS, doc! { "v": 1 }),
         plain(STEPS, steps_by_status()),

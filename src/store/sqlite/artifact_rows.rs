@@ -10,7 +10,7 @@ use crate::domain::{Artifact, Millis};
 use crate::store::{Error, Result};
 
 /// The columns of an artifact, in the order in which they are read and written.
-const COLUMNS: &str = "artifact_id, execution_id, step_id, artifact_type, artifact_name, mime_type, size_bytes, \
+pub const COLUMNS: &str = "artifact_id, execution_id, step_id, artifact_type, artifact_name, mime_type, size_bytes, \
     storage_type, storage_path, metadata, created_at, sha256";
 
 /// Reads the columns of one row from left to right.
@@ -67,16 +67,20 @@ pub fn artifact_of(row: &Row<'_>) -> Result<Artifact> {
     })
 }
 
-/// Adds an artifact.
-#[cfg_attr(not(test), expect(dead_code, reason = "nothing of the server stores artifacts yet"))]
-pub fn insert(connection: &Connection, artifact: &Artifact, stored_at: Millis) -> Result<()> {
+/// Adds an artifact that this digest tells from others.
+pub fn insert(
+    connection: &Connection,
+    artifact: &Artifact,
+    stored_at: Millis,
+    digest: &str,
+) -> Result<()> {
     let metadata = match artifact.metadata.is_empty() {
         true => None,
         false => Some(artifact.metadata.to_vec().map_err(Error::failed)?),
     };
     let sql = format!(
-        "INSERT INTO artifacts ({COLUMNS}, stored_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+        "INSERT INTO artifacts ({COLUMNS}, stored_at, create_digest) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
     );
     connection.prepare_cached(&sql)?.execute(params![
         artifact.artifact_id,
@@ -92,6 +96,7 @@ pub fn insert(connection: &Connection, artifact: &Artifact, stored_at: Millis) -
         artifact.created_at,
         artifact.sha256,
         stored_at,
+        digest,
     ])?;
     Ok(())
 }

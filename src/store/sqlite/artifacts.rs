@@ -4,43 +4,17 @@
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
+use super::artifact_rows::{self, COLUMNS, artifact_of};
 use super::batch::Batch;
 use super::changes::Entry;
 use super::{SqliteStore, read};
 use crate::domain::query::Page;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
-use crate::store::{ChangeKind, Error, RecordKey, Result};
-
-const COLUMNS: &str = "artifact_id, execution_id, step_id, artifact_type, artifact_name, mime_type, \
-    size_bytes, storage_type, storage_path, metadata, created_at, sha256";
+use crate::store::{ChangeKind, RecordKey, Result};
 
 const UPLOAD_COLUMNS: &str = "upload_id, digest, artifact_id, storage_type, storage_path, turn, \
     received_bytes, hash_state, storage_state, finished, updated_at";
-
-fn artifact_of(row: &Row<'_>) -> rusqlite::Result<Artifact> {
-    let metadata: Option<Vec<u8>> = row.get(9)?;
-    let metadata = metadata.map(|bytes| bson::Document::from_reader(bytes.as_slice())).transpose();
-    Ok(Artifact {
-        artifact_id: row.get(0)?,
-        execution_id: row.get(1)?,
-        step_id: row.get(2)?,
-        artifact_type: row.get(3)?,
-        artifact_name: row.get(4)?,
-        mime_type: row.get(5)?,
-        size_bytes: row.get(6)?,
-        storage_type: row.get(7)?,
-        storage_path: row.get(8)?,
-        metadata: metadata
-            .map_err(|error| {
-                let blob = rusqlite::types::Type::Blob;
-                rusqlite::Error::FromSqlConversionFailure(9, blob, Box::new(error))
-            })?
-            .unwrap_or_default(),
-        created_at: row.get(10)?,
-        sha256: row.get(11)?,
-    })
-}
 
 fn upload_of(row: &Row<'_>) -> rusqlite::Result<Upload> {
     Ok(Upload {
@@ -61,7 +35,8 @@ fn upload_of(row: &Row<'_>) -> rusqlite::Result<Upload> {
 fn find(connection: &Connection, condition: &str, value: &str) -> Result<Option<Artifact>> {
     let sql = format!("SELECT {COLUMNS} FROM artifacts WHERE {condition}");
     let mut statement = connection.prepare_cached(&sql)?;
-    Ok(statement.query_row([value], artifact_of).optional()?)
+    let mut rows = statement.query([value])?;
+    rows.next()?.map(artifact_of).transpose()
 }
 
 fn by_digest(connection: &Connection, digest: &str) -> Result<Option<Artifact>> {
@@ -105,30 +80,7 @@ fn create(batch: &mut Batch<'_>, record: &Artifact, digest: &str) -> Result<Crea
         let usage = usage(batch.connection, &record.execution_id)?;
         usage.admits(record.uploaded_bytes(), batch.limits)?;
     }
-    let metadata = match record.metadata.is_empty() {
-        true => None,
-        false => Some(record.metadata.to_vec().map_err(Error::failed)?),
-    };
-    let sql = format!(
-        "INSERT INTO artifacts ({COLUMNS}, stored_at, create_digest) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
-    );
-    batch.connection.prepare_cached(&sql)?.execute(params![
-        record.artifact_id,
-        record.execution_id,
-        record.step_id,
-        record.artifact_type,
-        record.artifact_name,
-        record.mime_type,
-        record.size_bytes,
-        record.storage_type,
-        record.storage_path,
-        metadata,
-        record.created_at,
-        record.sha256,
-        batch.at,
-        digest,
-    ])?;
+    artifact_rows::insert(batch.connection, record, batch.at, digest)?;
     let key = RecordKey::artifact(&record.execution_id, &record.artifact_id);
     batch.log(Entry { kind: ChangeKind::Created, ..Entry::of_delete(&key, 0) })?;
     Ok(Created::New(record.clone()))
@@ -241,8 +193,12 @@ impl ArtifactStore for SqliteStore {
                      WHERE deleted_at IS NOT NULL AND artifact_id > ?1 ORDER BY artifact_id LIMIT ?2"
                 );
                 let mut statement = connection.prepare_cached(&sql)?;
-                let found = statement.query_map(params![after, limit as i64], artifact_of)?;
-                Ok(found.collect::<rusqlite::Result<_>>()?)
+                let mut rows = statement.query(params![after, limit as i64])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(artifact_of(row)?);
+                }
+                Ok(found)
             })
             .await
     }
@@ -317,15 +273,24 @@ impl ArtifactStore for SqliteStore {
         .await
     }
 
-    async fn idle_uploads(&self, before: Millis, limit: usize) -> Result<Vec<Upload>> {
+    async fn idle_uploads(
+        &self,
+        before: Millis,
+        after: Option<(Millis, &str)>,
+        limit: usize,
+    ) -> Result<Vec<Upload>> {
+        let (at, id) = after.unwrap_or((Millis::MIN, ""));
+        let id = id.to_owned();
         self.readers
             .run(move |connection| {
                 let sql = format!(
                     "SELECT {UPLOAD_COLUMNS} FROM artifact_uploads \
-                     WHERE updated_at < ?1 ORDER BY updated_at LIMIT ?2"
+                     WHERE updated_at < ?1 AND (updated_at, upload_id) > (?2, ?3) \
+                     ORDER BY updated_at, upload_id LIMIT ?4"
                 );
                 let mut statement = connection.prepare_cached(&sql)?;
-                let found = statement.query_map(params![before, limit as i64], upload_of)?;
+                let found =
+                    statement.query_map(params![before, at, id, limit as i64], upload_of)?;
                 Ok(found.collect::<rusqlite::Result<_>>()?)
             })
             .await

@@ -400,17 +400,35 @@ fn tell(
 }
 
 /// Deletes what was recorded of an execution, at most so many rows, and says how many. Fewer: that was all.
-pub fn delete(connection: &Connection, execution_id: &str, most: usize) -> Result<usize> {
-    let mut gone = 0;
-    for sql in [
+pub fn delete(connection: &Connection, execution_id: &str, most: usize) -> Result<(usize, usize)> {
+    let gone = |sql, most: usize| -> Result<usize> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        Ok(connection.prepare_cached(sql)?.execute(params![execution_id, most])?)
+    };
+    let points = gone(
         "DELETE FROM metrics WHERE id IN (SELECT id FROM metrics WHERE execution_id = ?1 LIMIT ?2)",
+        most,
+    )?;
+    let requests = gone(
         "DELETE FROM metric_requests WHERE (execution_id, request_id) IN (\
          SELECT execution_id, request_id FROM metric_requests WHERE execution_id = ?1 LIMIT ?2)",
-    ] {
-        let room = i64::try_from(most - gone).unwrap_or(i64::MAX);
-        gone += connection.prepare_cached(sql)?.execute(params![execution_id, room])?;
-    }
-    Ok(gone)
+        most - points,
+    )?;
+    Ok((points, requests))
+}
+
+/// How many points an execution has.
+pub fn number(connection: &Connection, execution_id: &str) -> Result<u64> {
+    let sql = "SELECT count(*) FROM metrics WHERE execution_id = ?1";
+    let number: i64 =
+        connection.prepare_cached(sql)?.query_row([execution_id], |row| row.get(0))?;
+    Ok(number.unsigned_abs())
+}
+
+/// The time of the oldest point.
+pub fn oldest(connection: &Connection) -> Result<Option<Millis>> {
+    let sql = "SELECT min(at) FROM metrics";
+    Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }
 
 /// Lets go of a piece of what is too old. `false`: there was no more.

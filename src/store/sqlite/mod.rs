@@ -31,8 +31,6 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
-#[cfg(test)]
-use super::{ChangeKind, RecordKey};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
@@ -268,34 +266,6 @@ impl SqliteStore {
         work: impl FnOnce(&mut batch::Batch<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.job(|reply| Job::write(work, reply)).await?
-    }
-}
-
-#[cfg(test)]
-impl SqliteStore {
-    /// Stores an artifact, as an upload will.
-    pub async fn store_artifact(&self, artifact: Artifact) {
-        self.write(move |batch| {
-            artifact_rows::insert(batch.connection, &artifact, batch.at)?;
-            let key = RecordKey::artifact(artifact.execution_id, artifact.artifact_id);
-            batch.log(changes::Entry {
-                kind: ChangeKind::Created,
-                ..changes::Entry::of_delete(&key, 0)
-            })
-        })
-        .await
-        .unwrap();
-    }
-
-    /// Marks an artifact as deleted.
-    pub async fn mark_artifact(&self, key: RecordKey) {
-        self.write(move |batch| {
-            let sql = "UPDATE artifacts SET deleted_at = 1 WHERE artifact_id = ?1";
-            assert_eq!(batch.connection.execute(sql, [&key.artifact_id])?, 1);
-            batch.log(changes::Entry::of_delete(&key, 0))
-        })
-        .await
-        .unwrap();
     }
 }
 

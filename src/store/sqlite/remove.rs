@@ -53,7 +53,9 @@ impl Batch<'_> {
             room -= steps;
             let artifacts = self.mark_artifacts(&id, room, &mut removed)?;
             room -= artifacts;
-            room -= metrics::delete(self.connection, &id, room)?;
+            let (points, requests) = metrics::delete(self.connection, &id, room)?;
+            removed.points += points as u64;
+            room -= points + requests;
             if room == 0 {
                 let left = std::iter::once(id).chain(ids).collect();
                 return Ok(Piece { removed, left });

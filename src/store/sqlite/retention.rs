@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::SqliteStore;
 use super::batch::Batch;
 use super::changes::Entry;
+use super::metrics;
 use crate::domain::query::Page;
 use crate::domain::retention::{Kind, Owner, Policy};
 use crate::domain::{ExecutionStatus, Millis};
@@ -254,6 +255,7 @@ fn weigh(connection: &Connection, execution_ids: &[String]) -> Result<Removed> {
             steps: of_steps.unsigned_abs(),
             artifacts: of_artifacts.unsigned_abs(),
             artifact_bytes,
+            points: metrics::number(&snapshot, id)?,
         });
     }
     Ok(weight)
@@ -345,5 +347,9 @@ impl RetentionStore for SqliteStore {
     async fn weigh(&self, execution_ids: &[String]) -> Result<Removed> {
         let execution_ids = execution_ids.to_vec();
         self.readers.run(move |connection| weigh(connection, &execution_ids)).await
+    }
+
+    async fn oldest_point(&self) -> Result<Option<Millis>> {
+        self.readers.run(metrics::oldest).await
     }
 }

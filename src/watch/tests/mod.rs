@@ -556,6 +556,7 @@ async fn an_artifact_of_the_snapshot_is_not_told_again() {
     assert_eq!(next_told(&mut first).await, format!("+{early}"));
     complete(&mut first).await;
     let late = rig.artifact("e").await;
+    rig.create("other").await;
     rig.artifact("other").await;
     rig.let_read(true);
     assert_eq!(next_told(&mut first).await, format!("{} Created", name_of(&late)));

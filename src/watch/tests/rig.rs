@@ -23,6 +23,7 @@ use crate::domain::step::StepFields;
 use crate::domain::{
     Artifact, Execution, ExecutionOp, ExecutionStatus, Millis, Step, StepOp, StepRef, StepStatus,
 };
+use crate::store::artifacts::ArtifactStore as _;
 use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use crate::store::{
     Applied, Change, ChangeLog, ChangeReader, Changed, Cursor, Error, Leases, Op, Record,
@@ -199,7 +200,7 @@ impl Store for TestStore {
     }
 
     async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>> {
-        self.inner.artifacts(query).await
+        Store::artifacts(&*self.inner, query).await
     }
 
     async fn remove(&self, execution_id: &str) -> Result<u64> {
@@ -397,12 +398,14 @@ impl Rig {
             created_at: None,
             sha256: None,
         };
-        self.store.inner.store_artifact(artifact).await;
+        self.store.inner.create_artifact(&artifact, &artifact_id).await.unwrap();
         RecordKey::artifact(id, artifact_id)
     }
 
     pub async fn delete_artifact(&self, key: RecordKey) {
-        self.store.inner.mark_artifact(key).await;
+        assert!(
+            self.store.inner.mark_artifact(key.artifact_id.as_deref().unwrap(), 1).await.unwrap()
+        );
     }
 
     pub async fn newest(&self) -> u64 {

@@ -32,8 +32,10 @@ const LONG: Duration = Duration::from_secs(20);
 const HOURS_OF_REQUEST: usize = 64;
 /// Hours of which figures are computed in one query.
 const HOURS_AT_ONCE: usize = 100;
+/// Hours whose figures are written with one command, so that it is never too long: a figure has some 100 bytes.
+const WRITTEN_AT_ONCE: usize = 20;
 /// How long one sweep computes figures.
-const SWEEP: Duration = Duration::from_secs(2);
+const SWEEP: Duration = Duration::from_secs(5);
 /// Metrics of an hour whose figures are kept; an hour with more is read itself.
 const NAMES: usize = 1_000;
 /// Gaps between hours with figures that are read one by one. With more of them everything is.
@@ -206,6 +208,7 @@ async fn compute(
             "l": told.last,
         });
     }
+    let mut statements = Vec::with_capacity(hours.len());
     for (_, hour, g) in hours {
         let figures = by_hour.remove(hour).unwrap_or_default();
         let mut set = doc! { "dirty": false };
@@ -216,7 +219,16 @@ async fn compute(
         // By the clock of the database, which also says when something came last.
         let quiet = doc! { "$lt": ["$at", { "$subtract": ["$$NOW", QUIET_MS] }] };
         let filter = doc! { "_id": id_of(execution_id, *hour), "g": *g, "$expr": quiet };
-        inner.call(collection(ready).update_one(filter, doc! { "$set": set })).await?;
+        let statement = doc! { "q": filter, "u": { "$set": set } };
+        statements.push(RawDocumentBuf::try_from(&statement).map_err(Error::failed)?);
+    }
+    // Those that are not written stay to be computed.
+    for statements in statements.chunks(WRITTEN_AT_ONCE) {
+        let fates = ready.commander.update(METRIC_HOURS, statements, None).await;
+        let known = |fate: &Fate| matches!(fate, Fate::Done | Fate::Doubtful { .. });
+        if !fates.iter().all(known) {
+            return Err(failure::away());
+        }
     }
     Ok(())
 }

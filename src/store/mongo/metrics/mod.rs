@@ -102,18 +102,39 @@ impl MetricStore for MongoStore {
     }
 }
 
-/// Removes the points of executions, and lets go of their requests: an id that is used again is a new one.
-pub(super) async fn delete(ready: &Ready, execution_ids: &[&str]) -> Result<()> {
+/// Removes the points of executions, and lets go of their requests: an id that is used again is a new one. How many
+/// points there were.
+pub(super) async fn delete(ready: &Ready, execution_ids: &[&str]) -> Result<u64> {
+    let mut gone = 0;
     for ids in execution_ids.chunks(DELETED_AT_ONCE) {
         let of_them = bson::doc! { "execution_id": { "$in": ids } };
         let points = ready.metrics.points.delete_many(of_them.clone());
         // Many points take their time; while the database answers at all, that is fine.
-        points.await.map_err(super::failure::error)?;
+        gone += points.await.map_err(super::failure::error)?.deleted_count;
         ready.metrics.requests.delete_many(of_them).await.map_err(super::failure::error)?;
         // Last: figures may have been made while the points went.
         hours::forget(ready, ids).await?;
     }
-    Ok(())
+    Ok(gone)
+}
+
+/// How many points there are.
+pub(super) async fn number_of_points(
+    inner: &Inner,
+    ready: &Ready,
+    of: bson::Document,
+) -> Result<u64> {
+    inner.call(ready.metrics.points.count_documents(of)).await
+}
+
+/// The time of the oldest point of all.
+pub(super) async fn oldest(inner: &Inner) -> Result<Option<Millis>> {
+    let ready = inner.ready().await?;
+    let points = &ready.metrics.points;
+    let oldest = points.find_one(bson::doc! { "timestamp": { "$type": "date" } });
+    let oldest = oldest.sort(bson::doc! { "timestamp": 1 });
+    let oldest = inner.call(oldest.projection(bson::doc! { "_id": 0, "timestamp": 1 })).await?;
+    Ok(oldest.and_then(|raw| read::time_of(&raw)))
 }
 
 /// The document of a point.
