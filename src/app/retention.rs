@@ -20,6 +20,8 @@ use crate::telemetry::metrics;
 
 /// Records looked at, and deleted, at a time.
 const BATCH: usize = 500;
+/// Executions of which everything is counted at a time.
+const WEIGHED_AT_ONCE: usize = 50;
 /// How long a run is the only one without a sign of life; it gives one three times as often.
 const LEASE: Duration = Duration::from_secs(15);
 /// How often a server looks whether it is time for a run, at most and at least.
@@ -106,7 +108,6 @@ impl Retention {
             now: self.clock.now().millis(),
             dry_run,
             holder,
-            kept_at: Instant::now(),
             counts: Counts::default(),
             sweeps: Arc::clone(&self.sweeps),
             pace: Pace::new(Arc::clone(&self.store), Arc::clone(&self.applied)),
@@ -149,11 +150,20 @@ pub struct Run {
     now: Millis,
     dry_run: bool,
     holder: String,
-    /// When the lease was made sure of.
-    kept_at: Instant,
     counts: Counts,
     sweeps: Arc<Sweeps>,
     pace: Pace,
+}
+
+/// Gives signs of life, whatever the run is at. Ends when another server has begun.
+async fn keep(store: Arc<dyn RetentionStore>, holder: String) {
+    loop {
+        tokio::time::sleep(LEASE / 3).await;
+        // A database that is away now knows of nobody else either.
+        if let Ok(false) = store.keep_lease(&holder, LEASE).await {
+            return;
+        }
+    }
 }
 
 impl Run {
@@ -163,7 +173,12 @@ impl Run {
         stop: &CancellationToken,
         mut progress: impl FnMut(&Counts),
     ) -> Result<Counts> {
-        let outcome = self.all(stop, &mut progress).await;
+        let lease = keep(Arc::clone(&self.store), self.holder.clone());
+        let outcome = tokio::select! {
+            outcome = self.all(stop, &mut progress) => outcome,
+            // It took too long, and another server has begun.
+            () = lease => Err(Error::RetentionRunning),
+        };
         let ended = outcome.is_ok() && !self.dry_run;
         if let Err(error) = self.store.drop_lease(&self.holder, ended).await {
             tracing::debug!(%error, "the lease of retention was not given back; it runs out");
@@ -245,7 +260,11 @@ impl Run {
                 Kind::Executions => {
                     let owners = over.into_iter().filter_map(|record| record.owner);
                     let ids: Vec<String> = owners.map(|owner| owner.execution_id).collect();
-                    self.store.weigh(&ids).await?
+                    let mut weight = Removed::default();
+                    for ids in ids.chunks(WEIGHED_AT_ONCE) {
+                        weight.add(&self.store.weigh(ids).await?);
+                    }
+                    weight
                 }
                 Kind::Steps => Removed { steps: over.len() as u64, ..Removed::default() },
                 Kind::Artifacts => Removed {
@@ -295,13 +314,6 @@ impl Run {
         let pause = self.pace.rest(began.elapsed()).await;
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return Err(Error::ShuttingDown);
-        }
-        if self.kept_at.elapsed() > LEASE / 3 {
-            if !self.store.keep_lease(&self.holder, LEASE).await? {
-                // It took too long, and another server has begun.
-                return Err(Error::RetentionRunning);
-            }
-            self.kept_at = Instant::now();
         }
         Ok(())
     }

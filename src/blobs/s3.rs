@@ -58,7 +58,10 @@ fn failure(error: object_store::Error) -> Error {
     use object_store::Error as Told;
     match error {
         Told::NotFound { .. } => Error::Missing,
-        Told::Generic { .. } => Error::Unavailable(error.into()),
+        // Credentials that ran out or a policy that is being changed say nothing of the bytes.
+        Told::Generic { .. } | Told::PermissionDenied { .. } | Told::Unauthenticated { .. } => {
+            Error::Unavailable(error.into())
+        }
         _ => Error::Failed(error.into()),
     }
 }

@@ -17,7 +17,7 @@ use super::{Execution, ExecutionStatus, Millis};
 
 /// Changes with what executions count as by these rules: the buckets of durations, the fingerprints of errors. Rollups
 /// made by other rules are made anew.
-pub const RULES: i64 = 1;
+pub const RULES: i64 = 2;
 
 /// A quarter of an hour.
 pub const QUARTER_MS: i64 = 15 * 60 * 1000;
@@ -264,13 +264,18 @@ pub fn quarter(at: Millis) -> i64 {
     at.div_euclid(QUARTER_MS)
 }
 
+/// The longest duration that counts, some 35 years: sums of billions of them stay numbers.
+pub const LONGEST_COUNTED_MS: i64 = 1 << 40;
+
 impl CountsAs {
     pub fn of(execution: &Execution) -> CountsAs {
         CountsAs {
             group: Group::of(execution),
             quarter: execution.started_at.map(quarter),
             outcome: Outcome::of(execution.status),
-            duration_ms: execution.duration_ms.map(|duration| duration.max(0)),
+            duration_ms: execution
+                .duration_ms
+                .map(|duration| duration.clamp(0, LONGEST_COUNTED_MS)),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::leads::Leads;
@@ -78,6 +78,8 @@ pub struct Follower {
     leading: AtomicBool,
     /// Held by a rebuild that somebody asked for, and by the following itself between two batches.
     turn: Mutex<()>,
+    /// Somebody waits until it has caught up.
+    awaited: Notify,
 }
 
 enum Ended {
@@ -104,6 +106,7 @@ impl Follower {
             done: watch::Sender::new(0),
             leading: AtomicBool::new(false),
             turn: Mutex::default(),
+            awaited: Notify::new(),
         })
     }
 
@@ -189,7 +192,9 @@ impl Follower {
             }
             self.tell(log.as_ref(), &through);
             if !changes.is_empty() && self.is_busy(&mut load) {
-                tokio::time::sleep((begun.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE)).await;
+                let pause = (begun.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE);
+                // Who waits for it goes first.
+                let _ = tokio::time::timeout(pause, self.awaited.notified()).await;
             }
         }
         Ok(Ended::Stopped)
@@ -277,12 +282,14 @@ impl Follower {
         if self.leading.load(Ordering::Acquire) && *self.done.borrow() >= position {
             return Ok(());
         }
-        // The follower may be waiting for a change that never comes.
+        // The follower may be waiting for a change that never comes, or for writers.
         log.nudge().await?;
+        self.awaited.notify_one();
         let mut pause = LOOKS[0];
         let mut done = self.done.subscribe();
         loop {
             if self.leading.load(Ordering::Acquire) {
+                self.awaited.notify_one();
                 let reached = done.wait_for(|done| *done >= position);
                 if let Ok(Ok(_)) = tokio::time::timeout(LOOKS[1], reached).await {
                     return Ok(());

@@ -142,12 +142,17 @@ impl proto::admin_service_server::AdminService for Admin {
         let (answers, stream) = mpsc::channel(1);
         let (rollups, stop) = (self.rollups.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            let mut work = std::pin::pin!(rollups.rebuild());
+            // It ends what it is at, whoever waits for it: a commit must not be left in the middle.
+            let mut work = tokio::spawn({
+                let rollups = rollups.clone();
+                async move { rollups.rebuild().await }
+            });
             let last = loop {
                 tokio::select! {
                     outcome = &mut work => break match outcome {
-                        Ok(rebuilt) => Ok(rebuild_answer(&rebuilt, true)),
-                        Err(error) => Err(status::of(&error)),
+                        Ok(Ok(rebuilt)) => Ok(rebuild_answer(&rebuilt, true)),
+                        Ok(Err(error)) => Err(status::of(&error)),
+                        Err(_) => Err(status::of(&app::Error::ShuttingDown)),
                     },
                     () = stop.cancelled() => break Err(status::of(&app::Error::ShuttingDown)),
                     // Nobody waits for it any more.

@@ -47,7 +47,7 @@ pub fn success_rates(
 ) -> Result<(ExecutionFilter, Apart, usize)> {
     use proto::SuccessRateGroupBy as By;
     let mut check = Check::new(limits);
-    let filter = check.filter(request.filter.as_ref());
+    let filter = window(&mut check, request.filter.as_ref());
     let apart = match By::try_from(request.group_by) {
         Ok(By::Unspecified | By::App) => Apart { apps: true, ..Apart::default() },
         Ok(By::SubApp) => Apart { apps: true, sub_apps: true, users: false },
@@ -67,7 +67,7 @@ pub fn report(
 ) -> Result<(ExecutionFilter, ReportAsked)> {
     use proto::ReportPeriod as Given;
     let mut check = Check::new(limits);
-    let filter = check.filter(request.filter.as_ref());
+    let filter = window(&mut check, request.filter.as_ref());
     let period = match Given::try_from(request.period) {
         Ok(Given::Unspecified | Given::Day) => Period::Day,
         Ok(Given::Week) => Period::Week,
@@ -85,6 +85,17 @@ pub fn report(
     Ok((filter, ReportAsked { period, zone, periods, limit }))
 }
 
+/// The filter, whose window must not end before it begins.
+fn window(check: &mut Check<'_>, filter: Option<&proto::ExecutionFilter>) -> ExecutionFilter {
+    let filter = check.filter(filter);
+    if let (Some(from), Some(until)) = (filter.started_at_from, filter.started_at_until)
+        && until < from
+    {
+        check.bad("filter.started_at_until", "must not be before filter.started_at_from");
+    }
+    filter
+}
+
 /// A zone that was not found is among what is wrong.
 fn finish(check: Check<'_>, zone: Option<Zone>) -> Result<Zone> {
     check.done(())?;
@@ -97,7 +108,7 @@ pub fn trends(
     request: &proto::GetTrendsRequest,
 ) -> Result<(ExecutionFilter, i64, Zone, usize)> {
     let mut check = Check::new(limits);
-    let filter = check.filter(request.filter.as_ref());
+    let filter = window(&mut check, request.filter.as_ref());
     let interval_ms = match &request.interval {
         None => DAY_MS,
         Some(interval) => {
@@ -124,7 +135,7 @@ pub fn activity(
     request: &proto::GetUserActivityRequest,
 ) -> Result<(ExecutionFilter, Zone, usize)> {
     let mut check = Check::new(limits);
-    let filter = check.filter(request.filter.as_ref());
+    let filter = window(&mut check, request.filter.as_ref());
     let zone = check.zone(&request.time_zone);
     let limit = check.at_most("limit", request.limit, 100, 1000);
     let zone = finish(check, zone)?;
@@ -137,7 +148,7 @@ pub fn slowest_steps(
     request: &proto::ListSlowestStepsRequest,
 ) -> Result<(ExecutionFilter, usize, usize)> {
     let mut check = Check::new(limits);
-    let filter = check.filter(request.filter.as_ref());
+    let filter = window(&mut check, request.filter.as_ref());
     let limit = check.at_most("limit", request.limit, 50, 1000);
     let executions = check.at_most("max_executions", request.max_executions, 1000, 10_000);
     check.done((filter, limit, executions))
@@ -148,7 +159,7 @@ pub fn top_errors(
     request: &proto::ListTopErrorsRequest,
 ) -> Result<(ExecutionFilter, ErrorsAsked)> {
     let mut check = Check::new(limits);
-    let filter = check.filter(request.filter.as_ref());
+    let filter = window(&mut check, request.filter.as_ref());
     let limit = check.at_most("limit", request.limit, 20, 200);
     let samples = check.at_most("samples", request.samples, 3, 10);
     check.done((filter, ErrorsAsked { limit, samples }))

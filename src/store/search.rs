@@ -2,6 +2,8 @@
 //! finds texts that have the terms; whether they are what was asked for, and how well, is the same arithmetic on both.
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 
 use super::{Cursor, RecordKey, Result};
 use crate::domain::Millis;
@@ -9,7 +11,7 @@ use crate::domain::search::Kind;
 use crate::domain::search::query::Term;
 
 /// Which text of which record.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EntryKey {
     pub execution_id: String,
     pub kind: Kind,
@@ -36,6 +38,9 @@ impl EntryKey {
         }
     }
 }
+
+/// The term of a text whose bytes could not be read yet, which no query has: `§` is no part of a word.
+pub const PENDING: &str = "§pending";
 
 /// An indexed text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,19 +73,25 @@ pub struct SearchBatch {
 pub struct CandidateQuery {
     pub kinds: Vec<Kind>,
     pub needs: Vec<Vec<Vec<Term>>>,
-    /// Indexed before this one.
+    /// First indexed before what has this place.
     pub before: Option<Vec<u8>>,
+    /// Not before what has this place.
+    pub from: Option<Vec<u8>>,
     /// At most so many.
     pub limit: usize,
 }
 
-/// Texts, the last that were indexed first.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Candidates {
-    pub entries: Vec<Entry>,
-    /// Where to go on; `None`: that was all.
-    pub next: Option<Vec<u8>>,
+/// A text to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// When it was first indexed: a number, the most significant byte first.
+    pub place: Vec<u8>,
+    /// `None`: of another version.
+    pub entry: Option<Entry>,
 }
+
+/// Texts, the last that were first indexed coming first. Only some of them are in memory at a time.
+pub type Candidates<'a> = BoxStream<'a, Result<Candidate>>;
 
 /// Keeps the index.
 #[async_trait]
@@ -97,5 +108,5 @@ pub trait SearchStore: Send + Sync + 'static {
     /// In how many texts the terms of one of these lists are; more than `most` are not counted.
     async fn texts_with(&self, ways: &[Vec<Term>], most: u64) -> Result<u64>;
 
-    async fn candidates(&self, query: &CandidateQuery) -> Result<Candidates>;
+    fn candidates(&self, query: CandidateQuery) -> Candidates<'_>;
 }

@@ -100,6 +100,8 @@ impl Analytics {
                 }
                 if !all || steps_read >= STEPS {
                     budget.cut_at(execution.started_at);
+                }
+                if steps_read >= STEPS {
                     break 'all;
                 }
             }

@@ -100,8 +100,9 @@ impl Keeper {
                 Changed::Record(RecordKey { execution_id, step_id: None, .. }) => {
                     let look = looks.entry(execution_id.clone()).or_default();
                     look.record = true;
-                    // Another program may have stored the steps first.
-                    look.steps |= change.kind == ChangeKind::Created && change.revision.is_none();
+                    // Another program may have stored the steps first, as a dump that is restored does; and what an
+                    // earlier execution of this id had is gone with it.
+                    look.steps |= change.kind != ChangeKind::Updated;
                 }
                 Changed::Record(RecordKey { execution_id, .. }) => {
                     let failed = match change.kind {

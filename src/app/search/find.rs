@@ -6,6 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryStreamExt as _;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
 use crate::app::token::{Kind as TokenKind, Tokens};
 use crate::app::{Error, Result};
 use crate::domain::Execution;
@@ -13,12 +17,14 @@ use crate::domain::query::ExecutionFilter;
 use crate::domain::search::score::{Snippet, matched, snippet};
 use crate::domain::search::{Kind, Query};
 use crate::follow::{CaughtUp, Follower};
-use crate::store::search::{CandidateQuery, Entry, SearchStore};
-use crate::store::{Changed, Record, RecordKey, Store};
+use crate::store::search::{CandidateQuery, Entry, EntryKey, SearchStore};
+use crate::store::{self, Changed, Record, RecordKey, Store};
 
-/// Texts of a window, and how many of them are read at a time.
+/// Texts of a window, and how many of them are scored at a time.
 const WINDOW: usize = 1_000;
-const READ_AT_ONCE: usize = 50;
+const SCORED_AT_ONCE: usize = 50;
+/// Searches that look through texts, at a time.
+const AT_ONCE: usize = 4;
 /// Bytes of texts after which a window ends early.
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 /// Windows without a find that one call looks through.
@@ -63,27 +69,49 @@ pub struct Search {
     records: Arc<dyn Store>,
     index: Arc<dyn SearchStore>,
     follower: Option<Arc<Follower>>,
+    turns: Semaphore,
 }
 
-/// Where a page begins: in which window, and after how many of its hits.
-#[derive(Debug, Default)]
+/// Where a page goes on. What is indexed meanwhile is in no window that a page has begun.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Place {
-    window: Option<Vec<u8>>,
-    skipped: u32,
+    /// The window: texts first indexed before this one,
+    #[serde(rename = "b")]
+    before: Option<Vec<u8>>,
+    /// and not before this one, once that is known.
+    #[serde(rename = "f")]
+    from: Option<Vec<u8>>,
+    /// Its hits after this one.
+    #[serde(rename = "a")]
+    after: Option<(u64, EntryKey)>,
+    /// How many texts have each item, as counted for the first page: so that every page has the same scores.
+    #[serde(rename = "t")]
+    texts: Vec<u64>,
 }
 
-impl Place {
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = self.skipped.to_be_bytes().to_vec();
-        bytes.extend(self.window.iter().flatten());
-        bytes
-    }
+/// The hits of a window, the best first.
+struct Window {
+    hits: Vec<Hit>,
+    /// The window as it has become.
+    place: Place,
+    /// Where the next one ends.
+    next: Option<Vec<u8>>,
+}
 
-    fn parse(bytes: &[u8]) -> Option<Place> {
-        let (skipped, window) = bytes.split_first_chunk::<4>()?;
-        let window = Some(window.to_vec()).filter(|window| !window.is_empty());
-        Some(Place { window, skipped: u32::from_be_bytes(*skipped) })
+/// The place right after this one, which a bound that leaves out its own place has to have.
+fn after(place: &[u8]) -> Vec<u8> {
+    let mut next = place.to_vec();
+    for byte in next.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            break;
+        }
     }
+    next
+}
+
+fn order(a: (f64, &EntryKey), b: (f64, &EntryKey)) -> Ordering {
+    b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1))
 }
 
 impl Search {
@@ -93,7 +121,7 @@ impl Search {
         index: Arc<dyn SearchStore>,
         follower: Option<Arc<Follower>>,
     ) -> Search {
-        Search { records, index, follower }
+        Search { records, index, follower, turns: Semaphore::new(AT_ONCE) }
     }
 
     pub async fn search(&self, question: &Question) -> Result<Found> {
@@ -102,10 +130,11 @@ impl Search {
         let identity =
             format!("{:?}\n{}\n{:?}", question.query, question.filter.identity(), question.kinds);
         let mut place = match question.token.as_str() {
-            "" => Place::default(),
+            "" => None,
             token => tokens
                 .open(TokenKind::SearchPage, identity.as_bytes(), token)
-                .and_then(|bytes| Place::parse(&bytes))
+                .and_then(|bytes| serde_json::from_slice::<Place>(&bytes).ok())
+                .map(Some)
                 .ok_or(Error::BadToken("page_token"))?,
         };
         let caught_up = follower.caught_up(PATIENCE).await?;
@@ -113,70 +142,90 @@ impl Search {
         if caught_up == CaughtUp::NoLog {
             return Ok(found);
         }
-        let mut texts = Vec::new();
-        for item in &question.query.wanted {
-            texts.push(self.index.texts_with(&item.needs(), COUNTED).await?);
-        }
-        let seal =
-            |place: &Place| tokens.seal(TokenKind::SearchPage, identity.as_bytes(), &place.bytes());
-        for _ in 0..WINDOWS {
-            let (hits, next) = self.window(question, &texts, place.window.clone()).await?;
-            let skipped = place.skipped as usize;
-            let left = hits.len().saturating_sub(skipped);
-            let taken = left.min(question.size - found.hits.len());
-            found.hits.extend(hits.into_iter().skip(skipped).take(taken));
-            if taken < left {
-                place.skipped += u32::try_from(taken).unwrap_or(u32::MAX);
-                found.next_page_token = seal(&place);
-                return Ok(found);
+        let _turn = self.turns.acquire().await.map_err(|_| Error::ShuttingDown)?;
+        let mut place = match place.take() {
+            Some(place) => place,
+            None => {
+                let mut texts = Vec::new();
+                for item in &question.query.wanted {
+                    texts.push(self.index.texts_with(&item.needs(), COUNTED).await?);
+                }
+                Place { texts, ..Place::default() }
             }
-            let Some(next) = next else { return Ok(found) };
-            place = Place { window: Some(next), skipped: 0 };
+        };
+        for _ in 0..WINDOWS {
+            let window = self.window(question, place).await?;
+            place = window.place;
+            let mut left = window.hits;
+            if let Some((score, key)) = &place.after {
+                let last = (f64::from_bits(*score), key);
+                left.retain(|hit| order(last, (hit.score, &hit.entry.key)).is_lt());
+            }
+            let more = left.len() > question.size - found.hits.len();
+            left.truncate(question.size - found.hits.len());
+            found.hits.extend(left);
+            if more {
+                let last = found.hits.last();
+                place.after = last.map(|hit| (hit.score.to_bits(), hit.entry.key.clone()));
+                break;
+            }
+            let Some(next) = window.next else { return Ok(found) };
+            place = Place { before: Some(next), from: None, after: None, ..place };
             if !found.hits.is_empty() {
                 break;
             }
         }
-        found.next_page_token = seal(&place);
+        let place = serde_json::to_vec(&place).map_err(store::Error::failed)?;
+        found.next_page_token = tokens.seal(TokenKind::SearchPage, identity.as_bytes(), &place);
         Ok(found)
     }
 
     /// Everything that is found in a window, the best first, and where the next one begins.
-    async fn window(
-        &self,
-        question: &Question,
-        texts: &[u64],
-        before: Option<Vec<u8>>,
-    ) -> Result<(Vec<Hit>, Option<Vec<u8>>)> {
-        let mut query = CandidateQuery {
+    async fn window(&self, question: &Question, mut place: Place) -> Result<Window> {
+        let mut candidates = self.index.candidates(CandidateQuery {
             kinds: question.kinds.clone(),
             needs: question.query.wanted.iter().map(|item| item.needs()).collect(),
-            before,
-            limit: READ_AT_ONCE,
-        };
+            before: place.before.clone(),
+            from: place.from.clone(),
+            limit: WINDOW,
+        });
         let (mut hits, mut looked_at, mut bytes) = (Vec::new(), 0, 0);
-        let next = loop {
-            let candidates = self.index.candidates(&query).await?;
-            looked_at += candidates.entries.len();
-            bytes += candidates.entries.iter().map(|entry| entry.text.len()).sum::<usize>();
-            // Many words are taken apart here: not on a thread that serves.
-            let (asked, texts) = (question.query.clone(), texts.to_vec());
-            let work = move || scored(&asked, &texts, candidates.entries);
-            let scored = tokio::task::spawn_blocking(work).await;
-            hits.extend(scored.map_err(|_| Error::ShuttingDown)?);
-            match candidates.next {
-                Some(next) if looked_at < WINDOW && bytes < WINDOW_BYTES => {
-                    query.before = Some(next);
+        let mut last = None;
+        loop {
+            let mut entries = Vec::new();
+            let mut over = true;
+            while let Some(candidate) = candidates.try_next().await? {
+                looked_at += 1;
+                bytes += candidate.entry.as_ref().map_or(0, |entry| entry.text.len());
+                if place.before.is_none() {
+                    place.before = Some(after(&candidate.place));
                 }
-                next => break next,
+                last = Some(candidate.place);
+                entries.extend(candidate.entry);
+                over = looked_at >= WINDOW || bytes >= WINDOW_BYTES && place.from.is_none();
+                if over || entries.len() >= SCORED_AT_ONCE {
+                    break;
+                }
+                over = true;
             }
+            // Many words are taken apart here: not on a thread that serves.
+            let (asked, texts) = (question.query.clone(), place.texts.clone());
+            let scored = tokio::task::spawn_blocking(move || scored(&asked, &texts, entries)).await;
+            hits.extend(scored.map_err(|_| Error::ShuttingDown)?);
+            if over {
+                break;
+            }
+        }
+        let cut = looked_at >= WINDOW || bytes >= WINDOW_BYTES;
+        // A window that is known already goes on where it ended.
+        let next = match &place.from {
+            Some(from) => Some(from.clone()),
+            None => last.filter(|_| cut),
         };
+        place.from.clone_from(&next);
         let mut hits = self.there(question, hits).await?;
-        let order = |a: &Hit, b: &Hit| {
-            let score = b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal);
-            score.then_with(|| a.entry.key.cmp(&b.entry.key))
-        };
-        hits.sort_by(order);
-        Ok((hits, next))
+        hits.sort_by(|a, b| order((a.score, &a.entry.key), (b.score, &b.entry.key)));
+        Ok(Window { hits, place, next })
     }
 
     /// Those whose record is still there, and whose execution is what is asked for as it is now.

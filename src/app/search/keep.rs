@@ -2,10 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bson::Bson;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 
 use crate::app::artifacts::Part;
 use crate::app::{self, Artifacts, Error};
@@ -14,10 +17,11 @@ use crate::clock::Clock;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionOrder, ExecutionQuery, StepQuery,
 };
+use crate::domain::search::query::Term;
 use crate::domain::search::{self, INDEXED_BYTES, Kind, text};
 use crate::domain::{Artifact, Execution, Step};
 use crate::follow::Consumer;
-use crate::store::search::{Entry, EntryKey, SearchBatch, SearchStore};
+use crate::store::search::{CandidateQuery, Entry, EntryKey, PENDING, SearchBatch, SearchStore};
 use crate::store::{self, Change, ChangeKind, Changed, Cursor, Record, RecordKey, Result, Store};
 
 /// Records loaded with their payloads at a time: each may be several MiB.
@@ -28,12 +32,27 @@ const LISTED_AT_ONCE: usize = 200;
 const WRITTEN_AT_ONCE: usize = 500;
 const BYTES_AT_ONCE: usize = 8 * 1024 * 1024;
 
+/// Texts whose storage was away are tried again so often, so many at a time.
+const RETRIED_EVERY: Duration = Duration::from_secs(15);
+const RETRIED_AT_ONCE: usize = 100;
+
+/// What became of looking for a text.
+enum Found {
+    /// Empty: there is none.
+    Text(text::Text),
+    Away,
+}
+
 /// Keeps the index up to date.
 pub struct Keeper {
     records: Arc<dyn Store>,
     index: Arc<dyn SearchStore>,
     artifacts: Arc<Artifacts>,
     clock: Arc<dyn Clock>,
+    /// When texts whose storage was away were last tried again, and up to where.
+    retried: Mutex<(Instant, Option<Vec<u8>>)>,
+    /// When the last rebuild began.
+    seen_at_least: AtomicI64,
 }
 
 fn entry(key: EntryKey, name: Option<&str>, text: text::Text) -> Entry {
@@ -58,7 +77,7 @@ fn of_execution(batch: &mut SearchBatch, execution: &Execution) {
         step_id: None,
         artifact_id: None,
     };
-    let error = execution.error.as_ref().map(text::of_error).unwrap_or_default();
+    let error = text::of_errors(execution.error.iter());
     place(batch, entry(key, None, error));
 }
 
@@ -69,7 +88,9 @@ fn of_step(batch: &mut SearchBatch, step: &Step) {
         step_id: Some(step.step_id),
         artifact_id: None,
     };
-    let error = step.error.as_ref().map(text::of_error).unwrap_or_default();
+    // Those of attempts before, too: the last one first.
+    let earlier = step.attempts.iter().rev().filter_map(|attempt| attempt.error.as_ref());
+    let error = text::of_errors(step.error.iter().chain(earlier));
     place(batch, entry(key(Kind::StepError), Some(&step.step_name), error));
     if let Some(output) = step.output.value() {
         let output = text::of_value(output);
@@ -84,30 +105,32 @@ impl Keeper {
         artifacts: Arc<Artifacts>,
         clock: Arc<dyn Clock>,
     ) -> Keeper {
-        Keeper { records, index, artifacts, clock }
+        let retried = Mutex::new((Instant::now(), None));
+        let seen_at_least = AtomicI64::new(0);
+        Keeper { records, index, artifacts, clock, retried, seen_at_least }
     }
 
     fn batch(&self) -> SearchBatch {
-        SearchBatch { seen: self.clock.now().millis(), ..SearchBatch::default() }
+        let least = self.seen_at_least.load(Ordering::Relaxed);
+        SearchBatch { seen: self.clock.now().millis().max(least), ..SearchBatch::default() }
     }
 
-    /// The beginning of an artifact's bytes, if they are text and there.
-    /// Where a run keeps the text with the record, that is it. A storage that is away now is waited for.
-    async fn text_of(&self, artifact: &Artifact) -> Result<Option<text::Text>> {
+    /// The beginning of an artifact's bytes, if they are text and there. Where a run keeps the text with the record,
+    /// that is it.
+    async fn text_of(&self, artifact: &Artifact) -> Result<Found> {
         if let Some(content @ Bson::String(_)) = artifact.metadata.get("content") {
-            return Ok(Some(text::of_value(content)));
+            return Ok(Found::Text(text::of_value(content)));
         }
         if !text::is_text(artifact) {
-            return Ok(None);
+            return Ok(Found::Text(text::Text::default()));
         }
         match self.downloaded(artifact).await {
-            Ok(text) => Ok(text),
-            Err(Error::Bytes(blobs::Error::Unavailable(_)) | Error::ShuttingDown) => {
-                Err(store::Error::Unavailable(None))
-            }
+            Ok(text) => Ok(Found::Text(text.unwrap_or_default())),
+            Err(Error::Bytes(blobs::Error::Unavailable(_))) => Ok(Found::Away),
+            Err(Error::ShuttingDown) => Err(store::Error::Unavailable(None)),
             Err(Error::Store(error @ store::Error::Unavailable(_))) => Err(error),
             // Without bytes, or with others than were stored.
-            Err(_) => Ok(None),
+            Err(_) => Ok(Found::Text(text::Text::default())),
         }
     }
 
@@ -131,9 +154,39 @@ impl Keeper {
             step_id: artifact.step_id,
             artifact_id: Some(artifact.artifact_id.clone()),
         };
-        let text = self.text_of(artifact).await?.unwrap_or_default();
-        place(batch, entry(key, Some(&artifact.artifact_name), text));
+        match self.text_of(artifact).await? {
+            Found::Text(text) => place(batch, entry(key, Some(&artifact.artifact_name), text)),
+            // One file that cannot be read must not hold up everything else.
+            Found::Away => {
+                tracing::debug!(artifact_id = artifact.artifact_id, "its text is read later");
+                let entry = entry(key, Some(&artifact.artifact_name), text::Text::default());
+                batch.put.push((entry, vec![PENDING.to_owned()]));
+            }
+        }
         Ok(())
+    }
+
+    /// Tries texts again whose storage was away: some at a time, the last ones first.
+    async fn retry(&self) -> Result<()> {
+        let (since, before) = self.retried.lock().clone();
+        if since.elapsed() < RETRIED_EVERY {
+            return Ok(());
+        }
+        let pending = Term { text: PENDING.to_owned(), prefix: false };
+        let query = CandidateQuery {
+            needs: vec![vec![vec![pending]]],
+            before,
+            limit: RETRIED_AT_ONCE,
+            ..CandidateQuery::default()
+        };
+        let found: Vec<_> = self.index.candidates(query).try_collect().await?;
+        let last = found.last().filter(|_| found.len() == RETRIED_AT_ONCE);
+        *self.retried.lock() = (Instant::now(), last.map(|last| last.place.clone()));
+        let entries = found.into_iter().filter_map(|candidate| candidate.entry);
+        let keys: Vec<Changed> = entries.map(|entry| Changed::Record(entry.key.record())).collect();
+        let mut batch = self.batch();
+        self.load(&mut batch, &keys).await?;
+        self.index.index(batch).await
     }
 
     /// Writes the batch if it is big.
@@ -246,11 +299,14 @@ impl Consumer for Keeper {
         }
         self.load(&mut batch, &looked).await?;
         batch.cursor = Some(through.clone());
-        self.index.index(batch).await
+        self.index.index(batch).await?;
+        self.retry().await
     }
 
     async fn rebuild(&self, through: &Cursor) -> Result<()> {
         let begun = self.clock.now().millis();
+        // Whatever becomes of the clock, what is come across counts as seen.
+        self.seen_at_least.store(begun, Ordering::Relaxed);
         let mut batch = self.batch();
         let mut query = ExecutionQuery {
             filter: ExecutionFilter::default(),

@@ -1,6 +1,8 @@
 //! Search: one way to make terms of a text, for what is indexed and for what is asked, whichever store keeps the
 //! index. So both find the same, and count it the same.
 
+use serde::{Deserialize, Serialize};
+
 pub mod query;
 pub mod score;
 pub mod text;
@@ -17,10 +19,10 @@ pub const INDEXED_BYTES: usize = 256 * 1024;
 /// Nor more different terms than this.
 pub const INDEXED_TERMS: usize = 20_000;
 /// Rules of the index: an index by others is built anew.
-pub const RULES: i64 = 1;
+pub const RULES: i64 = 2;
 
 /// Which text of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
     ExecutionError = 1,
     StepError = 2,

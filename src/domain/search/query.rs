@@ -8,6 +8,8 @@ pub const QUERY_CHARACTERS: usize = 1_000;
 pub const QUERY_ITEMS: usize = 32;
 /// Most terms of all of them.
 pub const QUERY_TERMS: usize = 200;
+/// Identifiers of one piece of a query that may stand there in one word, too.
+const IDENTIFIERS: usize = 3;
 /// Shortest beginning of a word that can be asked for, in characters.
 pub const PREFIX_CHARACTERS: usize = 2;
 
@@ -18,9 +20,9 @@ pub struct Term {
     pub prefix: bool,
 }
 
-/// Terms that stand one after the other; the number is how many words after the first.
+/// Terms that stand one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sequence(pub Vec<(u32, Term)>);
+pub struct Sequence(pub Vec<Term>);
 
 /// A word or phrase of the query: one of its ways to stand in a text must.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +33,9 @@ pub struct Item {
 impl Item {
     /// The terms a text must have at least: those of one of these lists.
     pub fn needs(&self) -> Vec<Vec<Term>> {
-        let terms = |way: &Sequence| way.0.iter().map(|(_, term)| term.clone()).collect();
+        // The first letter of a word narrows nothing down.
+        let narrow = |term: &&Term| !term.prefix || term.text.chars().count() >= PREFIX_CHARACTERS;
+        let terms = |way: &Sequence| way.0.iter().filter(narrow).cloned().collect();
         self.ways.iter().map(terms).collect()
     }
 }
@@ -82,7 +86,6 @@ impl std::fmt::Display for BadQuery {
 /// A piece of the query as it is written.
 struct Written<'a> {
     excluded: bool,
-    quoted: bool,
     prefix: bool,
     text: &'a str,
 }
@@ -91,12 +94,21 @@ fn is_quote(c: char) -> bool {
     matches!(c, '"' | '\u{201C}' | '\u{201D}' | '\u{201E}' | '\u{FF02}')
 }
 
+fn is_minus(c: char) -> bool {
+    matches!(c, '-' | '\u{FF0D}')
+}
+
+fn is_star(c: char) -> bool {
+    matches!(c, '*' | '\u{FF0A}')
+}
+
 fn split(query: &str) -> Result<Vec<Written<'_>>, BadQuery> {
     let mut pieces = Vec::new();
     let mut rest = query.trim_start();
     while !rest.is_empty() {
-        let excluded = rest.starts_with('-') && rest.len() > 1;
-        rest = if excluded { &rest[1..] } else { rest };
+        let excluding = rest.strip_prefix(is_minus).filter(|beyond| !beyond.is_empty());
+        let excluded = excluding.is_some();
+        rest = excluding.unwrap_or(rest);
         let first = rest.chars().next().unwrap_or(' ');
         let (text, quoted) = match is_quote(first) {
             true => {
@@ -113,10 +125,11 @@ fn split(query: &str) -> Result<Vec<Written<'_>>, BadQuery> {
                 (text, false)
             }
         };
-        let starred = text.ends_with('*');
-        let after = quoted && rest.starts_with('*');
-        rest = if after { &rest[1..] } else { rest };
-        pieces.push(Written { excluded, quoted, prefix: starred || after, text });
+        let starred = text.ends_with(is_star);
+        let beyond = rest.strip_prefix(is_star).filter(|_| quoted);
+        let after = beyond.is_some();
+        rest = beyond.unwrap_or(rest);
+        pieces.push(Written { excluded, prefix: starred || after, text });
         rest = rest.trim_start();
     }
     Ok(pieces)
@@ -127,25 +140,43 @@ fn item(written: &Written<'_>) -> Result<Option<Item>, BadQuery> {
     let plain: Vec<&Token> = found.iter().filter(|token| !token.extra).collect();
     let (Some(first), Some(last)) = (plain.first(), plain.last()) else { return Ok(None) };
     let prefix = written.prefix && !last.by_character;
-    if prefix && last.term.chars().count() < PREFIX_CHARACTERS {
+    if prefix && plain.len() == 1 && last.term.chars().count() < PREFIX_CHARACTERS {
         return Err(BadQuery::ShortPrefix(last.term.clone()));
     }
-    let term =
-        |token: &Token, last: bool| Term { text: token.term.clone(), prefix: prefix && last };
-    let sequence = plain
-        .iter()
-        .enumerate()
-        .map(|(i, token)| (token.position - first.position, term(token, i + 1 == plain.len())))
-        .collect();
-    let mut ways = vec![Sequence(sequence)];
-    // An identifier may also stand there in one word.
-    let joined = found.iter().find(|token| {
-        token.extra && !token.by_character && token.span == (first.span.start..last.span.end)
-    });
-    if let (Some(joined), false) = (joined, written.quoted) {
-        ways.push(Sequence(vec![(0, term(joined, true))]));
+    let end = last.position + last.width;
+    let term = |token: &Token| Term {
+        text: token.term.clone(),
+        prefix: prefix && token.position + token.width == end,
+    };
+    // Each identifier as its words, or in one word; the longest of those that begin at a place.
+    let mut ways: Vec<Vec<Term>> = vec![Vec::new()];
+    let (mut identifiers, mut beyond) = (0, first.position);
+    let mut rest = plain.iter().copied().peekable();
+    while let Some(token) = rest.peek().copied() {
+        let joined = found
+            .iter()
+            .filter(|joined| joined.position == token.position && joined.width > 1)
+            .max_by_key(|joined| joined.width)
+            .filter(|_| token.position >= beyond && identifiers < IDENTIFIERS);
+        beyond = token.position + joined.map_or(token.width, |joined| joined.width);
+        let mut words = Vec::new();
+        while let Some(word) = rest.next_if(|word| word.position < beyond) {
+            words.push(term(word));
+        }
+        let in_one: Vec<Vec<Term>> = match joined {
+            None => Vec::new(),
+            Some(joined) => {
+                identifiers += 1;
+                let with = |way: &Vec<Term>| way.iter().cloned().chain([term(joined)]).collect();
+                ways.iter().map(with).collect()
+            }
+        };
+        for way in &mut ways {
+            way.extend(words.iter().cloned());
+        }
+        ways.extend(in_one);
     }
-    Ok(Some(Item { ways }))
+    Ok(Some(Item { ways: ways.into_iter().map(Sequence).collect() }))
 }
 
 impl Query {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::query::{Item, Query, Sequence, Term};
-use super::tokens::tokens;
+use super::tokens::{Token, tokens};
 
 /// The constants of BM25, with a text of this many words counting as neither short nor long.
 const K1: f64 = 1.2;
@@ -35,31 +35,42 @@ pub struct Snippet {
     pub highlights: Vec<(u32, u32)>,
 }
 
-type Places = Vec<(u32, Range<usize>)>;
+/// Where a term stands: the word it begins at, how many words it is, and its bytes.
+#[derive(Debug, Clone)]
+struct Place {
+    position: u32,
+    width: u32,
+    span: Range<usize>,
+}
 
-fn places_of<'a>(found: &'a HashMap<&Term, Places>, term: &Term) -> &'a [(u32, Range<usize>)] {
+type Places = Vec<Place>;
+
+fn places_of<'a>(found: &'a HashMap<&Term, Places>, term: &Term) -> &'a [Place] {
     found.get(term).map_or(&[], Vec::as_slice)
+}
+
+/// Where it ends if all of these follow from this word on.
+fn followed(rest: &[Term], position: u32, found: &HashMap<&Term, Places>) -> Option<Option<usize>> {
+    let Some((term, rest)) = rest.split_first() else { return Some(None) };
+    let places = places_of(found, term);
+    let from = places.partition_point(|place| place.position < position);
+    let here = places[from..].iter().take_while(|place| place.position == position);
+    here.filter_map(|place| {
+        let end = followed(rest, position + place.width, found)?;
+        Some(Some(end.unwrap_or(0).max(place.span.end)))
+    })
+    .next()
 }
 
 /// How often the terms stand like this, and where.
 fn occurrences(way: &Sequence, found: &HashMap<&Term, Places>, spans: &mut Places) -> usize {
-    let Some(((_, first), rest)) = way.0.split_first() else { return 0 };
+    let Some((first, rest)) = way.0.split_first() else { return 0 };
     let mut count = 0;
-    for (position, span) in places_of(found, first) {
-        let mut last = span.end;
-        let all = rest.iter().all(|(offset, term)| {
-            let places = places_of(found, term);
-            match places.binary_search_by_key(&(position + offset), |(position, _)| *position) {
-                Ok(at) => {
-                    last = last.max(places[at].1.end);
-                    true
-                }
-                Err(_) => false,
-            }
-        });
-        if all {
+    for place in places_of(found, first) {
+        if let Some(end) = followed(rest, place.position + place.width, found) {
             count += 1;
-            spans.push((*position, span.start..last));
+            let end = end.unwrap_or(0).max(place.span.end);
+            spans.push(Place { span: place.span.start..end, ..place.clone() });
         }
     }
     count
@@ -75,7 +86,7 @@ pub fn matched(query: &Query, texts: &[u64], text: &str) -> Option<Match> {
     let mut exact: HashMap<&str, &Term> = HashMap::new();
     let mut prefixes: Vec<&Term> = Vec::new();
     for item in query.wanted.iter().chain(&query.excluded) {
-        for (_, term) in item.ways.iter().flat_map(|way| &way.0) {
+        for term in item.ways.iter().flat_map(|way| &way.0) {
             if term.prefix {
                 prefixes.push(term);
             } else {
@@ -86,16 +97,21 @@ pub fn matched(query: &Query, texts: &[u64], text: &str) -> Option<Match> {
     prefixes.sort_by(|a, b| a.text.cmp(&b.text));
     prefixes.dedup();
     let mut words = 0_u32;
+    let place = |token: &Token| Place {
+        position: token.position,
+        width: token.width,
+        span: token.span.clone(),
+    };
     for token in tokens(text) {
         words = token.position + 1;
         if let Some(term) = exact.get(token.term.as_str()) {
-            found.entry(term).or_default().push((token.position, token.span.clone()));
+            found.entry(term).or_default().push(place(&token));
         }
         for term in prefixes.iter().filter(|term| token.term.starts_with(&term.text)) {
             let places = found.entry(term).or_default();
             // The joined words of an identifier begin where its first word does.
-            if places.last().is_none_or(|(position, _)| *position != token.position) {
-                places.push((token.position, token.span.clone()));
+            if places.last().is_none_or(|last| last.position != token.position) {
+                places.push(place(&token));
             }
         }
     }
@@ -113,7 +129,7 @@ pub fn matched(query: &Query, texts: &[u64], text: &str) -> Option<Match> {
     if query.excluded.iter().any(|item| counted(item, &found, &mut Places::new()) > 0) {
         return None;
     }
-    let mut spans: Vec<Range<usize>> = spans.into_iter().map(|(_, span)| span).collect();
+    let mut spans: Vec<Range<usize>> = spans.into_iter().map(|place| place.span).collect();
     spans.sort_by_key(|span| (span.start, span.end));
     let mut apart: Vec<Range<usize>> = Vec::new();
     for span in spans {

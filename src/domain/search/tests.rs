@@ -38,6 +38,65 @@ fn identifiers_are_found_however_they_are_written() {
 }
 
 #[test]
+fn phrases_and_pieces_do_not_depend_on_capitals() {
+    for (query, text) in [
+        ("\"github actions\"", "GitHub Actions failed"),
+        ("\"GitHub Actions\"", "github actions failed"),
+        ("\"javascript heap out of memory\"", "JavaScript heap out of memory"),
+        ("\"getusername failed\"", "getUserName failed"),
+        ("\"getUserName failed\"", "get_user_name failed"),
+        ("github.com/foo", "at GitHub.com/foo/bar"),
+        ("GitHub.com/foo", "at github.com/foo/bar"),
+        ("openai.com", "api.OpenAI.com"),
+        ("github", "GitHub-hosted runner"),
+        ("openai", "OpenAI_API_KEY is not set"),
+        ("username", "my_userName"),
+        ("getusername", "test-getUserName"),
+        ("openai", "ChatOpenAI"),
+        ("server", "HTTP2Server"),
+        ("base64 encoder", "Base64Encoder"),
+        ("oauth2 client", "OAuth2Client"),
+        ("name", "user1Name"),
+        ("urls", "getURLs()"),
+        ("user ids", "userIDs"),
+        ("2024-01-15", "2024-01-15T10:00:00Z it failed"),
+        ("10:00", "2024-01-15T10:00:00Z it failed"),
+        ("2024-01-15T10:00:00Z", "2024-01-15T10:00:00Z it failed"),
+        ("1.2.3", "stepwell v1.2.3"),
+        ("v1.2.3", "stepwell v1.2.3"),
+    ] {
+        assert!(finds(query, text), "{query} in {text}");
+    }
+    assert!(!finds("\"actions github\"", "GitHub Actions"));
+    assert!(!finds("\"hub failed\"", "GitHub Actions failed"));
+}
+
+#[test]
+fn a_beginning_may_end_in_an_identifier() {
+    for query in ["getUserN*", "getU*", "user_i*", "app.s*", "get＊"] {
+        assert!(finds(query, "getUserName user_id app.store"), "{query}");
+    }
+    assert!(!finds("getX*", "getUserName"));
+    assert!(!finds("name －user", "user name"));
+}
+
+#[test]
+fn what_is_not_seen_does_not_count() {
+    for (query, text) in [
+        ("데이터", "\u{1103}\u{1166}\u{110B}\u{1175}\u{1110}\u{1165} 연결"),
+        ("failed", "⚠\u{FE0F}failed"),
+        ("\"done all\"", "done ✔\u{FE0F} all"),
+        ("ภาษาไทย", "ภาษา\u{200B}ไทย"),
+        ("failed", "\u{1B}[1;31mfailed\u{1B}[0m"),
+        ("failed", "\u{1B}[0mfailed"),
+        ("12", "بعد ١٢ ثانية"),
+    ] {
+        assert!(finds(query, text), "{query} in {text}");
+    }
+    assert_eq!(Query::parse("⚠\u{FE0F}"), Err(BadQuery::Empty));
+}
+
+#[test]
 fn every_script_is_found() {
     for (query, text) in [
         ("zurich", "nach Zürich"),

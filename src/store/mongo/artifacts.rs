@@ -299,7 +299,12 @@ impl ArtifactStore for MongoStore {
 
     async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool> {
         let ready = self.inner.ready().await?;
-        let other = doc! { "storage_path": storage_path, "_id": { "$ne": id_of(except) } };
+        // One that is marked, too, is no reason to keep them: else two of them wait for each other.
+        let other = doc! {
+            "storage_path": storage_path,
+            "_id": { "$ne": id_of(except) },
+            "deleted_at": { "$not": { "$type": "date" } },
+        };
         Ok(self.inner.call(ready.artifacts.find_one(other)).await?.is_some())
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 
-use super::{Inner, Ready, alive, artifact_documents, documents, metrics, schema};
+use super::{Inner, Ready, alive, artifact_documents, documents, metrics, retention, schema};
 use crate::store::retention::{Piece, Removed};
 use crate::store::{RecordKey, Result};
 
@@ -20,6 +20,8 @@ const PIECE: i64 = 1000;
 /// A delete younger than this is left to whoever began it.
 const LEFT_ALONE_MS: i64 = 5_000;
 const SWEPT_AT_ONCE: i64 = 100;
+/// On an execution that a run of retention has marked.
+pub(super) const RETENTION: &str = "retention";
 
 pub(super) async fn remove(inner: &Inner, execution_id: &str) -> Result<u64> {
     remove_all(inner, vec![execution_id.to_owned()]).await
@@ -42,7 +44,10 @@ pub(super) async fn sweep(inner: &Inner) -> Result<()> {
     alive::check_trusted(inner, &ready).await;
     loop {
         let before = DateTime::from_millis(inner.clock.now().millis() - LEFT_ALONE_MS);
-        let filter = doc! { "deleted_at": { "$gt": schema::epoch(), "$lt": before } };
+        let mut filter = doc! { "deleted_at": { "$gt": schema::epoch(), "$lt": before } };
+        if retention::is_running(inner, &ready).await? {
+            filter.insert(RETENTION, doc! { "$ne": true });
+        }
         let found = find(inner, &ready, schema::EXECUTIONS, filter, SWEPT_AT_ONCE).await?;
         let ids: Vec<String> = found.iter().filter_map(execution_id).collect();
         if ids.is_empty() {

@@ -200,6 +200,8 @@ async fn expire_executions(
         set.append(cstr!("revision"), after);
         let last_change = format!("{}//{after}", owner.execution_id);
         set.append(cstr!("last_change"), last_change.as_str());
+        // So that nobody else takes it away, and counts what goes, while this run is at it.
+        set.append(cstr!("retention"), true);
         statements.push(rawdoc! { "q": query, "u": { "$set": set } });
         documents.push((id, owner.execution_id, last_change));
     }
@@ -453,6 +455,12 @@ impl MongoStore {
         options.write_concern = Some(WriteConcern::majority());
         ready.database.collection_with_options(schema::META, options)
     }
+}
+
+/// Whether somebody runs retention just now.
+pub(super) async fn is_running(inner: &Inner, ready: &Ready) -> Result<bool> {
+    let lease = doc! { "_id": LEASE, "$expr": { "$gt": ["$expires_at", "$$NOW"] } };
+    Ok(inner.call(MongoStore::meta(ready).count_documents(lease)).await? > 0)
 }
 
 fn millis(duration: Duration) -> i64 {

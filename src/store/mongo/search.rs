@@ -1,19 +1,24 @@
 //! The index of search: one document of each text with its terms as an array, which an index with a key per term
 //! serves. `o` is the order in which texts were first indexed, so that a word that many have is read newest first.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bson::oid::ObjectId;
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
-use mongodb::Collection;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use mongodb::options::{CollectionOptions, WriteConcern};
+use mongodb::{Collection, Cursor};
 
 use super::{MongoStore, Ready, failure, schema};
 use crate::domain::Millis;
 use crate::domain::search::query::Term;
 use crate::domain::search::{Kind, RULES};
-use crate::store::search::{CandidateQuery, Candidates, Entry, EntryKey, SearchBatch, SearchStore};
-use crate::store::{Cursor, Error, Result};
+use crate::store::search::{
+    Candidate, CandidateQuery, Candidates, Entry, EntryKey, SearchBatch, SearchStore,
+};
+use crate::store::{self, Error, Result};
 
 pub(super) const TEXTS: &str = "stepwell_search_texts";
 /// The document that says how far the index is.
@@ -21,6 +26,10 @@ const PROGRESS: &str = "search";
 /// Texts written with one command; and their bytes, terms included.
 const WRITTEN_AT_ONCE: usize = 500;
 const BYTES_AT_ONCE: usize = 4 * 1024 * 1024;
+/// Texts read at a time.
+const READ_AT_ONCE: u32 = 50;
+/// How long the database may sort texts that begin with something very common.
+const SORTING: Duration = Duration::from_secs(10);
 
 /// The index that finds texts by their terms.
 pub(super) fn texts_by_term() -> Document {
@@ -121,13 +130,13 @@ impl MongoStore {
 
 #[async_trait]
 impl SearchStore for MongoStore {
-    async fn search_cursor(&self) -> Result<Option<Cursor>> {
+    async fn search_cursor(&self) -> Result<Option<store::Cursor>> {
         let ready = self.inner.ready().await?;
         let found = ready.progress();
         let found = self.inner.call(found.find_one(doc! { "_id": PROGRESS })).await?;
         let found = found.filter(|found| found.get_i64("rules").ok() == Some(RULES));
         Ok(match found.as_ref().and_then(|found| found.get("cursor")) {
-            Some(Bson::Binary(binary)) => Some(Cursor(binary.bytes.clone())),
+            Some(Bson::Binary(binary)) => Some(store::Cursor(binary.bytes.clone())),
             _ => None,
         })
     }
@@ -175,12 +184,37 @@ impl SearchStore for MongoStore {
         self.inner.call(texts.count_documents(has_one_of(ways)).limit(most)).await
     }
 
-    async fn candidates(&self, query: &CandidateQuery) -> Result<Candidates> {
+    fn candidates(&self, query: CandidateQuery) -> Candidates<'_> {
+        let opened = stream::once(self.found(query)).map_ok(|cursor| {
+            stream::try_unfold(cursor, async |mut cursor| {
+                if !self.inner.call(cursor.advance()).await? {
+                    return Ok(None);
+                }
+                let document = cursor.deserialize_current().map_err(failure::error)?;
+                let place = document.get_object_id("o").map(|o| o.bytes().to_vec());
+                let place = place.map_err(|_| Error::failed("a text has no place"))?;
+                Ok(Some((Candidate { place, entry: entry(&document) }, cursor)))
+            })
+        });
+        opened.try_flatten().boxed()
+    }
+}
+
+fn place(bytes: &[u8]) -> Result<ObjectId> {
+    let bytes = <[u8; 12]>::try_from(bytes).map_err(|_| Error::BadCursor)?;
+    Ok(ObjectId::from_bytes(bytes))
+}
+
+impl MongoStore {
+    /// One query for all: where only beginnings of words are asked for the database has to sort, and does it once.
+    async fn found(&self, query: CandidateQuery) -> Result<Cursor<Document>> {
         let ready = self.inner.ready().await?;
         let mut all: Vec<Document> = query.needs.iter().map(|ways| has_one_of(ways)).collect();
         if let Some(before) = &query.before {
-            let before = <[u8; 12]>::try_from(before.as_slice()).map_err(|_| Error::BadCursor)?;
-            all.push(doc! { "o": { "$lt": ObjectId::from_bytes(before) } });
+            all.push(doc! { "o": { "$lt": place(before)? } });
+        }
+        if let Some(from) = &query.from {
+            all.push(doc! { "o": { "$gte": place(from)? } });
         }
         if !query.kinds.is_empty() {
             let kinds: Vec<i32> = query.kinds.iter().map(|kind| *kind as i32).collect();
@@ -192,17 +226,12 @@ impl SearchStore for MongoStore {
             .projection(doc! { "t": 0 })
             .sort(doc! { "o": -1 })
             .limit(i64::try_from(query.limit).unwrap_or(i64::MAX))
+            .batch_size(READ_AT_ONCE)
+            .max_time(SORTING)
             .allow_disk_use(true);
-        let mut cursor = self.inner.call(find).await?;
-        let mut candidates = Candidates::default();
-        let (mut count, mut last) = (0, None);
-        while self.inner.call(cursor.advance()).await? {
-            let document = cursor.deserialize_current().map_err(failure::error)?;
-            count += 1;
-            last = document.get_object_id("o").ok();
-            candidates.entries.extend(entry(&document));
+        match tokio::time::timeout(SORTING + self.inner.patience, find).await {
+            Ok(found) => found.map_err(failure::error),
+            Err(_) => Err(failure::timeout()),
         }
-        candidates.next = last.filter(|_| count == query.limit).map(|last| last.bytes().to_vec());
-        Ok(candidates)
     }
 }

@@ -228,7 +228,8 @@ impl ArtifactStore for SqliteStore {
         let (path, except) = (storage_path.to_owned(), except.to_owned());
         self.readers
             .run(move |connection| {
-                let sql = "SELECT 1 FROM artifacts WHERE storage_path = ?1 AND artifact_id <> ?2";
+                let sql = "SELECT 1 FROM artifacts WHERE storage_path = ?1 AND artifact_id <> ?2 \
+                           AND deleted_at IS NULL";
                 Ok(connection.prepare_cached(sql)?.exists([path, except])?)
             })
             .await

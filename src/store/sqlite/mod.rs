@@ -383,7 +383,7 @@ impl Store for SqliteStore {
         let (now, kept_ms) = (self.clock.now().millis(), self.metrics_kept_ms);
         while self.write(move |batch| metrics::expire(batch.connection, now, kept_ms)).await? {}
         let marked = self.readers.run(remove::marked).await?;
-        self.remove_all(marked).await.map(drop)
+        self.remove_all(self.retention.not_in_hand(marked)).await.map(drop)
     }
 
     async fn close(&self) {

@@ -1,6 +1,7 @@
 //! Retention on SQLite. Candidates are read beside the writer; whether they go is decided again in the transaction
 //! that takes them, so whoever writes first wins.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,11 +27,24 @@ pub struct Lease(Mutex<Held>);
 struct Held {
     holder: Option<(String, Instant)>,
     ended_at: Option<Instant>,
+    /// What the run has marked last, which nobody else takes away while it is at it.
+    in_hand: HashSet<String>,
 }
 
 impl Held {
     fn is_held_by(&self, holder: &str) -> bool {
         self.holder.as_ref().is_some_and(|(held_by, _)| held_by == holder)
+    }
+}
+
+impl Lease {
+    /// Those that no run of retention is at.
+    pub(super) fn not_in_hand(&self, mut marked: Vec<String>) -> Vec<String> {
+        let held = self.0.lock();
+        if held.holder.as_ref().is_some_and(|(_, until)| *until > Instant::now()) {
+            marked.retain(|id| !held.in_hand.contains(id));
+        }
+        marked
     }
 }
 
@@ -322,7 +336,16 @@ impl RetentionStore for SqliteStore {
         policy: Arc<Policy>,
         now: Millis,
     ) -> Result<Vec<String>> {
-        self.write(move |batch| batch.expire_executions(&records, &policy, now)).await
+        let owners: Vec<String> = records
+            .iter()
+            .filter_map(|record| record.owner.as_ref())
+            .map(|owner| owner.execution_id.clone())
+            .collect();
+        let marking = self.write(move |batch| batch.expire_executions(&records, &policy, now));
+        // Before a sweep can see a mark: it looks at marks, and then at what is in hand.
+        let ids = owners.into_iter().collect();
+        self.retention.0.lock().in_hand = ids;
+        marking.await
     }
 
     async fn expire_parts(

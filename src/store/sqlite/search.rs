@@ -2,6 +2,7 @@
 //! Terms are made before; its tokenizer only has to keep them as they are.
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
@@ -9,11 +10,15 @@ use super::SqliteStore;
 use crate::domain::Millis;
 use crate::domain::search::query::Term;
 use crate::domain::search::{Kind, RULES};
-use crate::store::search::{CandidateQuery, Candidates, Entry, EntryKey, SearchBatch, SearchStore};
+use crate::store::search::{
+    Candidate, CandidateQuery, Candidates, Entry, EntryKey, SearchBatch, SearchStore,
+};
 use crate::store::{Cursor, Error, Result};
 
 /// Rows removed in one transaction.
 const REMOVED_AT_ONCE: i64 = 500;
+/// Texts read at a time.
+const READ_AT_ONCE: usize = 50;
 
 /// Terms of one list each, as an expression of FTS5.
 fn expression(ways: &[Vec<Term>]) -> String {
@@ -176,38 +181,69 @@ impl SearchStore for SqliteStore {
             .await
     }
 
-    async fn candidates(&self, query: &CandidateQuery) -> Result<Candidates> {
-        let before = match query.before.as_deref().map(<[u8; 8]>::try_from) {
-            None => i64::MAX,
-            Some(Ok(bytes)) => i64::from_be_bytes(bytes),
-            Some(Err(_)) => return Err(Error::BadCursor),
-        };
+    fn candidates(&self, query: CandidateQuery) -> Candidates<'_> {
+        let found = stream::once(self.ids(query)).map_ok(|ids| {
+            let pieces: Vec<Vec<i64>> = ids.chunks(READ_AT_ONCE).map(<[i64]>::to_vec).collect();
+            let texts = async |ids: Vec<i64>| {
+                let found = self.readers.run(move |connection| texts(connection, &ids)).await?;
+                Ok::<_, Error>(stream::iter(found.into_iter().map(Ok)))
+            };
+            stream::iter(pieces).then(texts).try_flatten()
+        });
+        found.try_flatten().boxed()
+    }
+}
+
+fn place(bytes: Option<&[u8]>, otherwise: i64) -> Result<i64> {
+    match bytes.map(<[u8; 8]>::try_from) {
+        None => Ok(otherwise),
+        Some(Ok(bytes)) => Ok(i64::from_be_bytes(bytes)),
+        Some(Err(_)) => Err(Error::BadCursor),
+    }
+}
+
+/// Those of these rows that are still there, in their order.
+fn texts(connection: &Connection, ids: &[i64]) -> Result<Vec<Candidate>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id, execution_id, kind, step_id, artifact_id, name, text, truncated \
+         FROM search_texts WHERE id = ?1",
+    )?;
+    let mut found = Vec::with_capacity(ids.len());
+    for id in ids {
+        if let Some((id, entry)) = statement.query_row([id], entry).optional()? {
+            found.push(Candidate { place: id.to_be_bytes().to_vec(), entry });
+        }
+    }
+    Ok(found)
+}
+
+impl SqliteStore {
+    /// The rows that have the terms.
+    async fn ids(&self, query: CandidateQuery) -> Result<Vec<i64>> {
+        let before = place(query.before.as_deref(), i64::MAX)?;
+        let from = place(query.from.as_deref(), i64::MIN)?;
         let asked: Vec<String> = query.needs.iter().map(|ways| expression(ways)).collect();
         let asked = asked.join(" AND ");
         let kinds: Vec<String> =
             query.kinds.iter().map(|kind| (*kind as i32).to_string()).collect();
         let of_kind = match kinds.is_empty() {
             true => String::new(),
-            false => format!("AND t.kind IN ({})", kinds.join(", ")),
+            false => format!(
+                "AND (SELECT kind FROM search_texts WHERE id = search_terms.rowid) IN ({})",
+                kinds.join(", ")
+            ),
         };
-        let limit = query.limit;
+        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
         self.readers
             .run(move |connection| {
                 let sql = format!(
-                    "SELECT t.id, t.execution_id, t.kind, t.step_id, t.artifact_id, t.name, t.text, \
-                     t.truncated FROM search_terms CROSS JOIN search_texts t ON t.id = search_terms.rowid \
-                     WHERE search_terms MATCH ?1 AND search_terms.rowid < ?2 {of_kind} \
-                     ORDER BY search_terms.rowid DESC LIMIT ?3"
+                    "SELECT rowid FROM search_terms WHERE search_terms MATCH ?1 AND rowid < ?2 \
+                     AND rowid >= ?3 {of_kind} ORDER BY rowid DESC LIMIT ?4"
                 );
                 let mut statement = connection.prepare_cached(&sql)?;
-                let rows = i64::try_from(limit).unwrap_or(i64::MAX);
-                let found = statement
-                    .query_map(params![asked, before, rows], entry)?
-                    .collect::<rusqlite::Result<Vec<_>>>()?;
-                let next = found.last().filter(|_| found.len() == limit);
-                let next = next.map(|(id, _)| id.to_be_bytes().to_vec());
-                let entries = found.into_iter().filter_map(|(_, entry)| entry).collect();
-                Ok(Candidates { entries, next })
+                let found =
+                    statement.query_map(params![asked, before, from, limit], |row| row.get(0))?;
+                Ok(found.collect::<rusqlite::Result<Vec<i64>>>()?)
             })
             .await
     }

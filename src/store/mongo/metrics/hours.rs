@@ -198,7 +198,8 @@ async fn compute(
         limit: hours.len() * (NAMES + 1),
         examine: usize::MAX,
     };
-    let points = &ready.metrics.committed_points;
+    // As the primary has them, as it has the number: a failover that takes back the one takes back the other.
+    let points = &ready.metrics.points;
     let told = stretch_of(inner, points, &query, (from, until), query.limit).await?;
     let cut = told.len() == query.limit;
     let mut by_hour: HashMap<i64, Vec<Document>> = HashMap::new();

@@ -13,7 +13,7 @@ use bson::raw::RawBsonRef;
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, RawDocumentBuf, doc};
 use mongodb::Collection;
-use mongodb::options::{CollectionOptions, Hint, ReadConcern, WriteConcern};
+use mongodb::options::{CollectionOptions, Hint, ReadConcern, ReadPreference, WriteConcern};
 
 use super::{Inner, MongoStore, Ready, documents, failure, no_payloads, schema};
 use crate::domain::rollup::{
@@ -55,12 +55,15 @@ impl Ready {
     fn rollup_collection<T: Send + Sync>(&self, name: &str) -> Collection<T> {
         let mut options = CollectionOptions::default();
         options.read_concern = Some(ReadConcern::local());
+        // Whatever the URI says: what is added next is computed from what was read.
+        options.selection_criteria = Some(ReadPreference::Primary.into());
         self.database.collection_with_options(name, options)
     }
 
     fn leases(&self) -> Collection<Document> {
         let mut options = CollectionOptions::default();
         options.write_concern = Some(WriteConcern::majority());
+        options.selection_criteria = Some(ReadPreference::Primary.into());
         self.database.collection_with_options(schema::META, options)
     }
 }
