@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bson::oid::ObjectId;
@@ -121,6 +121,10 @@ struct TokenField<'a> {
 
 type Stream = ChangeStream<RawDocumentBuf>;
 
+/// How often a stream that was refused at once is opened again.
+const OPENED_AGAIN: usize = 2;
+const PROMPT: Duration = Duration::from_secs(1);
+
 async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Result<Stream> {
     let token = match after {
         None => None,
@@ -158,7 +162,17 @@ impl ChangeLog for Log {
         if !ready.replica_set {
             return Err(Error::NoLog);
         }
-        let stream = open_stream(&self.inner, &ready, after).await?;
+        let begun = Instant::now();
+        let mut stream = open_stream(&self.inner, &ready, after).await;
+        // The driver does not ask again for a stream whose session ended under it, as that of a transaction that was
+        // given up for dead does.
+        for _ in 0..OPENED_AGAIN {
+            if !matches!(stream, Err(Error::Unavailable(_))) || begun.elapsed() > PROMPT {
+                break;
+            }
+            stream = open_stream(&self.inner, &ready, after).await;
+        }
+        let stream = stream?;
         let cursor = stream.resume_token().as_ref().and_then(cursor_of_token);
         let Some(cursor) = cursor.or_else(|| after.cloned()) else {
             return Err(Error::failed("the change stream names no position"));

@@ -6,9 +6,9 @@ use mongodb::error::{Error as DriverError, ErrorKind, RETRYABLE_WRITE_ERROR, Wri
 use crate::store::Error;
 
 /// Codes of a server that cannot answer just now: stepping down, starting, shutting down, out of time.
-const PASSING: [i32; 21] = [
-    6, 7, 43, 50, 64, 79, 89, 91, 112, 134, 175, 189, 225, 262, 9001, 10107, 11600, 11601, 11602,
-    13435, 13436,
+const PASSING: [i32; 22] = [
+    6, 7, 43, 50, 64, 79, 89, 91, 112, 134, 175, 189, 225, 237, 262, 9001, 10107, 11600, 11601,
+    11602, 13435, 13436,
 ];
 /// A key that a unique index holds already.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
