@@ -206,6 +206,13 @@ impl Writer {
             self.out.push_str(NUMBER);
             return;
         }
+        if let Some(units) = units_of(word) {
+            for unit in units {
+                self.out.push_str(NUMBER);
+                self.out.push_str(unit);
+            }
+            return;
+        }
         let mut rest = word;
         while let Some(first) = rest.chars().next() {
             if begins_with_uuid(rest) {
@@ -314,10 +321,19 @@ fn is_time(word: &str) -> bool {
     (date || clock) && digits >= 3 && rest_is_of_a_time
 }
 
-/// Of the internet: four numbers, or groups of hexadecimal digits; perhaps with a port.
+/// Of the internet: four numbers, or groups of hexadecimal digits; perhaps with a port. Or of a network card.
 fn is_internet_address(word: &str) -> bool {
     let word = word.split_once('/').map_or(word, |(address, _)| address);
     if word.parse::<std::net::SocketAddr>().is_ok() || word.parse::<std::net::IpAddr>().is_ok() {
+        return true;
+    }
+    let of_a_card = |separator| {
+        let groups = || word.split(separator);
+        groups().count() == 6
+            && groups()
+                .all(|group| group.len() == 2 && group.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    if of_a_card(':') || of_a_card('-') {
         return true;
     }
     word.rsplit_once(':').is_some_and(|(host, port)| {
@@ -334,6 +350,32 @@ fn is_number(word: &str) -> bool {
             .chars()
             .all(|c| c.is_numeric() || matches!(c, '.' | ',' | ':' | '-' | '+' | 'e' | 'E' | '_'))
         && word.ends_with(char::is_numeric)
+}
+
+/// Units that are written right behind a number.
+const UNITS: [&str; 50] = [
+    "ns", "us", "µs", "μs", "ms", "s", "sec", "secs", "m", "min", "mins", "h", "hr", "hrs", "d",
+    "w", "b", "B", "k", "K", "M", "G", "T", "kb", "kB", "KB", "mb", "MB", "gb", "GB", "tb", "TB",
+    "Ki", "Mi", "Gi", "Ti", "KiB", "MiB", "GiB", "TiB", "x", "px", "pt", "Hz", "kHz", "MHz", "GHz",
+    "W", "V", "C",
+];
+
+/// The units of 500ms, 1.5s, 1m30s.
+fn units_of(word: &str) -> Option<Vec<&str>> {
+    let mut units = Vec::new();
+    let mut rest = word.trim_start_matches(['-', '+', '~']);
+    while !rest.is_empty() {
+        let number =
+            rest.trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | ','));
+        if number.len() == rest.len() || !rest.starts_with(|c: char| c.is_ascii_digit()) {
+            return None;
+        }
+        let end = number.find(|c: char| c.is_ascii_digit()).unwrap_or(number.len());
+        let (unit, after) = number.split_at(end);
+        units.push(*UNITS.iter().find(|known| **known == unit)?);
+        rest = after;
+    }
+    (!units.is_empty()).then_some(units)
 }
 
 fn begins_with_uuid(word: &str) -> bool {
@@ -382,13 +424,65 @@ fn is_identity(part: &str) -> bool {
     digits >= 2 && (changes >= 3 || longest <= 3)
 }
 
+/// The long ones first: the short ones begin them.
+const MONTHS: [&str; 23] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Oct",
+    "Nov",
+    "Dec",
+];
+
+/// With `new` for `old` wherever that begins a word.
+fn replaced_at_words(text: &str, old: &str, new: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(old) {
+        let before = rest[..at].chars().next_back().or(out.chars().next_back());
+        let begins = before.is_none_or(|c| !c.is_alphanumeric());
+        out.push_str(&rest[..at]);
+        out.push_str(if begins { new } else { old });
+        rest = &rest[at + old.len()..];
+    }
+    out.push_str(rest);
+    out
+}
+
 /// Joins placeholders that belong together, so that ids of several parts and lists of any length are alike.
 fn settle(text: &str) -> String {
     let mut text = text.trim().to_owned();
-    let months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec";
-    for month in months.split(' ') {
-        text = text.replace(&format!("{NUMBER} {month} {NUMBER}"), TIME);
-        text = text.replace(&format!("{month} {NUMBER} "), &format!("{TIME} "));
+    for month in MONTHS {
+        if !text.contains(month) {
+            continue;
+        }
+        for date in [
+            format!("{NUMBER} {month} {NUMBER}"),
+            format!("{NUMBER}/{month}/{NUMBER}"),
+            format!("{NUMBER}-{month}-{NUMBER}"),
+        ] {
+            text = text.replace(&date, TIME);
+        }
+        for date in [format!("{month} {NUMBER}, {NUMBER}"), format!("{month} {NUMBER}")] {
+            text = replaced_at_words(&text, &date, TIME);
+        }
     }
     for day in ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"] {
         text = text.replace(&format!("{day}, {TIME}"), TIME);
@@ -447,6 +541,13 @@ mod tests {
             "timeout after 0.5 s",
         ],
         &["exit code: -11", "exit code: 137"],
+        &["gave up after 500ms", "gave up after 5000ms", "gave up after 1.5ms"],
+        &["needs 64MiB of memory", "needs 4096MiB of memory"],
+        &["waited 1m30s for a turn", "waited 10m5s for a turn"],
+        &["expired Dec 1, 2026", "expired Jan 25, 2027", "expired November 25, 2025"],
+        &["silent since Dec 1", "silent since May 31"],
+        &["log begins 25/Nov/2026:10:00:00", "log begins 01/Dec/2025:23:59:59"],
+        &["no lease for 00:1a:2b:3c:4d:5e", "no lease for ff:ee:dd:cc:bb:aa"],
         &[
             "no execution 5f2b7c1e-8a3d-4f60-9c1b-2d3e4f506172 is stored",
             "no execution 00000000-0000-4000-8000-000000000000 is stored",
