@@ -17,7 +17,7 @@
 //! was inserted is removed here, or the removal sees the points.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::oid::ObjectId;
 use bson::{DateTime, Document, RawDocumentBuf, doc};
@@ -36,6 +36,8 @@ use crate::store::{Error, Result};
 const REQUEST_KNOWN_MS: i64 = 24 * 3600 * 1000;
 /// What an attempt may take beyond the time of one call.
 const ATTEMPT_SLACK: Duration = Duration::from_secs(5);
+/// How long it may take to say that points are about to come.
+const MARKED_WITHIN: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 4;
 
 /// One request on its way.
@@ -50,6 +52,8 @@ struct Attempt {
     /// Whether an earlier attempt may have stored a part.
     again: bool,
     owner: ObjectId,
+    /// When another server may take the request over: nothing of this attempt may come later.
+    deadline: Option<Instant>,
     /// The points to insert, and their ids.
     arriving: Vec<Arrived>,
 }
@@ -174,6 +178,7 @@ async fn begin(
         came,
         again: false,
         owner: inner.ids.take(came, 1),
+        deadline: None,
         arriving: Vec::with_capacity(points.len()),
         request,
     };
@@ -208,7 +213,11 @@ impl Attempt {
     ) -> Result<Option<MetricCounts>> {
         let requests = &ready.metrics.requests;
         let now = self.request.now;
-        let until = DateTime::from_millis(now.saturating_add(attempt_ms(inner)));
+        // From now on, and not from when it came: it may have waited for its turn.
+        self.deadline = Some(Instant::now() + attempt_time(inner));
+        let length = i64::try_from(attempt_time(inner).as_millis()).unwrap_or(i64::MAX / 4);
+        let until = inner.clock.now().millis().saturating_add(length);
+        let until = DateTime::from_millis(until);
         let fresh = rawdoc_of(doc! {
             "_id": self.key(id),
             "execution_id": &self.request.execution_id,
@@ -358,8 +367,8 @@ impl Attempt {
     }
 }
 
-fn attempt_ms(inner: &Inner) -> i64 {
-    i64::try_from((inner.patience * 2 + ATTEMPT_SLACK).as_millis()).unwrap_or(i64::MAX / 4)
+fn attempt_time(inner: &Inner) -> Duration {
+    inner.patience * 2 + ATTEMPT_SLACK
 }
 
 fn rawdoc_of(document: Document) -> Result<RawDocumentBuf> {
@@ -371,7 +380,14 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
     let mut failed = HashMap::new();
     let mut documents = Vec::new();
     let mut places = Vec::new();
+    let latest = Instant::now() + inner.patience * 2 + MARKED_WITHIN;
     for attempt in attempts {
+        // A repetition that took the request over would store the same again.
+        if attempt.deadline.is_some_and(|deadline| latest > deadline) {
+            let late = Error::unavailable("the request waited too long for its turn");
+            failed.insert(attempt.place, late);
+            continue;
+        }
         for arriving in &attempt.arriving {
             let id = ObjectId::from_bytes(arriving.id.0);
             match write_point(id, &attempt.request.execution_id, &arriving.point) {
@@ -399,7 +415,8 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
             return failed;
         }
     };
-    if let Err(error) = marks.set(ready).await {
+    let marked = tokio::time::timeout(MARKED_WITHIN, marks.set(ready)).await;
+    if let Err(error) = marked.unwrap_or_else(|_| Err(failure::timeout())) {
         failed.extend(places.into_iter().map(|place| (place, again(&error))));
         return failed;
     }
