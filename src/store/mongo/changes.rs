@@ -122,7 +122,7 @@ struct TokenField<'a> {
 type Stream = ChangeStream<RawDocumentBuf>;
 
 /// How often a stream that was refused at once is opened again.
-const OPENED_AGAIN: usize = 2;
+const OPENED_AGAIN: usize = 4;
 const PROMPT: Duration = Duration::from_secs(1);
 
 async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Result<Stream> {
@@ -155,6 +155,31 @@ async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Re
     }
 }
 
+impl Log {
+    async fn open_once(
+        &self,
+        ready: &Arc<Ready>,
+        after: Option<&Cursor>,
+    ) -> Result<Box<dyn ChangeReader>> {
+        let stream = open_stream(&self.inner, ready, after).await?;
+        let cursor = stream.resume_token().as_ref().and_then(cursor_of_token);
+        let Some(cursor) = cursor.or_else(|| after.cloned()) else {
+            // That of a database of which nothing is there yet does not.
+            self.write_nudge(ready, WriteConcern::majority()).await?;
+            return Err(Error::failed("the change stream names no position"));
+        };
+        if after.is_none() {
+            // The stream begins after what the primary has, of which the last may not be safe from a failover yet,
+            // and so not be read by who reads only that. Once this is, so is what came before.
+            self.write_nudge(ready, WriteConcern::majority()).await?;
+        }
+        let (sender, receiver) = mpsc::channel(READ_AHEAD);
+        let inner = Arc::clone(&self.inner);
+        let task = tokio::spawn(drive(inner, Arc::clone(ready), stream, cursor.clone(), sender));
+        Ok(Box::new(Reader { receiver, cursor, failed: None, task }))
+    }
+}
+
 #[async_trait]
 impl ChangeLog for Log {
     async fn open(&self, after: Option<&Cursor>) -> Result<Box<dyn ChangeReader>> {
@@ -163,29 +188,22 @@ impl ChangeLog for Log {
             return Err(Error::NoLog);
         }
         let begun = Instant::now();
-        let mut stream = open_stream(&self.inner, &ready, after).await;
-        // The driver does not ask again for a stream whose session ended under it, as that of a transaction that was
-        // given up for dead does.
-        for _ in 0..OPENED_AGAIN {
-            if !matches!(stream, Err(Error::Unavailable(_))) || begun.elapsed() > PROMPT {
-                break;
+        let mut left = OPENED_AGAIN;
+        loop {
+            match self.open_once(&ready, after).await {
+                Ok(reader) => return Ok(reader),
+                Err(error @ (Error::CursorExpired | Error::BadCursor | Error::NoLog)) => {
+                    return Err(error);
+                }
+                Err(error) if left == 0 || begun.elapsed() > PROMPT => return Err(error),
+                // The driver does not ask again for a stream whose session ended under it, as that of a transaction
+                // that was given up for dead does.
+                Err(error) => {
+                    tracing::debug!(%error, "the log is opened once more");
+                    left -= 1;
+                }
             }
-            stream = open_stream(&self.inner, &ready, after).await;
         }
-        let stream = stream?;
-        let cursor = stream.resume_token().as_ref().and_then(cursor_of_token);
-        let Some(cursor) = cursor.or_else(|| after.cloned()) else {
-            return Err(Error::failed("the change stream names no position"));
-        };
-        if after.is_none() {
-            // The stream begins after what the primary has, of which the last may not be safe from a failover yet,
-            // and so not be read by who reads only that. Once this is, so is what came before.
-            self.write_nudge(&ready, WriteConcern::majority()).await?;
-        }
-        let (sender, receiver) = mpsc::channel(READ_AHEAD);
-        let inner = Arc::clone(&self.inner);
-        let task = tokio::spawn(drive(inner, ready, stream, cursor.clone(), sender));
-        Ok(Box::new(Reader { receiver, cursor, failed: None, task }))
     }
 
     async fn position(&self) -> Result<u64> {
