@@ -179,6 +179,70 @@ fn an_upload_goes_on_after_the_restart_of_its_server() {
     });
 }
 
+/// Uploads of the same id and bytes through two servers at once, from the start or from where the other one is,
+/// each until it is acknowledged.
+#[test]
+fn two_servers_may_be_at_one_upload() {
+    const ROUNDS: usize = 40;
+    run(async {
+        let backend = Backend::fresh(Kind::Mongodb);
+        let servers = [backend.serve().await, backend.serve().await];
+        servers[0].create("e").await;
+        let mut all = Vec::new();
+        for round in 0..ROUNDS {
+            let length = [1, MIB, 3 * MIB + 17, 9 * MIB][round % 4];
+            let bytes = noise(length, round as u64);
+            let racing = servers.iter().enumerate().map(|(number, server)| {
+                let mut description = describe("e", &format!("{round}"));
+                description.upload_id = Some(format!("upload-{round}"));
+                let (client, bytes) = (Client::clone(server), bytes.clone());
+                tokio::spawn(async move {
+                    // One of them may come when the other is at any point.
+                    for _ in 0..(round / 4) * number * 2 {
+                        let _ = client.try_received(&format!("upload-{round}")).await;
+                    }
+                    for tried in 0.. {
+                        let offset = usize::try_from(description.offset).expect("not negative");
+                        match client.try_upload(description.clone(), &bytes.slice(offset..)).await {
+                            Ok(artifact) => return artifact,
+                            Err(status) => assert!(tried < 400, "{round} fails: {status:?}"),
+                        }
+                        let received = client.try_received(&format!("upload-{round}")).await;
+                        // Who gives way more and more lets the other one end.
+                        for _ in 0..tried * number {
+                            continue_later().await;
+                        }
+                        description.offset = match tried % 2 == number {
+                            true => received.unwrap_or_default(),
+                            false => 0,
+                        };
+                    }
+                    unreachable!("an attempt is the last one")
+                })
+            });
+            for stored in futures::future::join_all(racing).await {
+                all.push((stored.expect("nobody fails"), bytes.clone()));
+            }
+        }
+        let records = servers[0].artifacts_of("e").await;
+        assert_eq!(records.len(), ROUNDS, "the same is stored once");
+        for (artifact, bytes) in &all {
+            assert!(ok(servers[1].try_download(&artifact.artifact_id).await) == *bytes);
+        }
+        for server in servers {
+            server.shutdown().await;
+        }
+        let server = backend
+            .serve_with(|config| config.artifacts.upload_expiry = Duration::from_millis(10))
+            .await;
+        backend.blobs_become(&records.iter().collect::<Vec<_>>()).await;
+        for (artifact, bytes) in &all {
+            assert!(ok(server.try_download(&artifact.artifact_id).await) == *bytes);
+        }
+        backend.remove().await;
+    });
+}
+
 // --- real records ---
 
 /// Where real run records are, if they are here.

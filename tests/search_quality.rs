@@ -11,75 +11,32 @@ use stepwell::domain::search::{terms, text};
 
 const REAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
 
-/// Queries, and what must stand in a text, in any case: all of the needles, each in one of its spellings.
-const ASKED: &[(&str, &[&[&str]])] = &[
-    ("PhotometricInterpretation", &[&["PhotometricInterpretation", "photometric_interpretation"]]),
-    ("photometric interpretation", &[&["PhotometricInterpretation", "photometric_interpretation"]]),
-    ("get_pixeldata", &[&["get_pixeldata"]]),
-    ("getPixeldata", &[&["get_pixeldata"]]),
-    ("field instance resolution error", &[&["FieldInstanceResolutionError"]]),
-    ("field_instance_resolution_error", &[&["FieldInstanceResolutionError"]]),
-    ("baseUnit", &[&["base_unit"]]),
-    ("total_seconds", &[&["total_seconds"]]),
-    ("totalseconds", &[&["total_seconds"]]),
-    ("pixel_data_handlers", &[&["pixel_data_handlers"]]),
-    ("pixel-data-handlers", &[&["pixel_data_handlers"]]),
-    ("TimeDelta", &[&["TimeDelta", "time delta", "time_delta"]]),
-    ("attribute_error", &[&["AttributeError"]]),
-    ("syntax error", &[&["SyntaxError", "syntax error"]]),
-    ("basic_ostream", &[&["basic_ostream"]]),
-    ("scriptExpression", &[&["scriptExpression"]]),
-    ("script_expression", &[&["scriptExpression"]]),
-    ("gift_card_6847880", &[&["gift_card_6847880"]]),
-    ("omar_davis_3817", &[&["omar_davis_3817"]]),
-    ("hat229", &[&["HAT229"]]),
-    ("bookReservation", &[&["book_reservation"]]),
-    ("\"not enough seats\"", &[&["not enough seats"]]),
-    ("\"gift card balance is not enough\"", &[&["gift card balance is not enough"]]),
-    ("\"New York\"", &[&["New York"]]),
-    ("milliseconds", &[&["milliseconds"]]),
-    ("precision", &[&["precision"]]),
-    ("refund", &[&["refund"]]),
-    ("payment amount 255", &[&["payment"], &["amount"], &["255"]]),
-    ("\"Local Activity task failed\"", &[&["Local Activity task failed"]]),
-    ("basicEconomy", &[&["basic_economy", "basic economy"]]),
-    ("reservation_id", &[&["reservation_id", "reservation id"]]),
-];
+/// What is asked, and what must be found. `real_runs`: what must stand in a text, in any case: all of the needles,
+/// each in one of its spellings. `other_languages`: which of `texts` a query must find.
+const QUERIES: &str = include_str!("search_queries.json");
 
-/// Texts of other languages, and which of them a query must find.
-const TEXTS: &[&str] = &[
-    "无法连接数据库服务器，请稍后重试",
-    "文件不存在或没有读取权限",
-    "データベースに接続できません。タイムアウトしました",
-    "ファイルが見つかりませんでした",
-    "데이터베이스 연결에 실패했습니다",
-    "ไม่สามารถเชื่อมต่อฐานข้อมูลได้",
-    "تعذر الاتصال بقاعدة البيانات بعد ثلاث محاولات",
-    "Подключение к базе данных закрыто сервером",
-    "Verbindung nach Zürich über die Außenstelle unterbrochen",
-    "La requête a échoué : clé étrangère manquante",
-    "Không thể kết nối đến máy chủ",
-    "Η σύνδεση απέτυχε: ΣΦΆΛΜΑ διακομιστή",
-    "अमान्य उपयोगकर्ता नाम",
-    "החיבור לשרת נכשל",
-];
-const ASKED_ELSEWHERE: &[(&str, &[usize])] = &[
-    ("数据库", &[0]),
-    ("读取权限", &[1]),
-    ("重试 连接", &[0]),
-    ("データベース", &[2]),
-    ("ﾌｧｲﾙ", &[3]),
-    ("데이터베이스", &[4]),
-    ("ฐานข้อมูล", &[5]),
-    ("الاتصال", &[6]),
-    ("подключение", &[7]),
-    ("zurich aussenstelle", &[8]),
-    ("cle etrangere", &[9]),
-    ("ket noi", &[10]),
-    ("σφαλμα", &[11]),
-    ("उपयोगकर्ता", &[12]),
-    ("נכשל", &[13]),
-];
+#[derive(serde::Deserialize)]
+struct Queries {
+    real_runs: Vec<OfRealRuns>,
+    texts: Vec<String>,
+    other_languages: Vec<OfTexts>,
+}
+
+#[derive(serde::Deserialize)]
+struct OfRealRuns {
+    query: String,
+    stands: Vec<Vec<String>>,
+}
+
+#[derive(serde::Deserialize)]
+struct OfTexts {
+    query: String,
+    texts: Vec<usize>,
+}
+
+fn queries() -> Queries {
+    serde_json::from_str(QUERIES).expect("the queries can be read")
+}
 
 /// What stands in a value: its strings, keys and numbers, a line each.
 fn raw(value: &serde_json::Value, into: &mut String) {
@@ -160,15 +117,16 @@ fn lines(path: &Path) -> Vec<serde_json::Value> {
 #[test]
 fn other_languages_are_found() {
     let mut quality = Quality::default();
-    for (asked, expected) in ASKED_ELSEWHERE {
-        let query = Query::parse(asked).expect("a query");
-        let all = 0..TEXTS.len();
+    let Queries { texts, other_languages, .. } = queries();
+    for OfTexts { query: asked, texts: expected } in other_languages {
+        let query = Query::parse(&asked).expect("a query");
+        let all = 0..texts.len();
         let found: Vec<usize> =
-            all.filter(|i| finds(&query, TEXTS[*i], &terms(TEXTS[*i]).0)).collect();
-        if found != *expected {
+            all.filter(|i| finds(&query, &texts[*i], &terms(&texts[*i]).0)).collect();
+        if found != expected {
             println!("{asked}: {found:?} instead of {expected:?}");
         }
-        quality.add(expected, &found);
+        quality.add(&expected, &found);
     }
     quality.check("other languages");
 }
@@ -196,8 +154,8 @@ fn records_of_real_runs_are_found() {
         }
     }
     let mut quality = Quality::default();
-    for (asked, needles) in ASKED {
-        let query = Query::parse(asked).expect("a query");
+    for OfRealRuns { query: asked, stands: needles } in queries().real_runs {
+        let query = Query::parse(&asked).expect("a query");
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         for (number, (look, text, terms)) in texts.iter().enumerate() {
             if needles.iter().all(|one| one.iter().any(|needle| stands(look, needle))) {

@@ -295,7 +295,7 @@ impl Artifacts {
         if !self.store.replace_upload(upload.turn, &claimed).await? {
             return Ok(());
         }
-        if !upload.finished && !self.store.knows_artifact(&upload.artifact_id).await? {
+        if !self.store.knows_artifact(&upload.artifact_id).await? {
             self.drop_bytes(&claimed).await?;
         }
         self.store.remove_upload(&claimed.upload_id, claimed.turn).await?;

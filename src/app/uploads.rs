@@ -26,7 +26,7 @@ use crate::store::artifacts::{Created, Upload};
 /// After so many bytes, or so much time, an upload that can be gone on with is made safe as far as it has come.
 const SAVED_BYTES: u64 = 8 * 1024 * 1024;
 const SAVED_AFTER: Duration = Duration::from_secs(2);
-/// How often one that cannot is marked as still going on.
+/// How often one that cannot is marked as still going on; more often where uploads expire sooner.
 const TOUCHED_AFTER: Duration = Duration::from_secs(60);
 
 /// The uploads with an id of their client that go on in this server just now. A new connection for the same id
@@ -221,9 +221,7 @@ impl Artifacts {
             let taken = Upload { turn: stored.turn + 1, updated_at: self.now(), ..stored.clone() };
             self.replace(stored.turn, &taken).await?;
             if offset == 0 {
-                if !taken.finished && !self.store.knows_artifact(&taken.artifact_id).await? {
-                    self.drop_bytes(&taken).await?;
-                }
+                self.abandon(&taken).await?;
                 let again = Upload { turn: taken.turn + 1, ..new() };
                 self.replace(taken.turn, &again).await?;
                 again
@@ -272,6 +270,20 @@ impl Artifacts {
             }
         }
         Ok(Begun::Going(run))
+    }
+
+    /// Leaves the bytes of an upload whose client begins anew. The connection before may be at them yet, through
+    /// another server: what it still writes, and what it has finished but never gets to name in a record, is
+    /// the sweep's.
+    async fn abandon(&self, taken: &Upload) -> Result<()> {
+        let upload_id = format!("abandoned:{}", taken.artifact_id);
+        self.store.begin_upload(&Upload { upload_id, turn: 1, ..taken.clone() }).await?;
+        // Once these are finished they may be those of a record at any moment; before that, with the turn taken,
+        // they never will.
+        if !taken.finished {
+            self.drop_bytes(taken).await?;
+        }
+        Ok(())
     }
 
     async fn replace(&self, turn: i64, upload: &Upload) -> Result<()> {
@@ -337,7 +349,7 @@ impl Artifacts {
             let since = run.saved_at.elapsed();
             let due = match run.resumable {
                 true => run.written - run.saved >= SAVED_BYTES || since >= SAVED_AFTER,
-                false => since >= TOUCHED_AFTER,
+                false => since >= TOUCHED_AFTER.min(self.upload_expiry / 4),
             };
             if due {
                 self.save(run).await?;
@@ -377,7 +389,9 @@ impl Artifacts {
 
     async fn complete(&self, run: &mut Run, description: &Description) -> Result<String> {
         // Whatever is safe so far can be gone on with should the rest fail.
-        self.save(run).await?;
+        if run.resumable && run.saved < run.written {
+            self.save(run).await?;
+        }
         if !run.unit.is_empty() {
             let last = run.unit.end().await?;
             run.write(last).await?;
@@ -400,7 +414,7 @@ impl Artifacts {
         description: &Description,
         sha256: String,
     ) -> Result<Artifact> {
-        let Run { upload, writer, written, resumable, .. } = run;
+        let Run { mut upload, writer, written, resumable, .. } = run;
         // From here on an error that leaves the outcome open leaves everything as it is: the client finds the
         // record, goes on, or the sweep decides.
         match writer.finish().await {
@@ -411,6 +425,25 @@ impl Artifacts {
                 return Err(Refusal::UploadNotFound { upload_id: upload.upload_id }.into());
             }
             Err(error) => return Err(error.into()),
+        }
+        // The turn is looked at once more, and taken from everyone else: nobody goes on with these bytes, or
+        // removes them, while the record that names them is being stored.
+        let turn = upload.turn;
+        upload = Upload {
+            turn: turn + 1,
+            received_bytes: written,
+            hash_state: Vec::new(),
+            storage_state: Vec::new(),
+            finished: true,
+            updated_at: self.now(),
+            ..upload
+        };
+        if !self.store.replace_upload(turn, &upload).await? {
+            if !resumable {
+                // The sweep took it for a dead one; whatever came after that is nobody's.
+                self.drop_bytes(&upload).await?;
+            }
+            return Err(Refusal::UploadTaken { upload_id: upload.upload_id }.into());
         }
         let digest = description.artifact_digest(&sha256);
         let record = Artifact {
@@ -439,7 +472,7 @@ impl Artifacts {
             }
             Err(error) => return Err(error.into()),
         };
-        let forgotten = self.forget(upload, &stored, written, resumable).await;
+        let forgotten = self.forget(upload, &stored, resumable).await;
         if let Err(error) = forgotten {
             // The record is stored; what is left of the upload is the sweep's.
             tracing::debug!(error = &error as &dyn std::error::Error, "cannot end an upload yet");
@@ -447,13 +480,7 @@ impl Artifacts {
         Ok(stored)
     }
 
-    async fn forget(
-        &self,
-        upload: Upload,
-        stored: &Artifact,
-        written: u64,
-        resumable: bool,
-    ) -> Result<()> {
+    async fn forget(&self, upload: Upload, stored: &Artifact, resumable: bool) -> Result<()> {
         if stored.storage_path.as_deref() != Some(&upload.storage_path) {
             // The same bytes were stored before.
             self.drop_bytes(&upload).await?;
@@ -462,16 +489,11 @@ impl Artifacts {
             self.store.remove_upload(&upload.upload_id, upload.turn).await?;
             return Ok(());
         }
-        let finished = Upload {
-            artifact_id: stored.artifact_id.clone(),
-            received_bytes: written,
-            hash_state: Vec::new(),
-            storage_state: Vec::new(),
-            finished: true,
-            updated_at: self.now(),
-            ..upload
-        };
-        self.replace(finished.turn, &finished).await
+        if stored.artifact_id == upload.artifact_id {
+            return Ok(());
+        }
+        let found = Upload { artifact_id: stored.artifact_id.clone(), ..upload };
+        self.replace(found.turn, &found).await
     }
 
     /// Keeps what can be gone on with, and removes everything else.
@@ -486,7 +508,7 @@ impl Artifacts {
         if let Err(error) = done {
             tracing::debug!(error = &error as &dyn std::error::Error, "an upload broke off");
         }
-        if taken || (run.resumable && may_go_on) {
+        if run.resumable && (taken || may_go_on) {
             return;
         }
         let Run { upload, writer, .. } = run;

@@ -4,11 +4,13 @@
 
 mod artifacts;
 mod connect;
+mod dice;
 mod lists;
 mod machine;
 mod measure;
 mod metrics;
 mod report;
+mod search;
 mod track;
 mod watch;
 
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use clap::{Subcommand, ValueEnum};
 
 /// Measures a running server: how fast it takes changes and files, how fast watchers see them, and
-/// how fast it answers lists.
+/// how fast it answers lists and searches.
 ///
 /// The load generator runs in this process. When server, database and load generator share a machine they
 /// share its cores too: compare ratios measured in one run, not figures of different machines. Any error during a
@@ -57,6 +59,7 @@ enum Workload {
     Lists(lists::Args),
     Metrics(metrics::Args),
     Artifacts(artifacts::Args),
+    Search(search::Args),
 }
 
 /// Runs a workload and prints what it measured. The code is 1 if anything went wrong on the way.
@@ -70,6 +73,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Workload::Lists(lists) => lists::run(&server, &lists).await?,
         Workload::Metrics(metrics) => metrics::run(&server, &metrics).await?,
         Workload::Artifacts(artifacts) => artifacts::run(&server, &artifacts).await?,
+        Workload::Search(search) => search::run(&server, &search).await?,
     };
     report.print(&header, args.output)?;
     Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })

@@ -66,10 +66,16 @@ fn failure(error: object_store::Error) -> Error {
     }
 }
 
-/// The failure of a part. An upload that the service began and now refuses is one that it has forgotten: nothing
-/// of it can be gone on with.
-fn forgotten(error: object_store::Error) -> Error {
+/// The failure of a part or of the end of an upload. One that the service began and now refuses is one that it has
+/// forgotten: nothing of it can be gone on with. Some services deny access to what they do not know; where they
+/// answer to the same credentials otherwise, that is what they mean.
+async fn forgotten(store: &AmazonS3, key: &Path, error: object_store::Error) -> Error {
+    let denied = matches!(error, object_store::Error::PermissionDenied { .. });
     match failure(error) {
+        Error::Unavailable(error) if denied => match store.head(key).await.map_err(failure) {
+            Ok(_) | Err(Error::Missing) => Error::Missing,
+            Err(_) => Error::Unavailable(error),
+        },
         Error::Failed(_) => Error::Missing,
         other => other,
     }
@@ -267,7 +273,7 @@ impl Writer for PartWriter {
             let part = store.put_part(&key, &upload, index, PutPayload::from(unit)).await;
             match part {
                 Ok(part) => Ok((index, part.content_id)),
-                Err(error) => Err(forgotten(error)),
+                Err(error) => Err(forgotten(&store, &key, error).await),
             }
         });
         Ok(())
@@ -290,13 +296,11 @@ impl Writer for PartWriter {
         }
         let parts = parts.into_iter().map(|content_id| PartId { content_id }).collect();
         let done = self.store.complete_multipart(&self.key, &self.upload, parts).await;
-        match done.map_err(forgotten) {
-            Ok(_) => Ok(()),
-            // Whoever lost the answer may end it once more.
-            Err(error) => match self.store.head(&self.key).await {
-                Ok(found) if found.size == self.length => Ok(()),
-                _ => Err(error),
-            },
+        let Err(error) = done else { return Ok(()) };
+        // Whoever lost the answer may end it once more.
+        match self.store.head(&self.key).await {
+            Ok(found) if found.size == self.length => Ok(()),
+            _ => Err(forgotten(&self.store, &self.key, error).await),
         }
     }
 }

@@ -53,7 +53,7 @@ pub struct Upload {
     pub artifact_id: String,
     pub storage_type: String,
     pub storage_path: String,
-    /// Counts the connections that went on with it. Only the latest may write.
+    /// Counts the connections that went on with it, and its end. Only the latest may write.
     pub turn: i64,
     /// How many bytes are safe.
     pub received_bytes: u64,
@@ -61,7 +61,8 @@ pub struct Upload {
     pub hash_state: Vec<u8>,
     /// What the storage has to know to go on.
     pub storage_state: Vec<u8>,
-    /// The record is stored; this is kept for a client that lost the answer.
+    /// The bytes are complete, and the record is being stored or was: no other connection may write any more. What
+    /// is left of it is kept for a client that lost the answer.
     pub finished: bool,
     pub updated_at: Millis,
 }

@@ -11,7 +11,7 @@ use crate::support::backend::{Backend, Kind};
 use crate::support::client::{Client, bad_fields, check_refusal, ok, refused};
 use crate::support::server::Server;
 use crate::support::values::{json, meta, millis, plain_meta, text, time, wall_clock_ms};
-use crate::support::{eventually, in_time};
+use crate::support::{PATIENCE, eventually, in_time};
 
 const MIB: usize = 1024 * 1024;
 
@@ -380,7 +380,13 @@ pub async fn another_artifact_never_takes_an_upload_over(b: Backend) {
 }
 
 pub async fn a_graceful_shutdown_ends_a_download(b: Backend) {
-    let s = server(&b).await;
+    // On a busy machine what is under way takes its time.
+    let ends_late = |config: &mut stepwell::config::Config| {
+        config.shutdown.deadline = PATIENCE;
+        config.shutdown.streams = PATIENCE;
+    };
+    let s = b.serve_with(ends_late).await;
+    s.create("e").await;
     let bytes = noise(32 * MIB, 1);
     let stored = s.upload(describe("e", "x"), &bytes).await;
     let answer = s.artifacts().download_artifact(download(&stored.artifact_id)).await;

@@ -188,7 +188,7 @@ def shared_mongodb():
 @functools.cache
 def stubs():
     """The modules generated from `proto/`, by the names `execution`, `step`, `artifact`, `metric`,
-    `configuration`, `ingest`, `analytics`, `admin`, `common`."""
+    `configuration`, `ingest`, `analytics`, `search`, `admin`, `common`."""
     from grpc_tools import protoc
 
     out = tempfile.mkdtemp(prefix="stepwell-stubs-")
@@ -205,7 +205,9 @@ def stubs():
     class Stubs:
         common = importlib.import_module("stepwell.v1.common_pb2")
 
-    for name in ("execution", "step", "artifact", "metric", "configuration", "ingest", "analytics", "admin"):
+    for name in (
+        "execution", "step", "artifact", "metric", "configuration", "ingest", "analytics", "search", "admin",
+    ):
         setattr(Stubs, name, importlib.import_module(f"stepwell.v1.{name}_service_pb2"))
         setattr(Stubs, f"{name}_grpc", importlib.import_module(f"stepwell.v1.{name}_service_pb2_grpc"))
     return Stubs

@@ -24,6 +24,10 @@ use crate::store::{
 
 /// Executions in one transaction.
 const EXECUTIONS_AT_ONCE: usize = 500;
+/// Of those, how many at most whose steps have to be looked at: each may have a thousand that failed.
+const WITH_STEPS_AT_ONCE: usize = 50;
+/// Failures in one transaction, unless one execution has more.
+const FAILURES_AT_ONCE: usize = 5_000;
 /// Records loaded at a time.
 const LOADED_AT_ONCE: usize = 500;
 /// Executions read at a time when everything is counted anew: the more, the more of them share a rollup.
@@ -194,14 +198,50 @@ impl Keeper {
         cursor: Option<Cursor>,
         exact_since: Option<Millis>,
     ) -> Result<()> {
-        let mut deltas = Deltas::default();
-        for recount in &recounts {
-            deltas.replace(recount.before.as_ref(), recount.after.as_ref());
+        let mut batches = in_batches(recounts).into_iter().peekable();
+        while let Some(recounts) = batches.next() {
+            let mut deltas = Deltas::default();
+            for recount in &recounts {
+                deltas.replace(recount.before.as_ref(), recount.after.as_ref());
+            }
+            deltas.settle();
+            let mut batch = RollupBatch { recounts, deltas, ..RollupBatch::default() };
+            // Only with the last of them everything is taken in.
+            if batches.peek().is_none() {
+                batch.cursor = cursor.clone();
+                batch.exact_since = exact_since;
+            }
+            self.commit(batch).await?;
         }
-        deltas.settle();
-        self.commit(RollupBatch { recounts, deltas, cursor, exact_since, ..RollupBatch::default() })
-            .await
+        Ok(())
     }
+}
+
+/// What goes with one transaction each; at least one batch, which may be empty.
+fn in_batches(recounts: Vec<Recount>) -> Vec<Vec<Recount>> {
+    let failures = |counted: &Option<Counted>| counted.as_ref().map_or(0, |c| c.failures.len());
+    let mut batches = vec![Vec::new()];
+    let mut weight = 0;
+    for recount in recounts {
+        let more = failures(&recount.before).max(failures(&recount.after));
+        if weight > 0 && weight + more > FAILURES_AT_ONCE {
+            batches.push(Vec::new());
+            weight = 0;
+        }
+        weight += more;
+        if let Some(last) = batches.last_mut() {
+            last.push(recount);
+        }
+    }
+    batches
+}
+
+/// What is looked at together.
+fn in_pieces(looks: Vec<(String, Look)>) -> Vec<Vec<(String, Look)>> {
+    let (with_steps, others): (Vec<_>, Vec<_>) =
+        looks.into_iter().partition(|(_, look)| look.steps || look.mended);
+    let pieces = with_steps.chunks(WITH_STEPS_AT_ONCE).chain(others.chunks(EXECUTIONS_AT_ONCE));
+    pieces.map(<[_]>::to_vec).collect()
 }
 
 fn step_failures(counted: Option<&Counted>) -> Vec<Failure> {
@@ -228,12 +268,12 @@ impl Consumer for Keeper {
 
     async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()> {
         let looks: Vec<(String, Look)> = self.looks(changes).await?.into_iter().collect();
-        let mut pieces = looks.chunks(EXECUTIONS_AT_ONCE).peekable();
+        let mut pieces = in_pieces(looks).into_iter().peekable();
         if pieces.peek().is_none() {
             return self.write(Vec::new(), Some(through.clone()), None).await;
         }
         while let Some(piece) = pieces.next() {
-            let recounts = self.recounts(piece).await?;
+            let recounts = self.recounts(&piece).await?;
             let cursor = pieces.peek().is_none().then(|| through.clone());
             self.write(recounts, cursor, None).await?;
         }
@@ -329,16 +369,20 @@ impl Keeper {
     ) -> Result<()> {
         let look = Look { record: true, steps: true, mended: false };
         let looks: Vec<(String, Look)> = ids.into_iter().map(|id| (id, look)).collect();
-        let recounts = self.recounts(&looks).await?;
-        // Failed steps of executions that are counted for the first time come only now.
-        let expected = |recount: &Recount| {
-            recount.before.as_ref().is_some_and(|before| step_failures(Some(before)).is_empty())
-        };
-        let (new, wrong): (Vec<Recount>, Vec<Recount>) = recounts.into_iter().partition(expected);
-        if !new.is_empty() {
-            self.write(new, None, None).await?;
+        for piece in in_pieces(looks) {
+            let recounts = self.recounts(&piece).await?;
+            // Failed steps of executions that are counted for the first time come only now.
+            let expected = |recount: &Recount| {
+                recount.before.as_ref().is_some_and(|before| step_failures(Some(before)).is_empty())
+            };
+            let (new, wrong): (Vec<Recount>, Vec<Recount>) =
+                recounts.into_iter().partition(expected);
+            if !new.is_empty() {
+                self.write(new, None, None).await?;
+            }
+            self.correct(wrong, &HashMap::new(), begun, rebuilt).await?;
         }
-        self.correct(wrong, &HashMap::new(), begun, rebuilt).await
+        Ok(())
     }
 
     async fn count_failed_steps(&self, begun: Millis, rebuilt: &mut Rebuilt) -> Result<()> {
@@ -459,5 +503,49 @@ impl Keeper {
             self.commit(batch).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::rollup::{Group, Outcome};
+
+    fn recount(name: &str, failures: usize) -> Recount {
+        let failure = |step_id| Failure {
+            step_id: Some(step_id),
+            step_name: Some("s".to_owned()),
+            failed_at: None,
+            fingerprint: "f".to_owned(),
+            message: "m".to_owned(),
+        };
+        let counts_as = CountsAs {
+            group: Group::default(),
+            quarter: None,
+            outcome: Outcome::Failed,
+            duration_ms: None,
+        };
+        let failures = (0..failures as i32).map(failure).collect();
+        let after = Some(Counted { counts_as, failures });
+        Recount { execution_id: name.to_owned(), before: None, after }
+    }
+
+    #[test]
+    fn no_transaction_has_too_many_failures() {
+        let sizes = |recounts: Vec<Recount>| -> Vec<usize> {
+            in_batches(recounts).iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(Vec::new()), [0]);
+        assert_eq!(sizes((0..700).map(|_| recount("a", 0)).collect()), [700]);
+        assert_eq!(sizes((0..12).map(|_| recount("a", 999)).collect()), [5, 5, 2]);
+        assert_eq!(sizes(vec![recount("a", 999), recount("b", 0), recount("c", 1)]), [3]);
+    }
+
+    #[test]
+    fn few_executions_have_their_steps_looked_at_together() {
+        let look = |steps, mended| Look { record: true, steps, mended };
+        let looks = (0..1200).map(|n| (n.to_string(), look(n % 20 == 0, n % 20 == 1))).collect();
+        let sizes: Vec<usize> = in_pieces(looks).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [50, 50, 20, 500, 500, 80]);
     }
 }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bson::{Document, RawDocumentBuf, doc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use mongodb::error::ErrorKind;
-use mongodb::options::{Acknowledgment, ClientOptions, WriteConcern};
+use mongodb::options::{ClientOptions, WriteConcern};
 use mongodb::{Client, Collection};
 
 use super::Asked;
@@ -79,7 +79,8 @@ impl Direct {
             .raw
             .insert_many(documents?)
             .ordered(false)
-            .write_concern(WriteConcern::builder().w(Acknowledgment::Nodes(1)).build())
+            // What the server reads, it reads from a majority.
+            .write_concern(WriteConcern::majority())
             .await;
         let Err(error) = inserted else { return Ok(()) };
         if let ErrorKind::InsertMany(refused) = &*error.kind

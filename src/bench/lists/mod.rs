@@ -15,10 +15,11 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 
 use super::connect::Server;
+use super::dice::Dice;
 use super::machine::Process;
 use super::measure::{Measured, Recorder};
 use super::report::{Report, ms, progress, whole};
-use data::{Dice, Runs, SIZES};
+use data::{Runs, SIZES};
 use direct::Direct;
 use questions::{Kind, Question};
 use report::{Outcome, Result, Summary};

@@ -3,7 +3,8 @@
 use bson::{DateTime, Document, doc};
 use serde::Serialize;
 
-use super::data::{self, DAY_MS, Dice, END};
+use super::data::{self, DAY_MS, END};
+use crate::bench::dice::Dice;
 use crate::domain::{ExecutionStatus, Millis};
 use crate::proto;
 use crate::rpc::convert;

@@ -180,6 +180,8 @@ struct Inner {
     /// Writes of configurations come one at a time from this server; they are few, and would only be in each
     /// other's way.
     configurations: tokio::sync::Mutex<()>,
+    /// Hours of metrics whose figures are computed together.
+    hours: metrics::Pace,
 }
 
 /// Executions and steps in MongoDB.
@@ -216,6 +218,7 @@ impl MongoStore {
             deletes: marks::Marks::default(),
             unchecked: parking_lot::Mutex::default(),
             configurations: tokio::sync::Mutex::new(()),
+            hours: metrics::Pace::default(),
         });
         let preparing = tokio::spawn(prepare_until_it_works(Arc::clone(&inner)));
         Ok(Arc::new(MongoStore { inner, preparing }))

@@ -1,19 +1,20 @@
 //! Figures of whole hours, so that millions of points are not read again for every chart.
 //!
 //! A document per execution and hour says how often points were about to be stored in it (`g`, counted up before
-//! they are) and when the last time was. Once nothing has come for a minute, far longer than any attempt may take,
+//! they are) and when the last time was. Once nothing has come for half a minute, longer than any attempt may take,
 //! the figures of the hour are computed in the database and written beside the number they are good for
 //! (`computed`). They are good as long as the two are equal: the next point counts up first. What has no such
 //! document (points of other programs) is read itself, as ever.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::Collection;
 
 use super::number;
-use super::read::stretch_of;
+use super::read::{INTERVALS_TIME, stretch_of};
 use crate::domain::metric::interval_start;
 use crate::domain::{MetricInterval, Millis};
 use crate::store::metrics::{IntervalQuery, Span};
@@ -24,14 +25,17 @@ use crate::store::{Error, Result};
 pub(in crate::store::mongo) const METRIC_HOURS: &str = "stepwell_metric_hours";
 
 pub(super) const HOUR_MS: i64 = 3_600_000;
-/// How long nothing must have come into an hour until its figures are computed.
-const QUIET_MS: i64 = 60_000;
+/// How long nothing must have come into an hour until its figures are computed; longer where an attempt to store
+/// points may take longer.
+const QUIET_MS: i64 = 30_000;
 /// A batch that took longer than this marks its hours once more.
 const LONG: Duration = Duration::from_secs(20);
 /// A request over more hours than this makes no documents for those that have none.
 const HOURS_OF_REQUEST: usize = 64;
-/// Hours of which figures are computed in one query.
+/// Hours of which figures are computed in one query; fewer where that takes too long.
 const HOURS_AT_ONCE: usize = 100;
+/// How long one such query may take.
+const COMPUTED_WITHIN: Duration = Duration::from_secs(10);
 /// Hours whose figures are written with one command, so that it is never too long: a figure has some 100 bytes.
 const WRITTEN_AT_ONCE: usize = 20;
 /// How long one sweep computes figures.
@@ -40,6 +44,35 @@ const SWEEP: Duration = Duration::from_secs(5);
 const NAMES: usize = 1_000;
 /// Gaps between hours with figures that are read one by one. With more of them everything is.
 const GAPS: usize = 32;
+
+/// How many hours were computed in one query without trouble.
+pub(in crate::store::mongo) struct Pace(AtomicUsize);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace(AtomicUsize::new(HOURS_AT_ONCE))
+    }
+}
+
+impl Pace {
+    fn hours(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Fewer hours after a query that was too long, a little more after each that was not.
+    fn learn(&self, hours: usize, succeeded: bool) {
+        let next = match succeeded {
+            true => (self.hours() + hours.div_ceil(4)).min(HOURS_AT_ONCE),
+            false => (hours / 2).max(1),
+        };
+        self.0.store(next, Ordering::Relaxed);
+    }
+}
+
+fn quiet_ms(inner: &Inner) -> i64 {
+    let attempt = i64::try_from(inner.patience.as_millis()).unwrap_or(i64::MAX).saturating_mul(2);
+    attempt.saturating_add(QUIET_MS / 2).max(QUIET_MS)
+}
 
 fn hour_of(at: Millis) -> i64 {
     at.div_euclid(HOUR_MS)
@@ -133,9 +166,11 @@ pub(super) async fn forget(ready: &Ready, execution_ids: &[&str]) -> Result<()> 
     Ok(())
 }
 
-/// Hours whose figures have to be computed: the execution, the hour, and its number.
-async fn dirty(inner: &Inner, ready: &Ready) -> Result<Vec<(String, i64, i64)>> {
-    let before = DateTime::from_millis(inner.clock.now().millis() - QUIET_MS);
+/// An hour whose figures have to be computed: the execution, the hour, and its number.
+type Dirty = (String, i64, i64);
+
+async fn dirty(inner: &Inner, ready: &Ready) -> Result<Vec<Dirty>> {
+    let before = DateTime::from_millis(inner.clock.now().millis() - quiet_ms(inner));
     let hours = collection(ready);
     let find = hours
         .find(doc! { "dirty": true, "at": { "$lt": before } })
@@ -160,34 +195,44 @@ async fn dirty(inner: &Inner, ready: &Ready) -> Result<Vec<(String, i64, i64)>> 
 pub(in crate::store::mongo) async fn settle(inner: &Inner) -> Result<()> {
     let begun = Instant::now();
     let ready = inner.ready().await?;
-    while begun.elapsed() < SWEEP {
+    loop {
         let found = dirty(inner, &ready).await?;
         if found.is_empty() {
             return Ok(());
         }
         let mut rest = found.as_slice();
         while let Some((execution_id, first, _)) = rest.first() {
+            if begun.elapsed() > SWEEP {
+                return Ok(());
+            }
             let together = (0_i64..)
                 .zip(rest)
+                .take(inner.hours.hours())
                 .take_while(|(n, (id, hour, _))| id == execution_id && *hour == first + n)
                 .count();
             let (run, after) = rest.split_at(together);
-            compute(inner, &ready, execution_id, run).await?;
+            let told = told_of(inner, &ready, execution_id, run).await;
+            inner.hours.learn(run.len(), told.is_ok());
+            match told {
+                Ok(told) => keep(inner, &ready, run, told).await?,
+                // Also by itself it is too much: such an hour is read as if there were none of this.
+                Err(_) if run.len() == 1 => keep(inner, &ready, run, None).await?,
+                Err(error) => return Err(error),
+            }
             rest = after;
         }
     }
-    Ok(())
 }
 
-/// The figures of hours that follow each other.
-async fn compute(
+/// The figures of hours that follow each other. `None`: there are too many.
+async fn told_of(
     inner: &Inner,
     ready: &Ready,
     execution_id: &str,
-    hours: &[(String, i64, i64)],
-) -> Result<()> {
+    hours: &[Dirty],
+) -> Result<Option<Vec<MetricInterval>>> {
     let (Some((_, first, _)), Some((_, last, _))) = (hours.first(), hours.last()) else {
-        return Ok(());
+        return Ok(None);
     };
     let (from, until) = (first * HOUR_MS, (last + 1) * HOUR_MS);
     let query = IntervalQuery {
@@ -200,25 +245,37 @@ async fn compute(
     };
     // As the primary has them, as it has the number: a failover that takes back the one takes back the other.
     let points = &ready.metrics.points;
-    let told = stretch_of(inner, points, &query, (from, until), query.limit).await?;
-    let cut = told.len() == query.limit;
+    let told =
+        stretch_of(inner, points, &query, (from, until), query.limit, COMPUTED_WITHIN).await?;
+    Ok((told.len() < query.limit).then_some(told))
+}
+
+/// Writes figures down with the number they are good for; without any the hours are looked at no more until the
+/// next point comes.
+async fn keep(
+    inner: &Inner,
+    ready: &Ready,
+    hours: &[Dirty],
+    told: Option<Vec<MetricInterval>>,
+) -> Result<()> {
+    let told_any = told.is_some();
     let mut by_hour: HashMap<i64, Vec<Document>> = HashMap::new();
-    for told in told {
+    for told in told.into_iter().flatten() {
         by_hour.entry(hour_of(told.start)).or_default().push(doc! {
             "k": told.name, "n": told.count, "m": told.mean, "a": told.min, "z": told.max,
             "l": told.last,
         });
     }
     let mut statements = Vec::with_capacity(hours.len());
-    for (_, hour, g) in hours {
+    for (execution_id, hour, g) in hours {
         let figures = by_hour.remove(hour).unwrap_or_default();
         let mut set = doc! { "dirty": false };
-        if !cut && figures.len() <= NAMES {
+        if told_any && figures.len() <= NAMES {
             set.insert("computed", *g);
             set.insert("m", figures);
         }
         // By the clock of the database, which also says when something came last.
-        let quiet = doc! { "$lt": ["$at", { "$subtract": ["$$NOW", QUIET_MS] }] };
+        let quiet = doc! { "$lt": ["$at", { "$subtract": ["$$NOW", quiet_ms(inner)] }] };
         let filter = doc! { "_id": id_of(execution_id, *hour), "g": *g, "$expr": quiet };
         let statement = doc! { "q": filter, "u": { "$set": set } };
         statements.push(RawDocumentBuf::try_from(&statement).map_err(Error::failed)?);
@@ -393,7 +450,7 @@ pub(super) async fn intervals(
     // Everything by the time at which it begins, so that the last is the last.
     let mut pieces: BTreeMap<Millis, Vec<MetricInterval>> = BTreeMap::new();
     for gap in known.gaps {
-        let told = stretch_of(inner, points, &unlimited, gap, usize::MAX).await?;
+        let told = stretch_of(inner, points, &unlimited, gap, usize::MAX, INTERVALS_TIME).await?;
         pieces.insert(gap.0, told);
     }
     pieces.extend(known.good.into_iter().map(|(hour, figures)| (hour * HOUR_MS, figures)));
@@ -427,6 +484,22 @@ mod tests {
         assert_eq!(gaps(5, 3 * h + 7, &good(&[1, 2])), [(5, h), (3 * h, 3 * h + 7)]);
         assert_eq!(gaps(0, 4 * h, &good(&[0, 2])), [(h, 2 * h), (3 * h, 4 * h)]);
         assert_eq!(gaps(-h, 0, &good(&[-1])), []);
+    }
+
+    #[test]
+    fn a_query_that_was_too_long_is_made_shorter() {
+        let pace = Pace::default();
+        assert_eq!(pace.hours(), HOURS_AT_ONCE);
+        for hours in [100, 50, 25, 12, 6, 3, 1] {
+            pace.learn(hours, false);
+        }
+        assert_eq!(pace.hours(), 1);
+        pace.learn(1, false);
+        assert_eq!(pace.hours(), 1);
+        for _ in 0..40 {
+            pace.learn(pace.hours(), true);
+        }
+        assert_eq!(pace.hours(), HOURS_AT_ONCE);
     }
 
     #[test]

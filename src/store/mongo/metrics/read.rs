@@ -24,7 +24,7 @@ use crate::store::mongo::{Inner, Ready, failure};
 use crate::store::{Error, Result};
 
 /// How long the database may take over the intervals of a page: it may have to read millions of points.
-const INTERVALS_TIME: Duration = Duration::from_secs(60);
+pub(super) const INTERVALS_TIME: Duration = Duration::from_secs(60);
 /// How much longer the next stretch of time is when one held less than half of a page.
 const STRETCH: i64 = 8;
 /// The longest stretch, unless an interval is longer: ten thousand hours.
@@ -182,7 +182,8 @@ pub(super) async fn intervals(
         let room = query.limit - before;
         if known.is_nothing() {
             let parts = parts(first, until, interval);
-            let parts = parts.map(|part| stretch_of(inner, points, query, part, room));
+            let parts =
+                parts.map(|part| stretch_of(inner, points, query, part, room, INTERVALS_TIME));
             let parts = futures::future::try_join_all(parts).await?;
             told.extend(parts.into_iter().flatten().take(room));
         } else {
@@ -244,6 +245,7 @@ pub(super) async fn stretch_of(
     query: &IntervalQuery,
     (from, until): (Millis, Millis),
     limit: usize,
+    patience: Duration,
 ) -> Result<Vec<MetricInterval>> {
     let at = doc! { "$toLong": "$timestamp" };
     let length = query.interval_ms;
@@ -306,7 +308,7 @@ pub(super) async fn stretch_of(
     let aggregate = points
         .aggregate(pipeline)
         .allow_disk_use(true)
-        .max_time(INTERVALS_TIME)
+        .max_time(patience)
         .with_type::<RawDocumentBuf>();
     let told = async {
         let mut told = Vec::new();
@@ -316,7 +318,7 @@ pub(super) async fn stretch_of(
         }
         Ok(told)
     };
-    match tokio::time::timeout(INTERVALS_TIME + inner.patience, told).await {
+    match tokio::time::timeout(patience + inner.patience, told).await {
         Ok(told) => told.map_err(failure::error),
         Err(_) => Err(failure::timeout()),
     }

@@ -400,6 +400,10 @@ impl RollupStore for MongoStore {
     ) -> Result<HashMap<String, Vec<Failure>>> {
         let ready = self.inner.ready().await?;
         let mut failures: HashMap<String, Vec<Failure>> = HashMap::new();
+        let cut = |failures: &mut Vec<Failure>| {
+            failures.sort_by_key(|failure| failure.step_id);
+            failures.truncate(FAILURES_OF_ONE - 1);
+        };
         for ids in execution_ids.chunks(ASKED_AT_ONCE) {
             let filter = doc! {
                 "execution_id": { "$in": ids },
@@ -408,15 +412,16 @@ impl RollupStore for MongoStore {
             let mut add = |raw: RawDocumentBuf| {
                 if let Ok(step) = documents::read_step(&raw, false) {
                     let failure = fingerprint::failure_of_step(&step);
-                    failures.entry(step.execution_id).or_default().push(failure);
+                    let of_it = failures.entry(step.execution_id).or_default();
+                    of_it.push(failure);
+                    if of_it.len() >= 2 * FAILURES_OF_ONE {
+                        cut(of_it);
+                    }
                 }
             };
             self.inner.each(&ready.steps, filter, Some(no_payloads()), &mut add).await?;
         }
-        for failures in failures.values_mut() {
-            failures.sort_by_key(|failure| failure.step_id);
-            failures.truncate(FAILURES_OF_ONE - 1);
-        }
+        failures.values_mut().for_each(cut);
         Ok(failures)
     }
 
