@@ -132,14 +132,44 @@ pub(super) async fn executions(
     if leaves == Leaves::Keys {
         return by_keys(inner, &ready, &walk, query).await;
     }
-    let batch = match leaves {
-        Leaves::Nothing => u32::try_from(query.limit + 1).unwrap_or(FETCHED_AT_ONCE),
-        _ => FETCHED_AT_ONCE,
-    };
+    if leaves != Leaves::Nothing {
+        return read(inner, &ready, &walk, query, FETCHED_AT_ONCE).await;
+    }
+    // Everything on the way is on the page: with as many as it needs the database is done in one answer, and has no
+    // cursor left over. Only those that are being deleted leave room.
+    let mut page = Page { records: Vec::new(), next: None };
+    let mut part = query.clone();
+    let mut left = query.examine;
+    loop {
+        part.limit = query.limit - page.records.len();
+        // Records that cannot be read give no place to go on from: beyond many of them only a long way leads.
+        let stuck = page.next.is_some() && page.next == part.after;
+        part.examine = if stuck { left } else { part.limit.min(left) };
+        part.after = page.next.take().or(part.after.take());
+        left -= part.examine;
+        let batch = if stuck { FETCHED_AT_ONCE as usize } else { part.limit + 1 };
+        let batch = u32::try_from(batch).unwrap_or(FETCHED_AT_ONCE);
+        let more = read(inner, &ready, &walk, &part, batch).await?;
+        page.records.extend(more.records);
+        page.next = more.next;
+        if page.next.is_none() || page.records.len() == query.limit || left == 0 {
+            return Ok(page);
+        }
+    }
+}
+
+/// A page of what the walk comes by.
+async fn read(
+    inner: &Inner,
+    ready: &Ready,
+    walk: &Walk,
+    query: &ExecutionQuery,
+    batch: u32,
+) -> Result<Page<Execution, ExecutionKey>> {
     let mut records: Vec<Execution> = Vec::new();
     let mut last = query.after.clone();
     let how = How { batch, keys: false };
-    let all = each(inner, &ready, &walk, query, &how, |raw| {
+    let all = each(inner, ready, walk, query, &how, |raw| {
         if records.len() == query.limit {
             last = records.last().map(ExecutionKey::of);
             return Ok(false);
