@@ -51,6 +51,7 @@ const MEASURED: &[&str] = &[
     "bench::artifacts::direct",
     "bench::lists::direct",
     "bench::track::direct",
+    "bench::search::direct",
     "bench::watch::sampler",
 ];
 

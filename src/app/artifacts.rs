@@ -291,11 +291,12 @@ impl Artifacts {
     /// Removes an upload with its bytes, unless they became those of a record.
     async fn expire(&self, upload: &Upload) -> Result<()> {
         // From now on no connection can go on with it. It stays idle: whatever is cut short here is done again.
-        let claimed = Upload { turn: upload.turn + 1, ..upload.clone() };
+        let claimed = Upload { turn: upload.turn + 1, received_bytes: 0, ..upload.clone() };
         if !self.store.replace_upload(upload.turn, &claimed).await? {
             return Ok(());
         }
-        if !self.store.knows_artifact(&upload.artifact_id).await? {
+        let (id, path) = (&upload.artifact_id, &upload.storage_path);
+        if !self.store.knows_artifact(id).await? && !self.store.other_names_bytes(path, id).await? {
             self.drop_bytes(&claimed).await?;
         }
         self.store.remove_upload(&claimed.upload_id, claimed.turn).await?;

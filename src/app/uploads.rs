@@ -182,7 +182,8 @@ impl Artifacts {
             artifact_id: ids::artifact_id(),
             storage_type: storage.kind().to_owned(),
             storage_path: storage.path(&ids::blob_id()),
-            turn: 1,
+            // An id that is used again has turns that no connection of before can have.
+            turn: self.now(),
             received_bytes: 0,
             hash_state: Vec::new(),
             storage_state: Vec::new(),
@@ -218,7 +219,12 @@ impl Artifacts {
             if offset != 0 && offset != received {
                 return Err(cannot_go_on(received));
             }
-            let taken = Upload { turn: stored.turn + 1, updated_at: self.now(), ..stored.clone() };
+            let mut taken =
+                Upload { turn: stored.turn + 1, updated_at: self.now(), ..stored.clone() };
+            if offset == 0 {
+                // Whatever is cut short from here on, nobody goes on with these bytes.
+                taken.received_bytes = 0;
+            }
             self.replace(stored.turn, &taken).await?;
             if offset == 0 {
                 self.abandon(&taken).await?;
@@ -277,7 +283,7 @@ impl Artifacts {
     /// the sweep's.
     async fn abandon(&self, taken: &Upload) -> Result<()> {
         let upload_id = format!("abandoned:{}", taken.artifact_id);
-        self.store.begin_upload(&Upload { upload_id, turn: 1, ..taken.clone() }).await?;
+        self.store.begin_upload(&Upload { upload_id, ..taken.clone() }).await?;
         // Once these are finished they may be those of a record at any moment; before that, with the turn taken,
         // they never will.
         if !taken.finished {
@@ -388,8 +394,8 @@ impl Artifacts {
     }
 
     async fn complete(&self, run: &mut Run, description: &Description) -> Result<String> {
-        // Whatever is safe so far can be gone on with should the rest fail.
-        if run.resumable && run.saved < run.written {
+        // Whatever is safe so far can be gone on with should the rest fail; and whose turn has passed ends here.
+        if run.resumable {
             self.save(run).await?;
         }
         if !run.unit.is_empty() {
@@ -420,8 +426,7 @@ impl Artifacts {
         match writer.finish().await {
             Ok(()) => {}
             Err(blobs::Error::Missing) => {
-                self.drop_bytes(&upload).await?;
-                self.store.remove_upload(&upload.upload_id, upload.turn).await?;
+                self.let_go(&upload, true).await?;
                 return Err(Refusal::UploadNotFound { upload_id: upload.upload_id }.into());
             }
             Err(error) => return Err(error.into()),
@@ -439,10 +444,7 @@ impl Artifacts {
             ..upload
         };
         if !self.store.replace_upload(turn, &upload).await? {
-            if !resumable {
-                // The sweep took it for a dead one; whatever came after that is nobody's.
-                self.drop_bytes(&upload).await?;
-            }
+            self.let_go(&Upload { turn, ..upload.clone() }, true).await?;
             return Err(Refusal::UploadTaken { upload_id: upload.upload_id }.into());
         }
         let digest = description.artifact_digest(&sha256);
@@ -496,6 +498,28 @@ impl Artifacts {
         self.replace(found.turn, &found).await
     }
 
+    /// Removes the bytes of an upload, unless another connection has gone on with them; `for_good`: what is written
+    /// down of it too.
+    async fn let_go(&self, upload: &Upload, for_good: bool) -> Result<()> {
+        let (id, turn) = (upload.upload_id.as_str(), upload.turn);
+        let claimed =
+            Upload { turn: turn + 1, received_bytes: 0, updated_at: self.now(), ..upload.clone() };
+        if self.store.replace_upload(turn, &claimed).await? {
+            self.drop_bytes(&claimed).await?;
+            if for_good {
+                self.store.remove_upload(id, claimed.turn).await?;
+            }
+            return Ok(());
+        }
+        // Taken from us. Bytes that neither an upload nor a record names any more are nobody's.
+        let now = self.store.upload(id).await?;
+        let is_named = now.is_some_and(|now| now.storage_path == upload.storage_path);
+        if !is_named && !self.store.knows_artifact(&upload.artifact_id).await? {
+            self.drop_bytes(upload).await?;
+        }
+        Ok(())
+    }
+
     /// Keeps what can be gone on with, and removes everything else.
     async fn break_off(&self, mut run: Run, error: &Error, may_go_on: bool) {
         let taken = matches!(error, Error::Refused(Refusal::UploadTaken { .. }));
@@ -513,15 +537,9 @@ impl Artifacts {
         }
         let Run { upload, writer, .. } = run;
         drop(writer);
-        let removed = async {
-            self.drop_bytes(&upload).await?;
-            // Where the storage failed, some of the bytes may arrive yet: the sweep removes them once more.
-            if !matches!(error, Error::Bytes(_)) {
-                self.store.remove_upload(&upload.upload_id, upload.turn).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = removed.await {
+        // Where the storage failed, some of the bytes may arrive yet: the sweep removes them once more.
+        let for_good = !matches!(error, Error::Bytes(_));
+        if let Err(error) = self.let_go(&upload, for_good).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "what is left of an upload cannot be removed yet"

@@ -68,12 +68,15 @@ fn failure(error: object_store::Error) -> Error {
 
 /// The failure of a part or of the end of an upload. One that the service began and now refuses is one that it has
 /// forgotten: nothing of it can be gone on with. Some services deny access to what they do not know; where they
-/// answer to the same credentials otherwise, that is what they mean.
+/// let another one begin with the same credentials, that is what they mean.
 async fn forgotten(store: &AmazonS3, key: &Path, error: object_store::Error) -> Error {
     let denied = matches!(error, object_store::Error::PermissionDenied { .. });
     match failure(error) {
-        Error::Unavailable(error) if denied => match store.head(key).await.map_err(failure) {
-            Ok(_) | Err(Error::Missing) => Error::Missing,
+        Error::Unavailable(error) if denied => match store.create_multipart(key).await {
+            Ok(other) => {
+                let _ = store.abort_multipart(key, &other).await;
+                Error::Missing
+            }
             Err(_) => Error::Unavailable(error),
         },
         Error::Failed(_) => Error::Missing,

@@ -79,6 +79,7 @@ class Cases:
             request.page_token = page.next_page_token
 
     def check(self, server, what, quality):
+        self.assertTrue(quality.found, f"{what}: nothing is found")
         recall = quality.right / quality.expected
         precision = quality.right / quality.found
         print(

@@ -24,10 +24,12 @@ use crate::store::{
 
 /// Executions in one transaction.
 const EXECUTIONS_AT_ONCE: usize = 500;
-/// Of those, how many at most whose steps have to be looked at: each may have a thousand that failed.
+/// Of those, how many whose failed steps are asked for together: each may have a thousand.
 const WITH_STEPS_AT_ONCE: usize = 50;
 /// Failures in one transaction, unless one execution has more.
 const FAILURES_AT_ONCE: usize = 5_000;
+/// Failed steps that are loaded before what is known of them is written.
+const FAILURES_LOADED: usize = 20_000;
 /// Records loaded at a time.
 const LOADED_AT_ONCE: usize = 500;
 /// Executions read at a time when everything is counted anew: the more, the more of them share a rollup.
@@ -145,8 +147,12 @@ impl Keeper {
         Ok(looks)
     }
 
-    /// What these executions count as now, beside what they counted as.
-    async fn recounts(&self, looks: &[(String, Look)]) -> Result<Vec<Recount>> {
+    /// What these executions count as now, beside what they counted as; and those that were left for the next time,
+    /// since so many steps failed in the others.
+    async fn recounts(
+        &self,
+        looks: &[(String, Look)],
+    ) -> Result<(Vec<Recount>, Vec<(String, Look)>)> {
         let ids: Vec<String> = looks.iter().map(|(id, _)| id.clone()).collect();
         let mut before = self.rollups.counted(&ids).await?;
         // A step that is not failed is of no interest where none was.
@@ -162,10 +168,20 @@ impl Keeper {
             .filter(|(id, look)| look.steps || look.mended && had_failed_steps(before.get(id)))
             .map(|(id, _)| id.clone())
             .collect();
-        let mut steps = match of_steps.is_empty() {
-            true => HashMap::new(),
-            false => self.rollups.failed_steps(&of_steps).await?,
-        };
+        let (mut steps, mut loaded) = (HashMap::new(), 0);
+        let mut later: HashSet<&str> = HashSet::new();
+        for ids in of_steps.chunks(WITH_STEPS_AT_ONCE) {
+            if loaded >= FAILURES_LOADED {
+                later.extend(ids.iter().map(String::as_str));
+                continue;
+            }
+            let found = self.rollups.failed_steps(ids).await?;
+            loaded += found.values().map(Vec::len).sum::<usize>();
+            steps.extend(found);
+        }
+        let (later, looks): (Vec<_>, Vec<_>) =
+            looks.into_iter().partition(|(id, _)| later.contains(id.as_str()));
+        let later: Vec<(String, Look)> = later.into_iter().cloned().collect();
         let of_steps: HashSet<String> = of_steps.into_iter().collect();
         let keys: Vec<Changed> =
             looks.iter().map(|(id, _)| Changed::Record(RecordKey::execution(id))).collect();
@@ -189,7 +205,7 @@ impl Keeper {
                 recounts.push(Recount { execution_id: id.clone(), before, after });
             }
         }
-        Ok(recounts)
+        Ok((recounts, later))
     }
 
     async fn write(
@@ -198,6 +214,9 @@ impl Keeper {
         cursor: Option<Cursor>,
         exact_since: Option<Millis>,
     ) -> Result<()> {
+        if recounts.is_empty() && cursor.is_none() && exact_since.is_none() {
+            return Ok(());
+        }
         let mut batches = in_batches(recounts).into_iter().peekable();
         while let Some(recounts) = batches.next() {
             let mut deltas = Deltas::default();
@@ -236,14 +255,6 @@ fn in_batches(recounts: Vec<Recount>) -> Vec<Vec<Recount>> {
     batches
 }
 
-/// What is looked at together.
-fn in_pieces(looks: Vec<(String, Look)>) -> Vec<Vec<(String, Look)>> {
-    let (with_steps, others): (Vec<_>, Vec<_>) =
-        looks.into_iter().partition(|(_, look)| look.steps || look.mended);
-    let pieces = with_steps.chunks(WITH_STEPS_AT_ONCE).chain(others.chunks(EXECUTIONS_AT_ONCE));
-    pieces.map(<[_]>::to_vec).collect()
-}
-
 fn step_failures(counted: Option<&Counted>) -> Vec<Failure> {
     let failures = counted.map_or(&[][..], |counted| &counted.failures);
     failures.iter().filter(|failure| failure.step_id.is_some()).cloned().collect()
@@ -267,17 +278,18 @@ impl Consumer for Keeper {
     }
 
     async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()> {
-        let looks: Vec<(String, Look)> = self.looks(changes).await?.into_iter().collect();
-        let mut pieces = in_pieces(looks).into_iter().peekable();
-        if pieces.peek().is_none() {
-            return self.write(Vec::new(), Some(through.clone()), None).await;
-        }
-        while let Some(piece) = pieces.next() {
-            let recounts = self.recounts(&piece).await?;
-            let cursor = pieces.peek().is_none().then(|| through.clone());
+        let mut looks: Vec<(String, Look)> = self.looks(changes).await?.into_iter().collect();
+        loop {
+            let rest = looks.split_off(looks.len().min(EXECUTIONS_AT_ONCE));
+            let (recounts, mut later) = self.recounts(&looks).await?;
+            later.extend(rest);
+            looks = later;
+            let cursor = looks.is_empty().then(|| through.clone());
             self.write(recounts, cursor, None).await?;
+            if looks.is_empty() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     async fn rebuild(&self, through: &Cursor) -> Result<()> {
@@ -368,9 +380,10 @@ impl Keeper {
         rebuilt: &mut Rebuilt,
     ) -> Result<()> {
         let look = Look { record: true, steps: true, mended: false };
-        let looks: Vec<(String, Look)> = ids.into_iter().map(|id| (id, look)).collect();
-        for piece in in_pieces(looks) {
-            let recounts = self.recounts(&piece).await?;
+        let mut looks: Vec<(String, Look)> = ids.into_iter().map(|id| (id, look)).collect();
+        while !looks.is_empty() {
+            let (recounts, later) = self.recounts(&looks).await?;
+            looks = later;
             // Failed steps of executions that are counted for the first time come only now.
             let expected = |recount: &Recount| {
                 recount.before.as_ref().is_some_and(|before| step_failures(Some(before)).is_empty())
@@ -539,13 +552,5 @@ mod tests {
         assert_eq!(sizes((0..700).map(|_| recount("a", 0)).collect()), [700]);
         assert_eq!(sizes((0..12).map(|_| recount("a", 999)).collect()), [5, 5, 2]);
         assert_eq!(sizes(vec![recount("a", 999), recount("b", 0), recount("c", 1)]), [3]);
-    }
-
-    #[test]
-    fn few_executions_have_their_steps_looked_at_together() {
-        let look = |steps, mended| Look { record: true, steps, mended };
-        let looks = (0..1200).map(|n| (n.to_string(), look(n % 20 == 0, n % 20 == 1))).collect();
-        let sizes: Vec<usize> = in_pieces(looks).iter().map(Vec::len).collect();
-        assert_eq!(sizes, [50, 50, 20, 500, 500, 80]);
     }
 }

@@ -170,16 +170,19 @@ pub async fn run(server: &Server, args: &Args) -> anyhow::Result<Report> {
         (0..args.clients.max(1)).map(|_| server.for_writes()).collect();
     let texts = Arc::new(Texts::new());
     let mut bench = Bench { args, channels: channels?, texts, direct, messages: Vec::new() };
+    let kept = bench.check().await?;
     let measured = tokio::select! {
-        measured = bench.measure() => measured,
+        measured = bench.measure(kept) => measured,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
-    if let Some(direct) = &bench.direct {
-        direct.remove().await?;
-    }
+    let dropped = match &bench.direct {
+        Some(direct) => direct.remove().await,
+        None => Ok(()),
+    };
     if !args.keep {
         bench.remove().await?;
     }
+    dropped?;
     measured
 }
 
@@ -230,7 +233,22 @@ impl Bench<'_> {
         }
     }
 
-    async fn fill(&self) -> anyhow::Result<Filled> {
+    /// Refuses to mix with what is there. Whether the texts are.
+    async fn check(&self) -> anyhow::Result<bool> {
+        let last = (self.args.texts - 1) / STEPS;
+        anyhow::ensure!(
+            !self.has(last + 1).await?,
+            "the server has more texts of an earlier run than that: ask for as many, with --reuse"
+        );
+        let kept = self.has(last).await?;
+        anyhow::ensure!(
+            self.args.reuse && kept || !self.has(0).await?,
+            "the server has texts of an earlier run: ask for as many, with --reuse"
+        );
+        Ok(kept)
+    }
+
+    async fn fill(&self, kept: bool) -> anyhow::Result<Filled> {
         let count = self.args.texts;
         let mut filled = Filled::default();
         if let Some(direct) = &self.direct {
@@ -240,14 +258,11 @@ impl Bench<'_> {
             filled.direct_with_index_per_second = Some(with);
             filled.direct_index_bytes = Some(direct.index_bytes().await?);
         }
-        let last = (count - 1) / STEPS;
-        if self.has(last).await? {
-            anyhow::ensure!(self.args.reuse, "the server has texts of an earlier run: use --reuse");
-            anyhow::ensure!(!self.has(last + 1).await?, "the server has more texts than that");
+        let began = Instant::now();
+        if kept {
+            self.wait_for_index(began).await?;
             return Ok(filled);
         }
-        anyhow::ensure!(!self.has(0).await?, "the server has texts of an earlier run");
-        let began = Instant::now();
         let texts = Arc::clone(&self.texts);
         let writes = stream::iter((0..count).flat_map(move |number| writes(&texts, number)));
         let requests = writes.map(|write| IngestRequest { sequence: 0, write: Some(write) });
@@ -263,6 +278,8 @@ impl Bench<'_> {
                 progress(&format!("{} of {} texts", whole(stored as f64), whole(count as f64)));
             }
         }
+        let expected = count + count.div_ceil(STEPS);
+        anyhow::ensure!(stored == expected, "the server answered {stored} of {expected} writes");
         filled.acknowledged_per_second = Some(count as f64 / began.elapsed().as_secs_f64());
         self.wait_for_index(began).await?;
         filled.indexed_per_second = Some(count as f64 / began.elapsed().as_secs_f64());
@@ -306,8 +323,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    async fn measure(&mut self) -> anyhow::Result<Report> {
-        let filled = self.fill().await?;
+    async fn measure(&mut self, kept: bool) -> anyhow::Result<Report> {
+        let filled = self.fill(kept).await?;
         let mut results = Vec::new();
         for kind in Kind::ALL {
             let (mut server, mut direct) = (Vec::new(), Vec::new());

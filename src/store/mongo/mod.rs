@@ -182,6 +182,8 @@ struct Inner {
     configurations: tokio::sync::Mutex<()>,
     /// Hours of metrics whose figures are computed together.
     hours: metrics::Pace,
+    /// Hours of metrics into which points may come.
+    marked: metrics::Marked,
 }
 
 /// Executions and steps in MongoDB.
@@ -219,6 +221,7 @@ impl MongoStore {
             unchecked: parking_lot::Mutex::default(),
             configurations: tokio::sync::Mutex::new(()),
             hours: metrics::Pace::default(),
+            marked: metrics::Marked::default(),
         });
         let preparing = tokio::spawn(prepare_until_it_works(Arc::clone(&inner)));
         Ok(Arc::new(MongoStore { inner, preparing }))

@@ -3,7 +3,8 @@
 //! A document per execution and hour says how often points were about to be stored in it (`g`, counted up before
 //! they are) and when the last time was. Once nothing has come for half a minute, longer than any attempt may take,
 //! the figures of the hour are computed in the database and written beside the number they are good for
-//! (`computed`). They are good as long as the two are equal: the next point counts up first. What has no such
+//! (`computed`). They are good as long as the two are equal: the next point counts up first. One mark is enough for
+//! all batches of a server that end within that half minute, since nothing is computed before. What has no such
 //! document (points of other programs) is read itself, as ever.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -12,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::Collection;
+use parking_lot::Mutex;
 
 use super::number;
 use super::read::{INTERVALS_TIME, stretch_of};
+use super::record::MARKED_WITHIN;
 use crate::domain::metric::interval_start;
 use crate::domain::{MetricInterval, Millis};
 use crate::store::metrics::{IntervalQuery, Span};
@@ -30,6 +33,10 @@ pub(super) const HOUR_MS: i64 = 3_600_000;
 const QUIET_MS: i64 = 30_000;
 /// A batch that took longer than this marks its hours once more.
 const LONG: Duration = Duration::from_secs(20);
+/// What is left of the quiet time when a batch that relies on an earlier mark has ended, whatever it took.
+const MARGIN: Duration = Duration::from_secs(5);
+/// Marks that are remembered.
+const MARKED: usize = 20_000;
 /// A request over more hours than this makes no documents for those that have none.
 const HOURS_OF_REQUEST: usize = 64;
 /// Hours of which figures are computed in one query; fewer where that takes too long.
@@ -74,6 +81,34 @@ fn quiet_ms(inner: &Inner) -> i64 {
     attempt.saturating_add(QUIET_MS / 2).max(QUIET_MS)
 }
 
+/// Hours that were marked a moment ago: no figures of them are computed as long as that is within the quiet time, so
+/// that points may come into them without another mark.
+#[derive(Default)]
+pub(in crate::store::mongo) struct Marked(Mutex<HashMap<(String, i64), Instant>>);
+
+impl Marked {
+    fn is_fresh(&self, inner: &Inner, execution_id: &str, hour: i64) -> bool {
+        let all = self.0.lock();
+        let marked = all.get(&(execution_id.to_owned(), hour));
+        marked.is_some_and(|marked| marked.elapsed() < fresh(inner))
+    }
+
+    fn add(&self, inner: &Inner, hours: &[(String, i64)], since: Instant) {
+        let mut all = self.0.lock();
+        if all.len() + hours.len() > MARKED {
+            all.retain(|_, marked| marked.elapsed() < fresh(inner));
+        }
+        let room = MARKED.saturating_sub(all.len());
+        all.extend(hours.iter().take(room).map(|hour| (hour.clone(), since)));
+    }
+}
+
+/// How long after a mark a batch may begin that ends within the quiet time.
+fn fresh(inner: &Inner) -> Duration {
+    let quiet = Duration::from_millis(quiet_ms(inner).unsigned_abs());
+    quiet.saturating_sub(inner.patience * 2 + MARKED_WITHIN + MARGIN)
+}
+
 fn hour_of(at: Millis) -> i64 {
     at.div_euclid(HOUR_MS)
 }
@@ -95,7 +130,11 @@ fn collection(ready: &Ready) -> Collection<RawDocumentBuf> {
 
 /// Hours into which points are about to be stored, or have been.
 pub(super) struct Marks {
-    statements: Vec<RawDocumentBuf>,
+    /// All of them, and what marks those that are not marked yet.
+    all: Vec<RawDocumentBuf>,
+    missing: Vec<RawDocumentBuf>,
+    /// What is marked then, and has a document.
+    hours: Vec<(String, i64)>,
     since: Instant,
 }
 
@@ -113,7 +152,12 @@ impl Marks {
                 *wanted.entry((execution_id, hour)).or_default() |= make;
             }
         }
-        let mut statements = Vec::with_capacity(wanted.len());
+        let mut marks = Marks {
+            all: Vec::with_capacity(wanted.len()),
+            missing: Vec::new(),
+            hours: Vec::new(),
+            since: Instant::now(),
+        };
         for ((execution_id, hour), make) in wanted {
             let mut set = doc! { "dirty": true };
             if let Some(kept) = inner.metrics_kept_ms() {
@@ -125,36 +169,50 @@ impl Marks {
                 "u": { "$inc": { "g": 1_i64 }, "$set": set, "$currentDate": { "at": true } },
                 "upsert": make,
             };
-            statements.push(RawDocumentBuf::try_from(&statement).map_err(Error::failed)?);
+            let statement = RawDocumentBuf::try_from(&statement).map_err(Error::failed)?;
+            if !inner.marked.is_fresh(inner, execution_id, hour) {
+                marks.missing.push(statement.clone());
+                if make {
+                    marks.hours.push((execution_id.to_owned(), hour));
+                }
+            }
+            marks.all.push(statement);
         }
-        Ok(Marks { statements, since: Instant::now() })
+        Ok(marks)
     }
 
     /// Says that points are about to come. Only then they may.
-    pub(super) async fn set(&self, ready: &Ready) -> Result<()> {
-        let mut left = self.statements.clone();
-        // Of two servers that make the same document one is told that it is there.
-        for _ in 0..3 {
-            if left.is_empty() {
-                return Ok(());
-            }
-            let fates = ready.commander.update(METRIC_HOURS, &left, None).await;
-            // Without a document there is nothing to mark.
-            let done = |fate: &Fate| matches!(fate, Fate::Done | Fate::Doubtful { .. });
-            let kept = left.iter().zip(&fates).filter(|(_, fate)| !done(fate));
-            left = kept.map(|(statement, _)| statement.clone()).collect();
-        }
-        match left.is_empty() {
-            true => Ok(()),
-            false => Err(failure::away()),
-        }
+    pub(super) async fn set(&self, inner: &Inner, ready: &Ready) -> Result<()> {
+        mark(ready, &self.missing).await?;
+        inner.marked.add(inner, &self.hours, self.since);
+        Ok(())
     }
 
-    /// After the points: says so again if that took so long that somebody may have looked in between.
-    pub(super) async fn after(&self, ready: &Ready) {
-        if self.since.elapsed() > LONG {
-            let _ = self.set(ready).await;
+    /// After the points: says so again if that took so long that somebody may have looked in between, or may yet
+    /// take: what the database does with a command that was given up nobody knows.
+    pub(super) async fn after(&self, ready: &Ready, known: bool) {
+        if !known || self.since.elapsed() > LONG {
+            let _ = mark(ready, &self.all).await;
         }
+    }
+}
+
+async fn mark(ready: &Ready, statements: &[RawDocumentBuf]) -> Result<()> {
+    let mut left = statements.to_vec();
+    // Of two servers that make the same document one is told that it is there.
+    for _ in 0..3 {
+        if left.is_empty() {
+            return Ok(());
+        }
+        let fates = ready.commander.update(METRIC_HOURS, &left, None).await;
+        // Without a document there is nothing to mark.
+        let done = |fate: &Fate| matches!(fate, Fate::Done | Fate::Doubtful { .. });
+        let kept = left.iter().zip(&fates).filter(|(_, fate)| !done(fate));
+        left = kept.map(|(statement, _)| statement.clone()).collect();
+    }
+    match left.is_empty() {
+        true => Ok(()),
+        false => Err(failure::away()),
     }
 }
 
@@ -211,15 +269,25 @@ pub(in crate::store::mongo) async fn settle(inner: &Inner) -> Result<()> {
                 .take_while(|(n, (id, hour, _))| id == execution_id && *hour == first + n)
                 .count();
             let (run, after) = rest.split_at(together);
+            let asked = Instant::now();
             let told = told_of(inner, &ready, execution_id, run).await;
-            inner.hours.learn(run.len(), told.is_ok());
-            match told {
-                Ok(told) => keep(inner, &ready, run, told).await?,
-                // Also by itself it is too much: such an hour is read as if there were none of this.
-                Err(_) if run.len() == 1 => keep(inner, &ready, run, None).await?,
-                Err(error) => return Err(error),
+            let too_long = told.is_err() && asked.elapsed() >= COMPUTED_WITHIN;
+            if told.is_ok() || too_long {
+                inner.hours.learn(run.len(), told.is_ok());
             }
-            rest = after;
+            rest = match told {
+                Ok(told) => {
+                    keep(inner, &ready, run, told).await?;
+                    after
+                }
+                Err(_) if too_long && run.len() > 1 => rest,
+                // Too much also by itself: it goes behind all the others, and is read itself until then.
+                Err(_) if too_long => {
+                    put_off(&ready, run).await?;
+                    after
+                }
+                Err(error) => return Err(error),
+            };
         }
     }
 }
@@ -248,6 +316,14 @@ async fn told_of(
     let told =
         stretch_of(inner, points, &query, (from, until), query.limit, COMPUTED_WITHIN).await?;
     Ok((told.len() < query.limit).then_some(told))
+}
+
+/// Lets hours wait as if something had just come into them.
+async fn put_off(ready: &Ready, hours: &[Dirty]) -> Result<()> {
+    let ids: Vec<Document> = hours.iter().map(|(id, hour, _)| id_of(id, *hour)).collect();
+    let later = doc! { "$currentDate": { "at": true } };
+    let put_off = collection(ready).update_many(doc! { "_id": { "$in": ids } }, later).await;
+    put_off.map(drop).map_err(failure::error)
 }
 
 /// Writes figures down with the number they are good for; without any the hours are looked at no more until the

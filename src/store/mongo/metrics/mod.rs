@@ -25,7 +25,7 @@ use crate::store::metrics::{
 };
 use crate::store::{Error, Result};
 
-pub(super) use hours::{Pace, settle};
+pub(super) use hours::{Marked, Pace, settle};
 pub(super) use ids::Ids;
 pub(super) use setup::prepare;
 

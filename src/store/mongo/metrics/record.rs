@@ -37,7 +37,7 @@ const REQUEST_KNOWN_MS: i64 = 24 * 3600 * 1000;
 /// What an attempt may take beyond the time of one call.
 const ATTEMPT_SLACK: Duration = Duration::from_secs(5);
 /// How long it may take to say that points are about to come.
-const MARKED_WITHIN: Duration = Duration::from_secs(3);
+pub(super) const MARKED_WITHIN: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 4;
 
 /// One request on its way.
@@ -415,7 +415,7 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
             return failed;
         }
     };
-    let marked = tokio::time::timeout(MARKED_WITHIN, marks.set(ready)).await;
+    let marked = tokio::time::timeout(MARKED_WITHIN, marks.set(inner, ready)).await;
     if let Err(error) = marked.unwrap_or_else(|_| Err(failure::timeout())) {
         failed.extend(places.into_iter().map(|place| (place, again(&error))));
         return failed;
@@ -423,7 +423,7 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
     // Through the driver, which repeats a lost command under its transaction number: executed once.
     let inserted = ready.metrics.points.insert_many(&documents).ordered(false);
     let inserted = tokio::time::timeout(inner.patience * 2, inserted).await;
-    marks.after(ready).await;
+    marks.after(ready, matches!(inserted, Ok(Ok(_)))).await;
     let error = match inserted {
         Ok(Ok(_)) => return failed,
         Ok(Err(error)) => error,
