@@ -22,6 +22,8 @@ use crate::clock::Clock;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload};
 
+/// What is complete may get its record as long as this, however soon uploads expire.
+const FINISHED_MS: i64 = 15_000;
 /// Marked records and idle uploads looked at in one question of the sweep.
 const SWEPT_AT_ONCE: usize = 100;
 /// What a download has in memory where there is room to read ahead, and how much of it is read at once.
@@ -290,6 +292,10 @@ impl Artifacts {
 
     /// Removes an upload with its bytes, unless they became those of a record.
     async fn expire(&self, upload: &Upload) -> Result<()> {
+        // The record may still be on its way.
+        if upload.finished && self.now() - upload.updated_at < FINISHED_MS {
+            return Ok(());
+        }
         // From now on no connection can go on with it. It stays idle: whatever is cut short here is done again.
         let claimed = Upload { turn: upload.turn + 1, received_bytes: 0, ..upload.clone() };
         if !self.store.replace_upload(upload.turn, &claimed).await? {

@@ -282,12 +282,14 @@ impl Artifacts {
     /// another server: what it still writes, and what it has finished but never gets to name in a record, is
     /// the sweep's.
     async fn abandon(&self, taken: &Upload) -> Result<()> {
-        let upload_id = format!("abandoned:{}", taken.artifact_id);
+        let upload_id = abandoned(&taken.artifact_id);
         self.store.begin_upload(&Upload { upload_id, ..taken.clone() }).await?;
         // Once these are finished they may be those of a record at any moment; before that, with the turn taken,
         // they never will.
-        if !taken.finished {
-            self.drop_bytes(taken).await?;
+        if !taken.finished
+            && let Err(error) = self.drop_bytes(taken).await
+        {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the sweep tries again");
         }
         Ok(())
     }
@@ -444,7 +446,7 @@ impl Artifacts {
             ..upload
         };
         if !self.store.replace_upload(turn, &upload).await? {
-            self.let_go(&Upload { turn, ..upload.clone() }, true).await?;
+            self.drop_if_nameless(&upload).await?;
             return Err(Refusal::UploadTaken { upload_id: upload.upload_id }.into());
         }
         let digest = description.artifact_digest(&sha256);
@@ -511,9 +513,14 @@ impl Artifacts {
             }
             return Ok(());
         }
-        // Taken from us. Bytes that neither an upload nor a record names any more are nobody's.
-        let now = self.store.upload(id).await?;
-        let is_named = now.is_some_and(|now| now.storage_path == upload.storage_path);
+        self.drop_if_nameless(upload).await
+    }
+
+    /// Removes bytes that neither an upload nor a record names any more.
+    async fn drop_if_nameless(&self, upload: &Upload) -> Result<()> {
+        let now = self.store.upload(&upload.upload_id).await?;
+        let is_named = now.is_some_and(|now| now.storage_path == upload.storage_path)
+            || self.store.upload(&abandoned(&upload.artifact_id)).await?.is_some();
         if !is_named && !self.store.knows_artifact(&upload.artifact_id).await? {
             self.drop_bytes(upload).await?;
         }
@@ -532,20 +539,30 @@ impl Artifacts {
         if let Err(error) = done {
             tracing::debug!(error = &error as &dyn std::error::Error, "an upload broke off");
         }
-        if run.resumable && (taken || may_go_on) {
+        if run.resumable && may_go_on {
             return;
         }
         let Run { upload, writer, .. } = run;
         drop(writer);
         // Where the storage failed, some of the bytes may arrive yet: the sweep removes them once more.
         let for_good = !matches!(error, Error::Bytes(_));
-        if let Err(error) = self.let_go(&upload, for_good).await {
+        let removed = match taken {
+            // The turn may be ours yet: who takes over in this server waits until we are done.
+            true => self.drop_if_nameless(&upload).await,
+            false => self.let_go(&upload, for_good).await,
+        };
+        if let Err(error) = removed {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "what is left of an upload cannot be removed yet"
             );
         }
     }
+}
+
+/// Under which id the bytes of an upload are kept that its client has begun anew.
+fn abandoned(artifact_id: &str) -> String {
+    format!("abandoned:{artifact_id}")
 }
 
 /// Whether an upload may succeed after this. Too many bytes, and other ones than declared, are not what was meant.

@@ -278,18 +278,21 @@ impl Consumer for Keeper {
     }
 
     async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()> {
-        let mut looks: Vec<(String, Look)> = self.looks(changes).await?.into_iter().collect();
-        loop {
-            let rest = looks.split_off(looks.len().min(EXECUTIONS_AT_ONCE));
-            let (recounts, mut later) = self.recounts(&looks).await?;
-            later.extend(rest);
-            looks = later;
-            let cursor = looks.is_empty().then(|| through.clone());
-            self.write(recounts, cursor, None).await?;
-            if looks.is_empty() {
-                return Ok(());
+        let looks: Vec<(String, Look)> = self.looks(changes).await?.into_iter().collect();
+        let mut pieces = looks.chunks(EXECUTIONS_AT_ONCE).peekable();
+        if pieces.peek().is_none() {
+            return self.write(Vec::new(), Some(through.clone()), None).await;
+        }
+        while let Some(piece) = pieces.next() {
+            let mut left = piece.to_vec();
+            while !left.is_empty() {
+                let (recounts, later) = self.recounts(&left).await?;
+                left = later;
+                let is_last = left.is_empty() && pieces.peek().is_none();
+                self.write(recounts, is_last.then(|| through.clone()), None).await?;
             }
         }
+        Ok(())
     }
 
     async fn rebuild(&self, through: &Cursor) -> Result<()> {

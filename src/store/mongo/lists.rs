@@ -133,28 +133,40 @@ pub(super) async fn executions(
         return by_keys(inner, &ready, &walk, query).await;
     }
     if leaves != Leaves::Nothing {
-        return read(inner, &ready, &walk, query, FETCHED_AT_ONCE).await;
+        return Ok(read(inner, &ready, &walk, query, FETCHED_AT_ONCE).await?.page());
     }
     // Everything on the way is on the page: with as many as it needs the database is done in one answer, and has no
-    // cursor left over. Only those that are being deleted leave room.
-    let mut page = Page { records: Vec::new(), next: None };
-    let mut part = query.clone();
-    let mut left = query.examine;
-    loop {
-        part.limit = query.limit - page.records.len();
-        // Records that cannot be read give no place to go on from: beyond many of them only a long way leads.
-        let stuck = page.next.is_some() && page.next == part.after;
-        part.examine = if stuck { left } else { part.limit.min(left) };
-        part.after = page.next.take().or(part.after.take());
-        left -= part.examine;
-        let batch = if stuck { FETCHED_AT_ONCE as usize } else { part.limit + 1 };
-        let batch = u32::try_from(batch).unwrap_or(FETCHED_AT_ONCE);
-        let more = read(inner, &ready, &walk, &part, batch).await?;
-        page.records.extend(more.records);
-        page.next = more.next;
-        if page.next.is_none() || page.records.len() == query.limit || left == 0 {
-            return Ok(page);
-        }
+    // cursor left over.
+    let examine = query.limit.min(query.examine);
+    let batch = u32::try_from(query.limit + 1).unwrap_or(FETCHED_AT_ONCE);
+    let first = ExecutionQuery { examine, ..query.clone() };
+    let mut first = read(inner, &ready, &walk, &first, batch).await?;
+    if first.all || first.records.len() == query.limit || examine == query.examine {
+        return Ok(first.page());
+    }
+    // Those that are being deleted, and those that cannot be read, leave room.
+    let rest = ExecutionQuery {
+        after: first.last,
+        limit: query.limit - first.records.len(),
+        examine: query.examine - examine,
+        ..query.clone()
+    };
+    let rest = read(inner, &ready, &walk, &rest, FETCHED_AT_ONCE).await?;
+    first.records.extend(rest.records);
+    Ok(Read { records: first.records, ..rest }.page())
+}
+
+/// What was come by.
+struct Read {
+    records: Vec<Execution>,
+    /// Where to go on.
+    last: Option<ExecutionKey>,
+    all: bool,
+}
+
+impl Read {
+    fn page(self) -> Page<Execution, ExecutionKey> {
+        Page { records: self.records, next: if self.all { None } else { self.last } }
     }
 }
 
@@ -165,7 +177,7 @@ async fn read(
     walk: &Walk,
     query: &ExecutionQuery,
     batch: u32,
-) -> Result<Page<Execution, ExecutionKey>> {
+) -> Result<Read> {
     let mut records: Vec<Execution> = Vec::new();
     let mut last = query.after.clone();
     let how = How { batch, keys: false };
@@ -180,7 +192,7 @@ async fn read(
         Ok(true)
     })
     .await?;
-    Ok(Page { records, next: if all { None } else { last } })
+    Ok(Read { records, last, all })
 }
 
 /// What the keys of an index tell of an execution.

@@ -84,19 +84,38 @@ fn quiet_ms(inner: &Inner) -> i64 {
 /// Hours that were marked a moment ago: no figures of them are computed as long as that is within the quiet time, so
 /// that points may come into them without another mark.
 #[derive(Default)]
-pub(in crate::store::mongo) struct Marked(Mutex<HashMap<(String, i64), Instant>>);
+pub(in crate::store::mongo) struct Marked(Mutex<HashMap<(String, i64), Moment>>);
+
+/// By both clocks: the one stands still while the machine sleeps, the other may be set.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    instant: Instant,
+    wall: Millis,
+}
+
+impl Moment {
+    fn now(inner: &Inner) -> Moment {
+        Moment { instant: Instant::now(), wall: inner.clock.now().millis() }
+    }
+
+    /// The longer of both; for ever if the clock was set back.
+    fn elapsed(&self, inner: &Inner) -> Duration {
+        let wall = u64::try_from(inner.clock.now().millis() - self.wall).unwrap_or(u64::MAX);
+        self.instant.elapsed().max(Duration::from_millis(wall))
+    }
+}
 
 impl Marked {
     fn is_fresh(&self, inner: &Inner, execution_id: &str, hour: i64) -> bool {
         let all = self.0.lock();
         let marked = all.get(&(execution_id.to_owned(), hour));
-        marked.is_some_and(|marked| marked.elapsed() < fresh(inner))
+        marked.is_some_and(|marked| marked.elapsed(inner) < fresh(inner))
     }
 
-    fn add(&self, inner: &Inner, hours: &[(String, i64)], since: Instant) {
+    fn add(&self, inner: &Inner, hours: &[(String, i64)], since: Moment) {
         let mut all = self.0.lock();
         if all.len() + hours.len() > MARKED {
-            all.retain(|_, marked| marked.elapsed() < fresh(inner));
+            all.retain(|_, marked| marked.elapsed(inner) < fresh(inner));
         }
         let room = MARKED.saturating_sub(all.len());
         all.extend(hours.iter().take(room).map(|hour| (hour.clone(), since)));
@@ -135,7 +154,7 @@ pub(super) struct Marks {
     missing: Vec<RawDocumentBuf>,
     /// What is marked then, and has a document.
     hours: Vec<(String, i64)>,
-    since: Instant,
+    since: Moment,
 }
 
 impl Marks {
@@ -156,7 +175,7 @@ impl Marks {
             all: Vec::with_capacity(wanted.len()),
             missing: Vec::new(),
             hours: Vec::new(),
-            since: Instant::now(),
+            since: Moment::now(inner),
         };
         for ((execution_id, hour), make) in wanted {
             let mut set = doc! { "dirty": true };
@@ -190,9 +209,9 @@ impl Marks {
 
     /// After the points: says so again if that took so long that somebody may have looked in between, or may yet
     /// take: what the database does with a command that was given up nobody knows.
-    pub(super) async fn after(&self, ready: &Ready, known: bool) {
-        if !known || self.since.elapsed() > LONG {
-            let _ = mark(ready, &self.all).await;
+    pub(super) async fn after(&self, inner: &Inner, ready: &Ready, known: bool) {
+        if !known || self.since.elapsed(inner) > LONG {
+            let _ = tokio::time::timeout(MARKED_WITHIN, mark(ready, &self.all)).await;
         }
     }
 }
@@ -224,16 +243,20 @@ pub(super) async fn forget(ready: &Ready, execution_ids: &[&str]) -> Result<()> 
     Ok(())
 }
 
+/// By the clock of the database, which also says when something came last.
+fn is_quiet(inner: &Inner) -> Document {
+    doc! { "$lt": ["$at", { "$subtract": ["$$NOW", quiet_ms(inner)] }] }
+}
+
 /// An hour whose figures have to be computed: the execution, the hour, and its number.
 type Dirty = (String, i64, i64);
 
 async fn dirty(inner: &Inner, ready: &Ready) -> Result<Vec<Dirty>> {
     let before = DateTime::from_millis(inner.clock.now().millis() - quiet_ms(inner));
     let hours = collection(ready);
-    let find = hours
-        .find(doc! { "dirty": true, "at": { "$lt": before } })
-        .sort(doc! { "at": 1 })
-        .limit(HOURS_AT_ONCE as i64);
+    // Also by the clock of the database, before anything is computed.
+    let filter = doc! { "dirty": true, "at": { "$lt": before }, "$expr": is_quiet(inner) };
+    let find = hours.find(filter).sort(doc! { "at": 1 }).limit(HOURS_AT_ONCE as i64);
     let mut found = Vec::new();
     let mut cursor = inner.call(find).await?;
     while inner.call(cursor.advance()).await? {
@@ -350,9 +373,7 @@ async fn keep(
             set.insert("computed", *g);
             set.insert("m", figures);
         }
-        // By the clock of the database, which also says when something came last.
-        let quiet = doc! { "$lt": ["$at", { "$subtract": ["$$NOW", quiet_ms(inner)] }] };
-        let filter = doc! { "_id": id_of(execution_id, *hour), "g": *g, "$expr": quiet };
+        let filter = doc! { "_id": id_of(execution_id, *hour), "g": *g, "$expr": is_quiet(inner) };
         let statement = doc! { "q": filter, "u": { "$set": set } };
         statements.push(RawDocumentBuf::try_from(&statement).map_err(Error::failed)?);
     }

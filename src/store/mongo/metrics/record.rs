@@ -423,7 +423,7 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
     // Through the driver, which repeats a lost command under its transaction number: executed once.
     let inserted = ready.metrics.points.insert_many(&documents).ordered(false);
     let inserted = tokio::time::timeout(inner.patience * 2, inserted).await;
-    marks.after(ready, matches!(inserted, Ok(Ok(_)))).await;
+    marks.after(inner, ready, matches!(inserted, Ok(Ok(_)))).await;
     let error = match inserted {
         Ok(Ok(_)) => return failed,
         Ok(Err(error)) => error,
