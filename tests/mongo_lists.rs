@@ -342,3 +342,45 @@ async fn counts_read_the_index_alone_where_it_decides() {
     store.close().await;
     database.drop().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_go_beyond_what_is_not_shown() {
+    let (store, database) = filled("beyond").await;
+    let executions = database.collection::<Document>("executions");
+    // The newest cannot be read, those before them are being deleted.
+    let newest = i64::from(RECORDS) * 1000;
+    let strange = (0..120).map(|number| {
+        doc! { "execution_id": number, "started_at": DateTime::from_millis(newest + i64::from(number)) }
+    });
+    executions.insert_many(strange).await.unwrap();
+    let deleted: Vec<String> =
+        (RECORDS - 130..RECORDS - 1).map(|number| format!("e{number:06}")).collect();
+    executions
+        .update_many(
+            doc! { "execution_id": { "$in": &deleted } },
+            doc! { "$set": { "deleted_at": DateTime::from_millis(newest) } },
+        )
+        .await
+        .unwrap();
+    let mut all = expected(&none(), ExecutionOrder::StartedAtDesc);
+    all.retain(|id| !deleted.contains(id));
+    for limit in [1, 2, 7, 50, 250] {
+        let mut query = ExecutionQuery {
+            filter: none(),
+            order: ExecutionOrder::StartedAtDesc,
+            after: None,
+            limit,
+            examine: EXAMINE,
+        };
+        let mut ids: Vec<String> = Vec::new();
+        for _ in 0..4 {
+            let page = store.executions(&query).await.unwrap();
+            assert_eq!(page.records.len(), limit, "pages are full");
+            ids.extend(page.records.into_iter().map(|execution| execution.execution_id));
+            query.after = Some(page.next.expect("there is more"));
+        }
+        assert_eq!(ids, all[..4 * limit]);
+    }
+    store.close().await;
+    database.drop().await.unwrap();
+}
