@@ -8,7 +8,8 @@ use futures::StreamExt as _;
 use futures::future::Either;
 use futures::stream::FuturesUnordered;
 use prost::Message as _;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -97,6 +98,7 @@ impl Run {
         let mut waiting = FuturesUnordered::new();
         // Writes beside the lanes that are under way, by what they are about.
         let mut asides = Asides::default();
+        let mut in_order = InOrder::default();
         let end = loop {
             let message = tokio::select! {
                 biased;
@@ -132,8 +134,10 @@ impl Run {
                     };
                     match taken {
                         Ok(Begun::Lane(pending, execution_id, expects)) => {
+                            let answered = in_order
+                                .answer(&execution_id, async move { pending.answer().await });
                             waiting.push(Either::Left(async move {
-                                let outcome = pending.answer().await;
+                                let outcome = answered.await;
                                 (answer(sequence, outcome, execution_id, expects), None)
                             }));
                         }
@@ -404,6 +408,46 @@ impl Asides {
     }
 }
 
+/// Executions of which the last write is remembered before those that are answered are let go of.
+const REMEMBERED: usize = 1_024;
+
+/// Answers about one execution come in the order of its writes, as their revisions do.
+#[derive(Default)]
+struct InOrder {
+    /// Ends with the answer to the last write about an execution.
+    last: HashMap<String, oneshot::Receiver<()>>,
+    left: usize,
+}
+
+impl InOrder {
+    /// The same answer, after those to earlier writes about the same.
+    fn answer<F>(
+        &mut self,
+        execution_id: &str,
+        answer: F,
+    ) -> impl Future<Output = F::Output> + Send + use<F>
+    where
+        F: Future + Send,
+        F::Output: Send,
+    {
+        if self.last.len() >= REMEMBERED.max(2 * self.left) {
+            self.last.retain(|_, turn| matches!(turn.try_recv(), Err(TryRecvError::Empty)));
+            self.left = self.last.len();
+        }
+        let (ended, turn) = oneshot::channel::<()>();
+        let before = self.last.insert(execution_id.to_owned(), turn);
+        async move {
+            let answer = answer.await;
+            if let Some(before) = before {
+                // It ends without a word.
+                let _ = before.await;
+            }
+            drop(ended);
+            answer
+        }
+    }
+}
+
 /// A write that was begun.
 enum Begun {
     Lane(crate::app::engine::Pending, String, Expects),
@@ -449,5 +493,41 @@ fn outcome(answered: Result<Answer>, execution_id: String, expects: Expects) -> 
         // Deletes do not come this way.
         (Ok(Answer::Deleted), _) => Outcome::Deleted(proto::IngestedDeletion { execution_id }),
         (Err(error), _) => Outcome::Error(status::message_of(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_about_one_execution_come_in_order() {
+        let mut in_order = InOrder::default();
+        let waiting = FuturesUnordered::new();
+        let mut answers = Vec::new();
+        for number in 0..6_usize {
+            let (send, receive) = oneshot::channel();
+            let answer = async move { receive.await.expect("it is answered") };
+            waiting.push(in_order.answer(["a", "b"][number % 2], answer));
+            answers.push(send);
+        }
+        // The last ones are there first.
+        for (number, answer) in answers.into_iter().enumerate().rev() {
+            answer.send(number).expect("somebody waits");
+        }
+        let found: Vec<usize> = waiting.collect().await;
+        let of = |rest: usize| -> Vec<usize> {
+            found.iter().copied().filter(|number| number % 2 == rest).collect()
+        };
+        assert_eq!((of(0), of(1)), (vec![0, 2, 4], vec![1, 3, 5]));
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_is_let_go_of() {
+        let mut in_order = InOrder::default();
+        for number in 0..10 * REMEMBERED {
+            in_order.answer(&number.to_string(), std::future::ready(())).await;
+        }
+        assert!(in_order.last.len() <= REMEMBERED, "{}", in_order.last.len());
     }
 }
