@@ -11,6 +11,7 @@ use mongodb::{Client, Collection, Database, IndexModel};
 
 use super::PAGE;
 use super::texts::{Question, Texts};
+use crate::app::ids;
 
 const AT_ONCE: u64 = 1000;
 const SIDE_BY_SIDE: usize = 3;
@@ -27,7 +28,7 @@ impl Direct {
         let mut options = options.context("--direct is no MongoDB URI")?;
         options.app_name = Some("stepwell bench".to_owned());
         options.server_selection_timeout = Some(std::time::Duration::from_secs(10));
-        let name = format!("stepwell_bench_{}", uuid::Uuid::new_v4().simple());
+        let name = format!("stepwell_bench_{}", &ids::execution_id()[..8]);
         let database = Client::with_options(options)?.database(&name);
         Ok(Direct { texts: database.collection("texts"), database })
     }
