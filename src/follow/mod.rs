@@ -80,8 +80,6 @@ pub struct Follower {
     turn: Mutex<()>,
     /// Somebody waits until it has caught up.
     awaited: Notify,
-    /// Held by whoever finds out whether it has caught up: when that began, the last time that it had.
-    caught_up: Mutex<Option<Instant>>,
 }
 
 enum Ended {
@@ -109,7 +107,6 @@ impl Follower {
             leading: AtomicBool::new(false),
             turn: Mutex::default(),
             awaited: Notify::new(),
-            caught_up: Mutex::default(),
         })
     }
 
@@ -269,19 +266,9 @@ impl Follower {
             Err(Error::NoLog) => return Ok(CaughtUp::NoLog),
             Err(error) => return Err(error),
         };
-        let asked = Instant::now();
         let wait = async {
-            // One after the other, since each makes work for the others; who came meanwhile takes the answer that was
-            // begun after that.
-            let mut caught_up = self.caught_up.lock().await;
-            if caught_up.is_some_and(|began| began >= asked) {
-                return Ok(());
-            }
-            let began = Instant::now();
             let position = log.position().await?;
-            self.reached(log.as_ref(), position).await?;
-            *caught_up = Some(began);
-            Ok(())
+            self.reached(log.as_ref(), position).await
         };
         match tokio::time::timeout(patience, wait).await {
             Ok(Ok(())) => Ok(CaughtUp::Yes),
