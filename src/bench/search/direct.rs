@@ -6,12 +6,12 @@ use std::time::Instant;
 use anyhow::Context as _;
 use bson::{Document, doc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use mongodb::options::{ClientOptions, IndexOptions, WriteConcern};
-use mongodb::{Client, Collection, Database, IndexModel};
+use mongodb::options::IndexOptions;
+use mongodb::{Collection, Database, IndexModel};
 
 use super::PAGE;
 use super::texts::{Question, Texts};
-use crate::app::ids;
+use crate::bench::track::database_of_its_own;
 
 const AT_ONCE: u64 = 1000;
 const SIDE_BY_SIDE: usize = 3;
@@ -22,14 +22,8 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// The URI is never shown: it may hold a password.
     pub async fn open(uri: &str) -> anyhow::Result<Self> {
-        let options = ClientOptions::parse(uri).await;
-        let mut options = options.context("--direct is no MongoDB URI")?;
-        options.app_name = Some("stepwell bench".to_owned());
-        options.server_selection_timeout = Some(std::time::Duration::from_secs(10));
-        let name = format!("stepwell_bench_{}", &ids::execution_id()[..8]);
-        let database = Client::with_options(options)?.database(&name);
+        let database = database_of_its_own(uri, "--direct").await?;
         Ok(Direct { texts: database.collection("texts"), database })
     }
 
@@ -50,10 +44,7 @@ impl Direct {
                 .map(|number| doc! { "_id": number as i64, "text": texts.get(number) })
                 .collect();
             let into = into.clone();
-            async move {
-                let concern = WriteConcern::majority();
-                into.insert_many(documents).ordered(false).write_concern(concern).await
-            }
+            async move { into.insert_many(documents).ordered(false).await }
         });
         let mut inserts = inserts.buffered(SIDE_BY_SIDE);
         while inserts.try_next().await.context("texts could not be inserted")?.is_some() {}
