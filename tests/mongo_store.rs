@@ -96,6 +96,19 @@ fn finish_step(execution_id: &str, step_id: i32) -> Write {
     write(execution_id, Op::Step { named, op: Box::new(op) })
 }
 
+fn fail(execution_id: &str, step_id: i32) -> Write {
+    let op = StepOp::Finish {
+        status: StepStatus::Failed,
+        output: None,
+        error: None,
+        completed_at: None,
+        step_name: None,
+        fields: StepFields::default(),
+    };
+    let named = StepRef { step_id: Some(step_id), step_key: None };
+    write(execution_id, Op::Step { named, op: Box::new(op) })
+}
+
 fn update(execution_id: &str, metadata: Document) -> Write {
     let op = ExecutionOp::Update { metadata, pinned: None, expected_revision: None };
     write(execution_id, Op::Execution(op))
@@ -294,6 +307,8 @@ struct Cut {
     cuts: Arc<std::sync::atomic::AtomicUsize>,
     /// Done after the command was executed and before its sender notices that the answer is lost.
     meanwhile: Arc<std::sync::Mutex<Option<BoxFuture<'static, ()>>>>,
+    /// The answer is late instead of lost.
+    late: Arc<std::sync::atomic::AtomicBool>,
 }
 
 async fn read_message(from: &mut (impl AsyncReadExt + Unpin)) -> Option<Vec<u8>> {
@@ -341,7 +356,10 @@ async fn proxy(to: String, cut: Cut) -> u16 {
                             if let Some(meanwhile) = meanwhile {
                                 meanwhile.await;
                             }
-                            return;
+                            if !cut.late.load(std::sync::atomic::Ordering::SeqCst) {
+                                return;
+                            }
+                            lose.store(false, std::sync::atomic::Ordering::SeqCst);
                         }
                         if near_write.write_all(&message).await.is_err() {
                             return;
@@ -395,7 +413,7 @@ async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
         assert_eq!(stored, written.revision());
     }
     // A retry counts its tries, so applying it twice would show.
-    let fail = StepOp::Finish {
+    let failed = StepOp::Finish {
         status: StepStatus::Failed,
         output: None,
         error: None,
@@ -404,7 +422,7 @@ async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
         fields: StepFields::default(),
     };
     let named = StepRef { step_id: Some(9), step_key: None };
-    one(&store, write("e", Op::Step { named: named.clone(), op: Box::new(fail) })).await.unwrap();
+    one(&store, write("e", Op::Step { named: named.clone(), op: Box::new(failed) })).await.unwrap();
     *cut.command.lock().unwrap() = Some("update");
     let again = step_of(one(&store, start("e", Some(9), "r")).await.unwrap());
     assert_eq!((again.retry_count, again.attempts.len()), (1, 1));
@@ -412,33 +430,70 @@ async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
     assert_eq!((stored.retry_count, stored.attempts.len()), (1, 1));
     assert_eq!(cuts(), 6);
 
-    // Another server goes on from there before the lost answer is noticed: it cannot be told any more whether
-    // the retry was applied, so it is neither claimed nor done again.
-    let fail = |step_id| {
-        let op = StepOp::Finish {
-            status: StepStatus::Failed,
-            output: None,
-            error: None,
-            completed_at: None,
-            step_name: None,
-            fields: StepFields::default(),
-        };
-        let named = StepRef { step_id: Some(step_id), step_key: None };
-        write("e", Op::Step { named, op: Box::new(op) })
-    };
-    one(&store, fail(9)).await.unwrap();
+    // Another server goes on from there before the lost answer is noticed: the retry is known again.
+    one(&store, fail("e", 9)).await.unwrap();
     let other = Arc::clone(&bench.store);
-    let then = fail(9);
     *cut.meanwhile.lock().unwrap() = Some(Box::pin(async move {
-        one(&other, then).await.unwrap();
+        one(&other, fail("e", 9)).await.unwrap();
     }));
     *cut.command.lock().unwrap() = Some("update");
-    let unclear = one(&store, start("e", Some(9), "r")).await;
-    assert!(matches!(unclear, Err(Error::Unavailable(_))), "{unclear:?}");
+    let again = step_of(one(&store, start("e", Some(9), "r")).await.unwrap());
+    assert_eq!((again.status, again.retry_count), (Some(StepStatus::Running), 2));
     let stored = bench.store.step("e", &named).await.unwrap().unwrap();
     assert_eq!((stored.retry_count, stored.attempts.len()), (2, 2));
     assert_eq!(stored.status, Some(StepStatus::Failed));
     assert_eq!(cuts(), 7);
+    store.close().await;
+    bench.end().await;
+}
+
+/// The answer of a command says how many of its updates were applied, not which. When another server changes the
+/// record again before this one looks, what was applied must not be decided a second time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_another_server_went_on_from_is_applied_once() {
+    let bench = bench("went_on").await;
+    let cut = Cut::default();
+    cut.late.store(true, std::sync::atomic::Ordering::SeqCst);
+    let host = bench.uri.split("://").nth(1).unwrap().split(['/', '?']).next().unwrap().to_owned();
+    let port = proxy(host, cut.clone()).await;
+    let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true");
+    let store = open(&uri, bench.database.name());
+    store.ping().await.unwrap();
+    one(&store, create("e")).await.unwrap();
+    let attempts = |stored: &stepwell::domain::Step| (stored.retry_count, stored.attempts.len());
+    let named = |step_id| StepRef { step_id: Some(step_id), step_key: None };
+    for (round, retries) in [(0, 1), (1, 1), (2, 6)] {
+        let (lost, applied) = (2 * round + 1, 2 * round + 2);
+        let both = [start("e", Some(lost), "a"), start("e", Some(applied), "b")];
+        assert!(store.apply(both.into()).await.outcomes.iter().all(Result::is_ok));
+        // The first of the two updates matches nothing.
+        one(&bench.store, fail("e", lost)).await.unwrap();
+        let other = Arc::clone(&bench.store);
+        *cut.meanwhile.lock().unwrap() = Some(Box::pin(async move {
+            for retry in 0..retries {
+                if retry > 0 {
+                    one(&other, fail("e", applied)).await.unwrap();
+                }
+                one(&other, start("e", Some(applied), "b")).await.unwrap();
+            }
+        }));
+        *cut.command.lock().unwrap() = Some("update");
+        let batch = vec![fail("e", applied), fail("e", lost)];
+        let outcomes = store.apply(batch).await.outcomes;
+        let [failed, repeated] = <[_; 2]>::try_from(outcomes).unwrap();
+        assert_eq!(cut.cuts.load(std::sync::atomic::Ordering::SeqCst), round as usize + 1);
+        assert_eq!(step_of(repeated.unwrap()).status, Some(StepStatus::Failed));
+        if retries == 1 {
+            let failed = step_of(failed.unwrap());
+            assert_eq!((failed.status, failed.retry_count), (Some(StepStatus::Failed), 0));
+        } else {
+            // So many updates have come since that it cannot be told: it is neither claimed nor done again.
+            assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+        }
+        let stored = bench.store.step("e", &named(applied)).await.unwrap().unwrap();
+        assert_eq!(attempts(&stored), (retries, retries as usize));
+        assert_eq!(stored.status, Some(StepStatus::Running));
+    }
     store.close().await;
     bench.end().await;
 }

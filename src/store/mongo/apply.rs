@@ -12,7 +12,7 @@ use bson::{Document, RawDocumentBuf, doc};
 use super::alive::{Checks, UNCHECKED, check_trusted};
 use super::cache::Birth;
 use super::command::{Durability, Fate};
-use super::documents::{Guard, Update};
+use super::documents::{Guard, Update, Writes};
 use super::{Inner, Ready, delete, documents, failure, marks, no_payloads, schema};
 use crate::domain::{Execution, Refusal, Step, StepRef};
 use crate::store::plan::{Dirty, Facts, Needs, Plan, plan};
@@ -600,19 +600,19 @@ impl Batch<'_> {
     async fn resolve(
         &self,
         decided: &Plan,
-        executions: Vec<(RecordKey, bool)>,
-        steps: Vec<(RecordKey, bool)>,
+        executions: Vec<RecordKey>,
+        steps: Vec<RecordKey>,
         persisted: &mut Persisted,
     ) {
         if executions.is_empty() && steps.is_empty() {
             return;
         }
         let needs = Needs {
-            executions: executions.iter().map(|(key, _)| key.execution_id.clone()).collect(),
+            executions: executions.iter().map(|key| key.execution_id.clone()).collect(),
             ..Needs::default()
         };
         let mut numbers: HashMap<String, HashSet<i32>> = HashMap::new();
-        for (key, _) in &steps {
+        for key in &steps {
             let numbers = numbers.entry(key.execution_id.clone()).or_default();
             numbers.extend(key.step_id);
         }
@@ -622,48 +622,39 @@ impl Batch<'_> {
         );
         let Ok((found_executions, found_steps)) = found else {
             let doubtful = executions.into_iter().chain(steps);
-            persisted.failed.extend(doubtful.map(|(key, _)| (key, Failed::Unknown)));
+            persisted.failed.extend(doubtful.map(|key| (key, Failed::Unknown)));
             return;
         };
-        let now: HashMap<String, (Execution, Option<i64>)> = found_executions
+        let now: HashMap<String, (Execution, Writes)> = found_executions
             .iter()
-            .filter_map(|raw| Some((documents::read_execution(raw).ok()?, documents::mark_of(raw))))
-            .map(|(execution, mark)| (execution.execution_id.clone(), (execution, mark)))
+            .filter_map(|raw| Some((documents::read_execution(raw).ok()?, Writes::of(raw))))
+            .map(|(execution, writes)| (execution.execution_id.clone(), (execution, writes)))
             .collect();
-        for (key, sent_again) in executions {
+        for key in executions {
             let Some(dirty) = decided.executions.get(&key.execution_id) else { continue };
+            let Some(after) = &dirty.after else { continue };
             let stored = now.get(&key.execution_id);
-            let revisions = dirty.revisions(|execution| execution.revision);
-            match (&dirty.after, stored) {
-                (Some(after), Some((stored, mark)))
-                    if same_execution(after, stored)
-                        && (!dirty.changed || persisted.is_ours(&key, *mark)) => {}
-                _ => {
-                    let stored = stored.map(|(stored, _)| stored.revision);
-                    persisted.lose(key, sent_again, revisions, stored);
-                }
-            }
+            let told = stored.map_or(Some(false), |(stored, writes)| match dirty.changed {
+                true => persisted.tell_of(&key, after.revision, writes),
+                false => Some(same_execution(after, stored)),
+            });
+            persisted.judge(key, told);
         }
-        let now: HashMap<RecordKey, (Step, Option<i64>)> = found_steps
+        let now: HashMap<RecordKey, (Step, Writes)> = found_steps
             .iter()
-            .filter_map(|raw| {
-                Some((documents::read_step(raw, false).ok()?, documents::mark_of(raw)))
+            .filter_map(|raw| Some((documents::read_step(raw, false).ok()?, Writes::of(raw))))
+            .map(|(step, writes)| {
+                (RecordKey::step(&step.execution_id, step.step_id), (step, writes))
             })
-            .map(|(step, mark)| (RecordKey::step(&step.execution_id, step.step_id), (step, mark)))
             .collect();
-        for (key, sent_again) in steps {
+        for key in steps {
             let Some(dirty) = decided.steps.get(&key) else { continue };
-            let stored = now.get(&key);
-            let revisions = dirty.revisions(|step| step.revision);
-            match (&dirty.after, stored) {
-                (Some(after), Some((stored, mark)))
-                    if same_step(after, stored)
-                        && (!dirty.changed || persisted.is_ours(&key, *mark)) => {}
-                _ => {
-                    let stored = stored.map(|(stored, _)| stored.revision);
-                    persisted.lose(key, sent_again, revisions, stored);
-                }
-            }
+            let Some(after) = &dirty.after else { continue };
+            let told = now.get(&key).map_or(Some(false), |(stored, writes)| match dirty.changed {
+                true => persisted.tell_of(&key, after.revision, writes),
+                false => Some(same_step(after, stored)),
+            });
+            persisted.judge(key, told);
         }
     }
 
@@ -864,9 +855,23 @@ impl Persisted {
         }
     }
 
-    /// Whether the update of a record left this mark.
-    fn is_ours(&self, key: &RecordKey, mark: Option<i64>) -> bool {
-        mark.is_some() && self.marks.get(key).copied() == mark
+    /// Whether the update of a record that made this revision is among those of the stored document.
+    fn tell_of(&self, key: &RecordKey, revision: i64, writes: &Writes) -> Option<bool> {
+        writes.tell_of(revision, self.marks.get(key).copied()?)
+    }
+
+    /// Takes in whether a doubtful update was applied. Others may have changed the record since: what was applied
+    /// must not be decided again, and what nobody can tell neither.
+    fn judge(&mut self, key: RecordKey, applied: Option<bool>) {
+        match applied {
+            Some(true) => {}
+            Some(false) => {
+                self.lost.insert(key);
+            }
+            None => {
+                self.failed.insert(key, Failed::Unknown);
+            }
+        }
     }
 
     /// Notes what is not known for sure after an update.
@@ -884,34 +889,16 @@ impl Persisted {
         Ok(update.statement)
     }
 
-    /// The stored record is not what was written. It may have been for a moment: if the command was sent again
-    /// and somebody else has changed the record since, nobody can tell, and nothing may be applied twice.
-    fn lose(
-        &mut self,
-        key: RecordKey,
-        sent_again: bool,
-        revisions: Revisions,
-        stored: Option<i64>,
-    ) {
-        let changes = revisions.after != revisions.before;
-        if sent_again && changes && stored.is_some_and(|stored| stored != revisions.before) {
-            self.failed.insert(key, Failed::Unknown);
-        } else {
-            self.lost.insert(key);
-        }
-    }
-
-    /// Takes in what became of statements; the keys of the doubtful ones come back, each with whether its
-    /// command was sent again.
-    fn take(&mut self, keys: Vec<RecordKey>, fates: &[Fate]) -> Vec<(RecordKey, bool)> {
+    /// Takes in what became of statements; the keys of the doubtful ones come back.
+    fn take(&mut self, keys: Vec<RecordKey>, fates: &[Fate]) -> Vec<RecordKey> {
         let mut doubtful = Vec::new();
         for (key, fate) in keys.into_iter().zip(fates) {
             match fate {
                 Fate::Done => {}
-                Fate::Duplicate => {
+                Fate::Duplicate | Fate::Unmatched => {
                     self.lost.insert(key);
                 }
-                Fate::Doubtful { sent_again } => doubtful.push((key, *sent_again)),
+                Fate::Doubtful => doubtful.push(key),
                 Fate::Unknown => {
                     self.failed.insert(key, Failed::Unknown);
                 }
@@ -921,19 +908,6 @@ impl Persisted {
             }
         }
         doubtful
-    }
-}
-
-/// The revision before and after a change; equal where nothing changes.
-struct Revisions {
-    before: i64,
-    after: i64,
-}
-
-impl<T> Dirty<T> {
-    fn revisions(&self, of: impl Fn(&T) -> i64) -> Revisions {
-        let revision = |record: &Option<Arc<T>>| record.as_deref().map_or(0, &of);
-        Revisions { before: revision(&self.before), after: revision(&self.after) }
     }
 }
 
@@ -1035,8 +1009,7 @@ pub(super) fn step_alternatives(
     alternatives
 }
 
-/// Whether the stored record is as it was written. That this server wrote it only its mark tells: another one may
-/// have written the same in the same microsecond.
+/// Whether the stored record is as it was written, where that made no revision.
 fn same_execution(written: &Execution, stored: &Execution) -> bool {
     written.revision == stored.revision
         && written.status == stored.status

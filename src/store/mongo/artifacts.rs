@@ -159,7 +159,7 @@ async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Create
             ready.commander.insert(schema::ARTIFACTS, std::slice::from_ref(&document)).await;
         match fates.first() {
             Some(Fate::Done) => {}
-            Some(Fate::Duplicate | Fate::Doubtful { .. }) => continue,
+            Some(Fate::Duplicate | Fate::Unmatched | Fate::Doubtful) => continue,
             Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
             Some(Fate::Unknown) | None => return Err(failure::timeout()),
         }

@@ -3,8 +3,8 @@
 //! The driver alone carries many guarded updates at once only through `run_command`, and that it never retries.
 //! So a command whose answer was lost is sent again here, as it was. That is safe because each statement is
 //! good for one execution only: an update is guarded by the revision that it replaces, an insert brings its own
-//! `_id`. And it can be told afterwards whether the first sending was executed: by the new revision, and by the
-//! `_id`. Retryable writes of the server would tell the same for a third more of its time for each update.
+//! `_id`. And it can be told afterwards whether the first sending was executed: by the mark that an
+//! update leaves, and by the `_id`. Retryable writes of the server would tell the same for a third more of its time for each update.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,9 +36,11 @@ pub(super) enum Fate {
     Done,
     /// A unique index holds the key already.
     Duplicate,
-    /// Part of a command in which some statement matched nothing; which one is not known. When the command was
-    /// sent again, the first sending may have been executed.
-    Doubtful { sent_again: bool },
+    /// It matched nothing, for sure.
+    Unmatched,
+    /// Part of a command in which some statements matched nothing; which ones is not known. Or of one that was sent
+    /// again, and that the first sending made match nothing.
+    Doubtful,
     /// Refused by the database for a reason of its own.
     Refused(i32),
     /// No answer: applied or not.
@@ -266,7 +268,7 @@ impl Fate {
     /// After an election: what was done may be undone.
     pub(super) fn or_doubtful(self) -> Fate {
         match self {
-            Fate::Done => Fate::Doubtful { sent_again: true },
+            Fate::Done => Fate::Doubtful,
             other => other,
         }
     }
@@ -504,9 +506,8 @@ fn read_reply(reply: &Reply, count: usize) -> Vec<Fate> {
     }
     let applied = reply.get("n").and_then(whole).unwrap_or(0);
     if usize::try_from(applied).unwrap_or(0) < count - failed {
-        for fate in fates.iter_mut().filter(|fate| **fate == Fate::Done) {
-            *fate = Fate::Doubtful { sent_again: *sent_again };
-        }
+        let fate = if applied == 0 && !sent_again { Fate::Unmatched } else { Fate::Doubtful };
+        fates.iter_mut().filter(|fate| **fate == Fate::Done).for_each(|one| *one = fate);
     }
     fates
 }

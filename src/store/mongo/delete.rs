@@ -49,7 +49,7 @@ async fn delete(inner: &Inner, ready: &Ready, write: &Write) -> Result<Answer> {
             let fates = ready.commander.update(schema::EXECUTIONS, &statements, None).await;
             match fates.first() {
                 Some(Fate::Done) => {}
-                Some(Fate::Doubtful { .. } | Fate::Duplicate) => continue,
+                Some(Fate::Unmatched | Fate::Doubtful | Fate::Duplicate) => continue,
                 Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
                 Some(Fate::Unknown) | None => return Err(failure::timeout()),
             }

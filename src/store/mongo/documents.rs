@@ -167,16 +167,17 @@ pub(super) fn insert_step(record: &Step) -> Result<RawDocumentBuf> {
     Ok(to)
 }
 
-/// The fields that differ between two states of a record, as absolute values, so that the same update can be
-/// sent twice.
+/// The fields that differ between two states of a record, as absolute values, and what makes the update known
+/// again.
 struct Difference {
     set: RawDocumentBuf,
     unset: RawDocumentBuf,
+    made: Option<[i64; 2]>,
 }
 
 impl Difference {
     fn new() -> Self {
-        Difference { set: RawDocumentBuf::new(), unset: RawDocumentBuf::new() }
+        Difference { set: RawDocumentBuf::new(), unset: RawDocumentBuf::new(), made: None }
     }
 
     fn nullable(&mut self, key: &'static CStr, differs: bool, value: Option<impl BindRawBsonRef>) {
@@ -202,15 +203,18 @@ impl Difference {
         Ok(())
     }
 
-    /// Digests with the mark of this update.
-    fn digests(&mut self, before: &Digests, after: &Digests, mark: i64) {
-        if before == after {
-            self.set.append(MARK, mark);
-            return;
-        }
-        let mut document = digests(after).unwrap_or_default();
-        document.append(cstr!("write"), mark);
-        self.set.append(cstr!("digests"), document);
+    fn digests(&mut self, before: &Digests, after: &Digests) {
+        let mut differs = |key, before: &Option<String>, after: &Option<String>| {
+            self.present(key, before != after, after.as_deref());
+        };
+        differs(cstr!("digests.create"), &before.create, &after.create);
+        differs(cstr!("digests.start"), &before.start, &after.start);
+        differs(cstr!("digests.finish"), &before.finish, &after.finish);
+    }
+
+    /// The revision that this update makes, with its mark.
+    fn made(&mut self, revision: i64, mark: i64) {
+        self.made = Some([revision, mark]);
     }
 
     fn is_empty(&self) -> bool {
@@ -226,6 +230,11 @@ impl Difference {
         let mut update = rawdoc! { "$set": self.set };
         if self.unset.as_bytes().len() > 5 {
             update.append(cstr!("$unset"), self.unset);
+        }
+        if let Some(made) = self.made {
+            let each: RawArrayBuf = made.into_iter().collect();
+            let push = rawdoc! { "$each": each, "$slice": -(2 * LATEST_WRITES as i32) };
+            update.append(cstr!("$push"), rawdoc! { WRITES: push });
         }
         rawdoc! { "q": query, "u": update }
     }
@@ -392,13 +401,33 @@ fn guarded_step(before: &Step, after: &Step, guard: Guard) -> Result<(RawDocumen
     Ok((query, exact))
 }
 
-/// Where an update leaves its mark in the document: two servers may write the very same record in the same
-/// microsecond, and only one of them has changed it.
-const MARK: &CStr = cstr!("digests.write");
+/// Where the latest updates of a document are told: revision and mark of each, the oldest first. Two servers may
+/// write the very same record in the same microsecond, and only one of them has changed it.
+const WRITES: &CStr = cstr!("digests.writes");
+const LATEST_WRITES: usize = 4;
 
-/// The mark of the update that changed a document last.
-pub(super) fn mark_of(raw: &RawDocument) -> Option<i64> {
-    raw.get_document("digests").ok()?.get_i64("write").ok()
+/// The latest updates of a document by servers.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Writes(Vec<(i64, i64)>);
+
+impl Writes {
+    pub(super) fn of(raw: &RawDocument) -> Writes {
+        let listed = raw.get_document("digests").and_then(|digests| digests.get_array("writes"));
+        let Ok(listed) = listed else { return Writes::default() };
+        let numbers: Vec<i64> = listed.into_iter().flatten().filter_map(integer).collect();
+        Writes(numbers.as_chunks().0.iter().map(|[revision, mark]| (*revision, *mark)).collect())
+    }
+
+    /// Whether the update with this mark, that made this revision, has been one of them. `None`: it cannot be
+    /// told, as there were too many since.
+    pub(super) fn tell_of(&self, revision: i64, mark: i64) -> Option<bool> {
+        if self.0.iter().any(|(_, other)| *other == mark) {
+            return Some(true);
+        }
+        // Each update makes a greater revision than the one before.
+        let reaches_back = self.0.first().is_none_or(|(oldest, _)| *oldest <= revision);
+        (self.0.len() < LATEST_WRITES || reaches_back).then_some(false)
+    }
 }
 
 /// Guards on the fields that an update leaves alone: those that it sets are known afterwards anyway. Plain
@@ -574,7 +603,8 @@ pub(super) fn update_execution(
     if before.revision != after.revision {
         to.set.append(cstr!("revision"), after.revision);
         to.set.append(cstr!("last_change"), after.last_change().as_str());
-        to.digests(&before.digests, &after.digests, mark);
+        to.digests(&before.digests, &after.digests);
+        to.made(after.revision, mark);
     }
     Ok(Update { statement: to.statement(query, &before.execution_id), exact })
 }
@@ -657,7 +687,8 @@ pub(super) fn update_step(
     if before.revision != after.revision {
         to.set.append(cstr!("revision"), after.revision);
         to.set.append(cstr!("last_change"), after.last_change().as_str());
-        to.digests(&before.digests, &after.digests, mark);
+        to.digests(&before.digests, &after.digests);
+        to.made(after.revision, mark);
     }
     let by_id = query.get_object_id("_id").is_ok();
     let mut statement = to.statement(query, &before.execution_id);

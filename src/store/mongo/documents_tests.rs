@@ -83,11 +83,28 @@ fn updated(document: &RawDocumentBuf, statement: &RawDocumentBuf) -> RawDocument
     let mut document = Document::try_from(document).unwrap();
     let statement = Document::try_from(statement).unwrap();
     let update = statement.get_document("u").unwrap();
+    let digest = |key: &str| key.strip_prefix("digests.").map(str::to_owned);
+    let mut digests = document.get_document("digests").cloned().unwrap_or_default();
     for (key, value) in update.get_document("$set").unwrap() {
-        document.insert(key, value.clone());
+        match digest(key) {
+            Some(digest) => digests.insert(digest, value.clone()),
+            None => document.insert(key, value.clone()),
+        };
     }
     for key in update.get_document("$unset").into_iter().flat_map(Document::keys) {
-        document.remove(key);
+        match digest(key) {
+            Some(digest) => digests.remove(digest),
+            None => document.remove(key),
+        };
+    }
+    if let Ok(push) = update.get_document("$push") {
+        let push = push.get_document("digests.writes").unwrap();
+        let mut writes = digests.get_array("writes").cloned().unwrap_or_default();
+        writes.extend(push.get_array("$each").unwrap().iter().cloned());
+        digests.insert("writes", writes);
+    }
+    if !digests.is_empty() {
+        document.insert("digests", digests);
     }
     RawDocumentBuf::try_from(&document).unwrap()
 }
@@ -253,4 +270,26 @@ fn what_other_programs_store_is_read_leniently() {
         let error = read_step(&RawDocumentBuf::try_from(&broken).unwrap(), true).unwrap_err();
         assert!(matches!(error, Error::Corrupt { field: f, .. } if f == field), "{error:?}");
     }
+}
+
+#[test]
+fn an_update_is_known_again_among_the_latest_ones() {
+    let of = |writes: &[i64]| {
+        let listed: Vec<Bson> = writes.iter().map(|number| Bson::Int64(*number)).collect();
+        Writes::of(
+            &RawDocumentBuf::try_from(&bson::doc! { "digests": { "writes": listed } }).unwrap(),
+        )
+    };
+    assert_eq!(of(&[]).tell_of(5, 50), Some(false));
+    assert_eq!(of(&[5, 50]).tell_of(5, 50), Some(true));
+    // Another server made the same revision.
+    assert_eq!(of(&[5, 51]).tell_of(5, 50), Some(false));
+    assert_eq!(of(&[5, 50, 6, 60, 7, 70, 8, 80]).tell_of(5, 50), Some(true));
+    assert_eq!(of(&[4, 40, 6, 60, 7, 70, 8, 80]).tell_of(5, 50), Some(false));
+    assert_eq!(of(&[6, 60, 7, 70, 8, 80]).tell_of(5, 50), Some(false));
+    // It may have been there and have made room.
+    assert_eq!(of(&[6, 60, 7, 70, 8, 80, 9, 90]).tell_of(5, 50), None);
+    let foreign =
+        RawDocumentBuf::try_from(&bson::doc! { "digests": { "writes": "mine" } }).unwrap();
+    assert_eq!(Writes::of(&foreign), Writes::default());
 }

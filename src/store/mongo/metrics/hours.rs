@@ -225,7 +225,7 @@ async fn mark(ready: &Ready, statements: &[RawDocumentBuf]) -> Result<()> {
         }
         let fates = ready.commander.update(METRIC_HOURS, &left, None).await;
         // Without a document there is nothing to mark.
-        let done = |fate: &Fate| matches!(fate, Fate::Done | Fate::Doubtful { .. });
+        let done = |fate: &Fate| matches!(fate, Fate::Done | Fate::Unmatched | Fate::Doubtful);
         let kept = left.iter().zip(&fates).filter(|(_, fate)| !done(fate));
         left = kept.map(|(statement, _)| statement.clone()).collect();
     }
@@ -380,7 +380,7 @@ async fn keep(
     // Those that are not written stay to be computed.
     for statements in statements.chunks(WRITTEN_AT_ONCE) {
         let fates = ready.commander.update(METRIC_HOURS, statements, None).await;
-        let known = |fate: &Fate| matches!(fate, Fate::Done | Fate::Doubtful { .. });
+        let known = |fate: &Fate| matches!(fate, Fate::Done | Fate::Unmatched | Fate::Doubtful);
         if !fates.iter().all(known) {
             return Err(failure::away());
         }
