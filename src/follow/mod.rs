@@ -161,7 +161,9 @@ impl Follower {
         let mut led = Instant::now();
         let mut remembered = Instant::now();
         let mut load = (Instant::now(), (self.applied)());
-        self.tell(log.as_ref(), &reader.cursor());
+        let mut through = reader.cursor();
+        let mut ahead = Vec::new();
+        self.tell(log.as_ref(), &through);
         self.leading.store(true, Ordering::Release);
         while !stop.is_cancelled() {
             if led.elapsed() > LEASE / 3 {
@@ -171,7 +173,10 @@ impl Follower {
                 led = Instant::now();
             }
             let waiting = Instant::now();
-            let mut changes = reader.next().await?;
+            let mut changes = std::mem::take(&mut ahead);
+            if changes.is_empty() && reader.cursor() == through {
+                changes = reader.next().await?;
+            }
             while changes.len() < CHANGES_AT_ONCE && !changes.is_empty() {
                 // Only what is there already: an empty answer would be waited for.
                 let more = tokio::time::timeout(Duration::ZERO, reader.next()).await;
@@ -184,10 +189,14 @@ impl Follower {
             // Somebody may be waiting for the position alone, on this server or on another.
             let asked = changes.is_empty() && waiting.elapsed() < RETRY_PAUSE;
             let begun = Instant::now();
-            let through = reader.cursor();
+            through = reader.cursor();
             if !changes.is_empty() || asked || remembered.elapsed() > REMEMBERED {
                 let _turn = self.turn.lock().await;
-                self.consumer.take(&changes, &through).await?;
+                ahead = tokio::select! {
+                    biased;
+                    ahead = self.take(&changes, &through, reader.as_mut()) => ahead?,
+                    error = self.lose_the_lead() => return Err(error),
+                };
                 remembered = Instant::now();
             }
             self.tell(log.as_ref(), &through);
@@ -198,6 +207,33 @@ impl Follower {
             }
         }
         Ok(Ended::Stopped)
+    }
+
+    /// Has changes taken in, and reads on meanwhile.
+    async fn take(
+        &self,
+        changes: &[Change],
+        through: &Cursor,
+        reader: &mut dyn ChangeReader,
+    ) -> Result<Vec<Change>> {
+        let taken = self.consumer.take(changes, through);
+        tokio::pin!(taken);
+        let mut ahead = Vec::new();
+        let mut failed = None;
+        loop {
+            let reads = failed.is_none() && ahead.len() < CHANGES_AT_ONCE;
+            tokio::select! {
+                biased;
+                taken = &mut taken => {
+                    taken?;
+                    return failed.map_or(Ok(ahead), Err);
+                }
+                more = reader.next(), if reads => match more {
+                    Ok(more) => ahead.extend(more),
+                    Err(error) => failed = Some(error),
+                },
+            }
+        }
     }
 
     /// Whether writers need the database more.
@@ -225,24 +261,27 @@ impl Follower {
     async fn build(&self, log: &dyn ChangeLog) -> Result<Box<dyn ChangeReader>> {
         let reader = log.open(None).await?;
         let through = reader.cursor();
-        // The log must not run out meanwhile, and the lease neither.
-        let name = self.consumer.name();
-        let building = self.consumer.rebuild(&through);
-        tokio::pin!(building);
-        loop {
-            match tokio::time::timeout(LEASE / 3, &mut building).await {
-                Ok(built) => {
-                    built?;
-                    break;
-                }
-                Err(_) => {
-                    if !self.leads.lead(name, &self.holder, LEASE, false).await? {
-                        return Err(Error::Unavailable(None));
-                    }
-                }
-            }
+        // Both go on at once: renewing the lease waits for the transaction that the building is in the middle of.
+        tokio::select! {
+            built = self.consumer.rebuild(&through) => built?,
+            error = self.lose_the_lead() => return Err(error),
         }
         log.open(Some(&through)).await
+    }
+
+    /// Keeps the lease, beside work that takes long, until it is lost.
+    async fn lose_the_lead(&self) -> Error {
+        let mut led = Instant::now();
+        let mut pause = LEASE / 3;
+        loop {
+            tokio::time::sleep(pause).await;
+            match self.leads.lead(self.consumer.name(), &self.holder, LEASE, false).await {
+                Ok(true) => (led, pause) = (Instant::now(), LEASE / 3),
+                Ok(false) => return Error::Unavailable(None),
+                Err(error) if led.elapsed() > LEASE => return error,
+                Err(_) => pause = RETRY_PAUSE,
+            }
+        }
     }
 
     fn tell(&self, log: &dyn ChangeLog, cursor: &Cursor) {

@@ -351,8 +351,8 @@ impl Keeper {
             limit: REBUILT_AT_ONCE,
             examine: REBUILT_AT_ONCE * 4,
         };
+        let mut page = self.records.executions(&query).await?;
         loop {
-            let page = self.records.executions(&query).await?;
             let ids: Vec<String> = page.records.iter().map(|e| e.execution_id.clone()).collect();
             let mut before = self.rollups.counted(&ids).await?;
             let mut recounts = Vec::new();
@@ -366,10 +366,18 @@ impl Keeper {
                 }
             }
             let by_id = page.records.iter().map(|e| (e.execution_id.as_str(), e)).collect();
-            self.correct(recounts, &by_id, begun, rebuilt).await?;
+            // The next page is read while this one is written.
+            let ahead = async {
+                let Some(next) = page.next.clone() else { return Ok(None) };
+                query.after = Some(next);
+                self.records.executions(&query).await.map(Some)
+            };
+            let correct = self.correct(recounts, &by_id, begun, rebuilt);
+            let (corrected, ahead) = tokio::join!(correct, ahead);
+            corrected?;
             *self.rebuilt.lock() = *rebuilt;
-            match page.next {
-                Some(next) => query.after = Some(next),
+            match ahead? {
+                Some(next) => page = next,
                 None => return Ok(()),
             }
         }

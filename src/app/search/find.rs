@@ -2,7 +2,7 @@
 //! found in a window comes in the order of its score. A page never reaches beyond its window, and so may be short.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 const WINDOWS: usize = 5;
 /// Texts are counted up to here for their score.
 const COUNTED: u64 = 1_000;
-/// Records looked up at a time.
-const LOADED_AT_ONCE: usize = 200;
+/// Hits whose records are looked up at a time.
+const LOOKED_UP_AT_ONCE: usize = 100;
 /// How long a search waits until everything acknowledged before is indexed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -89,7 +89,7 @@ struct Place {
     texts: Vec<u64>,
 }
 
-/// The hits of a window, the best first.
+/// What is found in a window, the best first, whether or not its record is still there.
 struct Window {
     hits: Vec<Hit>,
     /// The window as it has become.
@@ -161,8 +161,10 @@ impl Search {
                 let last = (f64::from_bits(*score), key);
                 left.retain(|hit| order(last, (hit.score, &hit.entry.key)).is_lt());
             }
-            let more = left.len() > question.size - found.hits.len();
-            left.truncate(question.size - found.hits.len());
+            let room = question.size - found.hits.len();
+            let mut left = self.there(question, left, room + 1).await?;
+            let more = left.len() > room;
+            left.truncate(room);
             found.hits.extend(left);
             if more {
                 let last = found.hits.last();
@@ -223,39 +225,48 @@ impl Search {
             None => last.filter(|_| cut),
         };
         place.from.clone_from(&next);
-        let mut hits = self.there(question, hits).await?;
         hits.sort_by(|a, b| order((a.score, &a.entry.key), (b.score, &b.entry.key)));
         Ok(Window { hits, place, next })
     }
 
-    /// Those whose record is still there, and whose execution is what is asked for as it is now.
-    async fn there(&self, question: &Question, hits: Vec<Hit>) -> Result<Vec<Hit>> {
-        let mut keys: Vec<RecordKey> = Vec::new();
-        for hit in &hits {
-            keys.push(hit.entry.key.record());
-            keys.push(RecordKey::execution(&hit.entry.key.execution_id));
-        }
-        let mut known = std::collections::HashSet::new();
-        keys.retain(|key| known.insert(key.clone()));
-        let keys: Vec<Changed> = keys.into_iter().map(Changed::Record).collect();
+    /// The first `most` of those whose record is still there, and whose execution is what is asked for as it is now.
+    async fn there(&self, question: &Question, hits: Vec<Hit>, most: usize) -> Result<Vec<Hit>> {
         let log = self.records.log()?;
-        let mut executions: HashMap<String, Arc<Execution>> = HashMap::new();
-        let mut records = std::collections::HashSet::new();
-        for piece in keys.chunks(LOADED_AT_ONCE) {
-            for (_, record) in log.load(piece, false).await? {
-                records.insert(record.key());
-                if let Record::Execution(execution) = record {
-                    executions.insert(execution.execution_id.clone(), execution);
+        let mut executions: HashMap<String, Option<Arc<Execution>>> = HashMap::new();
+        let mut there = Vec::new();
+        let mut hits = hits.into_iter();
+        while there.len() < most {
+            let some: Vec<Hit> = hits.by_ref().take(LOOKED_UP_AT_ONCE).collect();
+            if some.is_empty() {
+                break;
+            }
+            let mut keys: HashSet<RecordKey> = HashSet::new();
+            for hit in &some {
+                keys.insert(hit.entry.key.record());
+                let execution_id = &hit.entry.key.execution_id;
+                if !executions.contains_key(execution_id) {
+                    keys.insert(RecordKey::execution(execution_id));
+                    executions.insert(execution_id.clone(), None);
                 }
             }
+            let keys: Vec<Changed> = keys.into_iter().map(Changed::Record).collect();
+            let mut records = HashSet::new();
+            for (_, record) in log.load(&keys, false).await? {
+                records.insert(record.key());
+                if let Record::Execution(execution) = record {
+                    executions.insert(execution.execution_id.clone(), Some(execution));
+                }
+            }
+            there.extend(some.into_iter().filter(|hit| {
+                let execution = executions.get(&hit.entry.key.execution_id);
+                records.contains(&hit.entry.key.record())
+                    && execution.is_some_and(|execution| {
+                        execution.as_ref().is_some_and(|e| question.filter.matches(e))
+                    })
+            }));
         }
-        let there = |hit: &Hit| {
-            records.contains(&hit.entry.key.record())
-                && executions
-                    .get(&hit.entry.key.execution_id)
-                    .is_some_and(|execution| question.filter.matches(execution))
-        };
-        Ok(hits.into_iter().filter(there).collect())
+        there.truncate(most);
+        Ok(there)
     }
 }
 

@@ -3,8 +3,9 @@
 //! The driver alone carries many guarded updates at once only through `run_command`, and that it never retries.
 //! So a command whose answer was lost is sent again here, as it was. That is safe because each statement is
 //! good for one execution only: an update is guarded by the revision that it replaces, an insert brings its own
-//! `_id`. And it can be told afterwards whether the first sending was executed: by the mark that an
-//! update leaves, and by the `_id`. Retryable writes of the server would tell the same for a third more of its time for each update.
+//! `_id`. And it can be told afterwards whether the first sending was executed: by the mark that an update leaves,
+//! and by the `_id`. Retryable writes of the server would tell the same for a third more of its time for each
+//! update.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};

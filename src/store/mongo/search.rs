@@ -24,10 +24,12 @@ pub(super) const TEXTS: &str = "stepwell_search_texts";
 /// The document that says how far the index is.
 const PROGRESS: &str = "search";
 /// Texts written with one command; and their bytes, terms included.
-const WRITTEN_AT_ONCE: usize = 500;
+const WRITTEN_AT_ONCE: usize = 250;
 const BYTES_AT_ONCE: usize = 4 * 1024 * 1024;
+/// Commands at a time: most of the work is that of one thread of the database for each.
+const COMMANDS_AT_ONCE: usize = 2;
 /// Texts read at a time.
-const READ_AT_ONCE: u32 = 50;
+const READ_AT_ONCE: u32 = 200;
 /// How long the database may sort texts that begin with something very common.
 const SORTING: Duration = Duration::from_secs(10);
 
@@ -151,17 +153,24 @@ impl SearchStore for MongoStore {
             let ids: Vec<Document> = piece.iter().map(id).collect();
             self.inner.call(texts.delete_many(doc! { "_id": { "$in": ids } })).await?;
         }
-        let (mut updates, mut bytes) = (Vec::new(), 0);
+        let (mut pieces, mut bytes) = (vec![Vec::new()], 0);
         for (entry, terms) in &batch.put {
             let (one, size) = update(entry, terms, batch.seen);
-            if updates.len() >= WRITTEN_AT_ONCE || bytes + size > BYTES_AT_ONCE {
-                self.put(&ready, std::mem::take(&mut updates)).await?;
-                bytes = 0;
-            }
-            updates.push(one);
             bytes += size;
+            match pieces.last_mut() {
+                Some(piece) if piece.len() < WRITTEN_AT_ONCE && bytes <= BYTES_AT_ONCE => {
+                    piece.push(one);
+                }
+                _ => {
+                    pieces.push(vec![one]);
+                    bytes = size;
+                }
+            }
         }
-        self.put(&ready, updates).await?;
+        stream::iter(pieces.into_iter().map(|piece| self.put(&ready, piece)))
+            .buffer_unordered(COMMANDS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
         if let Some(cursor) = batch.cursor {
             let bytes = Binary { subtype: BinarySubtype::Generic, bytes: cursor.0 };
             let set = doc! { "$set": { "cursor": bytes, "rules": RULES } };

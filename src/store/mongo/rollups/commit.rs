@@ -26,39 +26,72 @@ pub(super) const ABANDONED: Duration = Duration::from_secs(4);
 /// Statements in one command.
 const STATEMENTS: usize = 1_000;
 
-/// The statements of a batch, ready to be sent.
+/// What one collection gets.
 #[derive(Default)]
-struct Statements {
-    updates: Vec<(&'static str, Vec<Document>)>,
-    deletes: Vec<(&'static str, Vec<Document>)>,
+struct Changes {
+    /// Documents that were not there when the batch was made: a third of what it costs to look again.
+    inserts: Vec<Document>,
+    updates: Vec<Document>,
+    deletes: Vec<Document>,
 }
+
+impl Changes {
+    fn insert(&mut self, id: impl Into<Bson>, mut document: Document) {
+        document.insert("_id", id);
+        self.inserts.push(document);
+    }
+
+    fn put(&mut self, id: impl Into<Bson>, document: Document) {
+        self.updates.push(doc! { "q": { "_id": id }, "u": document, "upsert": true });
+    }
+
+    fn remove(&mut self, id: impl Into<Bson>) {
+        self.deletes.push(doc! { "q": { "_id": id }, "limit": 1 });
+    }
+
+    /// Makes a document what it should be. `None`: it should not be.
+    fn replace(&mut self, id: Document, document: Option<Document>) {
+        match document {
+            Some(document) => self.put(id, document),
+            None => self.remove(id),
+        }
+    }
+
+    /// Adds to a document, which is made where it is missing, and goes when nothing is left that it counts.
+    fn increment(
+        &mut self,
+        id: Document,
+        counted: i64,
+        numbers: Vec<(String, i64)>,
+        fixed: Document,
+    ) {
+        let mut increments = doc! { "n": counted };
+        increments.extend(numbers.into_iter().map(|(at, n)| (format!("p.{at}"), Bson::from(n))));
+        let update = doc! { "$inc": increments, "$setOnInsert": fixed };
+        self.updates.push(doc! { "q": { "_id": &id }, "u": update, "upsert": true });
+        if counted < 0 {
+            self.deletes.push(doc! { "q": { "_id": id, "n": { "$lte": 0_i64 } }, "limit": 1 });
+        }
+    }
+}
+
+/// The statements of a batch by collection, ready to be sent.
+struct Statements([(&'static str, Changes); 4]);
 
 fn failure_document_id(execution_id: &str, failure: &Failure) -> Document {
     doc! { "e": execution_id, "s": failure.step_id.unwrap_or(-1) }
 }
 
-fn put(id: impl Into<Bson>, document: Document) -> Document {
-    doc! { "q": { "_id": id }, "u": document, "upsert": true }
-}
-
-fn remove(id: impl Into<Bson>) -> Document {
-    doc! { "q": { "_id": id }, "limit": 1 }
-}
-
-fn recount(
-    recount: &Recount,
-    counted: &mut (Vec<Document>, Vec<Document>),
-    failed: &mut (Vec<Document>, Vec<Document>),
-) {
+fn recount(recount: &Recount, counted: &mut Changes, failed: &mut Changes) {
     let Recount { execution_id, before, after } = recount;
     let none = Vec::new();
     let old = before.as_ref().map_or(&none, |counted| &counted.failures);
     let new = after.as_ref().map_or(&none, |counted| &counted.failures);
     for gone in old.iter().filter(|old| !new.iter().any(|new| new.step_id == old.step_id)) {
-        failed.1.push(remove(failure_document_id(execution_id, gone)));
+        failed.remove(failure_document_id(execution_id, gone));
     }
     let Some(Counted { counts_as, failures }) = after else {
-        counted.1.push(remove(execution_id.as_str()));
+        counted.remove(execution_id.as_str());
         return;
     };
     let group = group_fields(&counts_as.group);
@@ -69,7 +102,7 @@ fn recount(
         document.insert("failed_at", failure.failed_at.map(DateTime::from_millis));
         document.insert("fingerprint", &failure.fingerprint);
         document.insert("message", &failure.message);
-        failed.0.push(put(failure_document_id(execution_id, failure), document));
+        failed.put(failure_document_id(execution_id, failure), document);
     }
     let mut document = doc! {
         "day": day_of(counts_as.quarter),
@@ -81,7 +114,10 @@ fn recount(
         document.insert("failures", i64::try_from(failures.len()).unwrap_or(i64::MAX));
     }
     document.extend(group);
-    counted.0.push(put(execution_id.as_str(), document));
+    match before {
+        None => counted.insert(execution_id.as_str(), document),
+        Some(_) => counted.put(execution_id.as_str(), document),
+    }
 }
 
 fn rollup_id(key: &RollupKey) -> Document {
@@ -100,48 +136,23 @@ fn failure_fields(key: &FailureKey) -> Document {
     fields
 }
 
-/// Makes a document what it should be. `None`: it should not be.
-fn replace(id: Document, document: Option<Document>, into: &mut (Vec<Document>, Vec<Document>)) {
-    match document {
-        Some(document) => into.0.push(put(id, document)),
-        None => into.1.push(remove(id)),
-    }
-}
-
-/// Adds to a document, which is made where it is missing, and goes when nothing is left that it counts.
-fn increment(
-    id: Document,
-    counted: i64,
-    numbers: Vec<(String, i64)>,
-    fixed: Document,
-    into: &mut (Vec<Document>, Vec<Document>),
-) {
-    let mut increments = doc! { "n": counted };
-    increments.extend(numbers.into_iter().map(|(path, n)| (format!("p.{path}"), Bson::from(n))));
-    let update = doc! { "$inc": increments, "$setOnInsert": fixed };
-    into.0.push(doc! { "q": { "_id": &id }, "u": update, "upsert": true });
-    if counted < 0 {
-        into.1.push(doc! { "q": { "_id": id, "n": { "$lte": 0_i64 } }, "limit": 1 });
-    }
-}
-
 impl Statements {
     fn of(batch: &RollupBatch) -> Statements {
-        let (mut counted, mut failed) = (Default::default(), Default::default());
+        let (mut counted, mut failed) = (Changes::default(), Changes::default());
         for changed in &batch.recounts {
             recount(changed, &mut counted, &mut failed);
         }
-        let mut rollups = Default::default();
+        let mut rollups = Changes::default();
         for (key, delta) in &batch.deltas.rollups {
             let fixed = group_fields(&key.group);
-            increment(rollup_id(key), delta.executions(), numbers(delta), fixed, &mut rollups);
+            rollups.increment(rollup_id(key), delta.executions(), numbers(delta), fixed);
         }
-        let mut counts = Default::default();
+        let mut counts = Changes::default();
         for (key, parts) in &batch.deltas.failures {
             let fixed = failure_fields(key);
             let named = parts.iter().enumerate().map(|(part, count)| (part.to_string(), *count));
             let named: Vec<(String, i64)> = named.filter(|(_, count)| *count != 0).collect();
-            increment(failure_count_id(key), parts.iter().sum(), named, fixed, &mut counts);
+            counts.increment(failure_count_id(key), parts.iter().sum(), named, fixed);
         }
         for (key, rollup) in &batch.rollups {
             let counted = rollup.executions();
@@ -150,7 +161,7 @@ impl Statements {
                 document.extend(doc! { "n": counted, "p": rollup_document(rollup) });
                 document
             });
-            replace(rollup_id(key), document, &mut rollups);
+            rollups.replace(rollup_id(key), document);
         }
         for (key, parts) in &batch.failures {
             let sum: i64 = parts.iter().sum();
@@ -161,16 +172,25 @@ impl Statements {
                 document.extend(doc! { "n": sum, "p": named.collect::<Document>() });
                 document
             });
-            replace(failure_count_id(key), document, &mut counts);
+            counts.replace(failure_count_id(key), document);
         }
-        let all =
-            [(COUNTED, counted), (FAILURES, failed), (ROLLUPS, rollups), (FAILURE_COUNTS, counts)];
-        let mut statements = Statements::default();
-        for (collection, (updates, deletes)) in all {
-            statements.updates.push((collection, updates));
-            statements.deletes.push((collection, deletes));
+        Statements([
+            (COUNTED, counted),
+            (FAILURES, failed),
+            (ROLLUPS, rollups),
+            (FAILURE_COUNTS, counts),
+        ])
+    }
+
+    /// The same, looking whether documents are there.
+    fn cautious(&mut self) {
+        for (_, changes) in &mut self.0 {
+            for mut document in std::mem::take(&mut changes.inserts) {
+                if let Some(id) = document.remove("_id") {
+                    changes.put(id, document);
+                }
+            }
         }
-        statements
     }
 
     async fn send(
@@ -178,11 +198,13 @@ impl Statements {
         ready: &Ready,
         session: &mut ClientSession,
     ) -> std::result::Result<(), Sent> {
-        for (name, field, all) in
-            [("update", "updates", &self.updates), ("delete", "deletes", &self.deletes)]
-        {
-            for (collection, statements) in all {
-                for piece in statements.chunks(STATEMENTS) {
+        for (collection, changes) in &self.0 {
+            for (name, field, all) in [
+                ("insert", "documents", &changes.inserts),
+                ("update", "updates", &changes.updates),
+                ("delete", "deletes", &changes.deletes),
+            ] {
+                for piece in all.chunks(STATEMENTS) {
                     let command = doc! { name: *collection, field: piece.to_vec() };
                     let reply = ready.database.run_command(command).session(&mut *session).await?;
                     if reply.contains_key("writeErrors") {
@@ -257,7 +279,8 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
         let moved = inner.call(ready.leases().update_one(filter, progress)).await?;
         return Ok(moved.matched_count == 1);
     }
-    let statements = Statements::of(batch);
+    let mut statements = Statements::of(batch);
+    let mut refused = 0;
     let mut last = None;
     for sent in 0..ATTEMPTS {
         if sent > 1 {
@@ -271,6 +294,11 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
             // The lease was renewed just then, or a server died in the middle of its transaction.
             Ok(Err(Sent::Failed(error))) if is_transient(&error) => last = Some(error),
             Ok(Err(Sent::Failed(error))) => return Err(failure::error(error)),
+            // A document that should not be there is: another program put it there.
+            Ok(Err(Sent::Refused)) if refused == 0 => {
+                refused += 1;
+                statements.cautious();
+            }
             Ok(Err(Sent::Refused)) => {
                 return Err(Error::failed("the database refused to change a rollup"));
             }
