@@ -462,7 +462,7 @@ async fn an_update_that_another_server_went_on_from_is_applied_once() {
     one(&store, create("e")).await.unwrap();
     let attempts = |stored: &stepwell::domain::Step| (stored.retry_count, stored.attempts.len());
     let named = |step_id| StepRef { step_id: Some(step_id), step_key: None };
-    for (round, retries) in [(0, 1), (1, 1), (2, 6)] {
+    for (round, retries) in [(0, 1), (1, 2), (2, 6)] {
         let (lost, applied) = (2 * round + 1, 2 * round + 2);
         let both = [start("e", Some(lost), "a"), start("e", Some(applied), "b")];
         assert!(store.apply(both.into()).await.outcomes.iter().all(Result::is_ok));
@@ -483,7 +483,7 @@ async fn an_update_that_another_server_went_on_from_is_applied_once() {
         let [failed, repeated] = <[_; 2]>::try_from(outcomes).unwrap();
         assert_eq!(cut.cuts.load(std::sync::atomic::Ordering::SeqCst), round as usize + 1);
         assert_eq!(step_of(repeated.unwrap()).status, Some(StepStatus::Failed));
-        if retries == 1 {
+        if retries <= 2 {
             let failed = step_of(failed.unwrap());
             assert_eq!((failed.status, failed.retry_count), (Some(StepStatus::Failed), 0));
         } else {
@@ -495,6 +495,37 @@ async fn an_update_that_another_server_went_on_from_is_applied_once() {
         assert_eq!(stored.status, Some(StepStatus::Running));
     }
     store.close().await;
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_program_left_in_place_of_digests_stops_no_update() {
+    let bench = bench("digests").await;
+    let steps = bench.database.collection::<Document>("execution_steps");
+    one(&bench.store, create("e")).await.unwrap();
+    for (step_id, digests) in [
+        (1, doc! { "digests": null }),
+        (2, doc! { "digests": "mine" }),
+        (3, doc! { "digests": { "start": "s", "writes": null } }),
+        (4, doc! { "digests": [1] }),
+    ] {
+        one(&bench.store, start("e", Some(step_id), "s")).await.unwrap();
+        let named = doc! { "execution_id": "e", "step_id": step_id };
+        steps.update_one(named.clone(), doc! { "$set": digests }).await.unwrap();
+        // Beside one whose digests are as they were.
+        let other = 10 + step_id;
+        one(&bench.store, start("e", Some(other), "s")).await.unwrap();
+        let outcomes = bench.store.apply(vec![fail("e", step_id), fail("e", other)]).await.outcomes;
+        for outcome in outcomes {
+            assert_eq!(step_of(outcome.unwrap()).status, Some(StepStatus::Failed), "{step_id}");
+        }
+        let again = step_of(one(&bench.store, start("e", Some(step_id), "s")).await.unwrap());
+        assert_eq!((again.retry_count, again.attempts.len()), (1, 1));
+        let stored = steps.find_one(named).await.unwrap().unwrap();
+        let digests = stored.get_document("digests").unwrap();
+        assert_eq!(digests.get_array("writes").unwrap().len(), 4, "{digests}");
+        assert!(digests.contains_key("start"), "{digests}");
+    }
     bench.end().await;
 }
 

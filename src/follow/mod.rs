@@ -23,6 +23,8 @@ const LEASE: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Changes taken in at a time, at most.
 const CHANGES_AT_ONCE: usize = 4_000;
+/// Changes read while others are taken in, about.
+const READ_AHEAD: usize = 2_000;
 /// A server that applies more writes in a second than this is busy.
 const BUSY_WRITES: u64 = 300;
 /// Pause after a batch while the server is busy, as a multiple of what the batch took, and at most.
@@ -195,7 +197,7 @@ impl Follower {
                 ahead = tokio::select! {
                     biased;
                     ahead = self.take(&changes, &through, reader.as_mut()) => ahead?,
-                    error = self.lose_the_lead() => return Err(error),
+                    error = self.lose_the_lead(led) => return Err(error),
                 };
                 remembered = Instant::now();
             }
@@ -221,7 +223,7 @@ impl Follower {
         let mut ahead = Vec::new();
         let mut failed = None;
         loop {
-            let reads = failed.is_none() && ahead.len() < CHANGES_AT_ONCE;
+            let reads = failed.is_none() && ahead.len() < READ_AHEAD;
             tokio::select! {
                 biased;
                 taken = &mut taken => {
@@ -264,14 +266,13 @@ impl Follower {
         // Both go on at once: renewing the lease waits for the transaction that the building is in the middle of.
         tokio::select! {
             built = self.consumer.rebuild(&through) => built?,
-            error = self.lose_the_lead() => return Err(error),
+            error = self.lose_the_lead(Instant::now()) => return Err(error),
         }
         log.open(Some(&through)).await
     }
 
-    /// Keeps the lease, beside work that takes long, until it is lost.
-    async fn lose_the_lead(&self) -> Error {
-        let mut led = Instant::now();
+    /// Keeps the lease, got or renewed at `led`, beside work that takes long, until it is lost.
+    async fn lose_the_lead(&self, mut led: Instant) -> Error {
         let mut pause = LEASE / 3;
         loop {
             tokio::time::sleep(pause).await;
@@ -322,8 +323,8 @@ impl Follower {
             return Ok(());
         }
         // The follower may be waiting for a change that never comes, or for writers.
-        log.nudge().await?;
         self.awaited.notify_one();
+        log.nudge().await?;
         let mut pause = LOOKS[0];
         let mut done = self.done.subscribe();
         loop {

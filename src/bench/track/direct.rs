@@ -23,7 +23,7 @@ use crate::store::mongo;
 /// Connections, as in the comparison that the server is held to.
 const POOL: u32 = 64;
 const AFTER_ERROR: Duration = Duration::from_millis(50);
-/// Stands for the digests, which cost nothing to store but their bytes.
+/// Stands for the digests. That the server lists its updates there too is its own affair.
 const DIGEST: &str = "0123456789abcdef0123456789abcdef";
 
 /// A database of our own.

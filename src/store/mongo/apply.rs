@@ -106,6 +106,8 @@ struct Persisted {
     failed: HashMap<RecordKey, Failed>,
     /// Written, but other fields than those written may be different from what is known here.
     inexact: HashSet<RecordKey>,
+    /// Written, and changed again by another server since.
+    superseded: HashSet<RecordKey>,
     /// The documents of the new steps.
     births: HashMap<RecordKey, Birth>,
     /// The marks of the updates.
@@ -632,13 +634,16 @@ impl Batch<'_> {
             .collect();
         for key in executions {
             let Some(dirty) = decided.executions.get(&key.execution_id) else { continue };
-            let Some(after) = &dirty.after else { continue };
-            let stored = now.get(&key.execution_id);
-            let told = stored.map_or(Some(false), |(stored, writes)| match dirty.changed {
-                true => persisted.tell_of(&key, after.revision, writes),
-                false => Some(same_execution(after, stored)),
-            });
-            persisted.judge(key, told);
+            let Some((stored, writes)) = now.get(&key.execution_id) else {
+                persisted.lost.insert(key);
+                continue;
+            };
+            let revisions = dirty.revisions(stored.revision, |execution| execution.revision);
+            let told = match (&dirty.after, dirty.changed) {
+                (Some(after), false) => Some(same_execution(after, stored)),
+                _ => persisted.tell_of(&key, writes, &revisions),
+            };
+            persisted.judge(key, told, &revisions);
         }
         let now: HashMap<RecordKey, (Step, Writes)> = found_steps
             .iter()
@@ -649,12 +654,16 @@ impl Batch<'_> {
             .collect();
         for key in steps {
             let Some(dirty) = decided.steps.get(&key) else { continue };
-            let Some(after) = &dirty.after else { continue };
-            let told = now.get(&key).map_or(Some(false), |(stored, writes)| match dirty.changed {
-                true => persisted.tell_of(&key, after.revision, writes),
-                false => Some(same_step(after, stored)),
-            });
-            persisted.judge(key, told);
+            let Some((stored, writes)) = now.get(&key) else {
+                persisted.lost.insert(key);
+                continue;
+            };
+            let revisions = dirty.revisions(stored.revision, |step| step.revision);
+            let told = match (&dirty.after, dirty.changed) {
+                (Some(after), false) => Some(same_step(after, stored)),
+                _ => persisted.tell_of(&key, writes, &revisions),
+            };
+            persisted.judge(key, told, &revisions);
         }
     }
 
@@ -788,6 +797,7 @@ impl Batch<'_> {
                 written.insert(key.clone(), record.clone());
             }
             match dirty.stored {
+                true if persisted.superseded.contains(&key) => cache.forget(&key),
                 // The insert or the guard says so.
                 true if dirty.changed => cache.put_alive(key, record, persisted.began),
                 true => cache.put(key, record),
@@ -823,7 +833,9 @@ impl Batch<'_> {
             if dirty.changed {
                 written.insert(key.clone(), record.clone());
             }
-            if dirty.stored {
+            if persisted.superseded.contains(key) {
+                cache.forget_record(key);
+            } else if dirty.stored {
                 cache.put_born(key.clone(), record, persisted.births.get(key).copied());
             }
         }
@@ -850,21 +862,26 @@ impl Persisted {
             lost: HashSet::new(),
             failed: HashMap::new(),
             inexact: HashSet::new(),
+            superseded: HashSet::new(),
             births: HashMap::new(),
             marks: HashMap::new(),
         }
     }
 
-    /// Whether the update of a record that made this revision is among those of the stored document.
-    fn tell_of(&self, key: &RecordKey, revision: i64, writes: &Writes) -> Option<bool> {
-        writes.tell_of(revision, self.marks.get(key).copied()?)
+    /// Whether the update of a record was applied to the document that tells of these.
+    fn tell_of(&self, key: &RecordKey, writes: &Writes, revisions: &Revisions) -> Option<bool> {
+        let Revisions { before, after, stored } = *revisions;
+        writes.tell_of(before, after, self.marks.get(key).copied()?, stored)
     }
 
     /// Takes in whether a doubtful update was applied. Others may have changed the record since: what was applied
     /// must not be decided again, and what nobody can tell neither.
-    fn judge(&mut self, key: RecordKey, applied: Option<bool>) {
+    fn judge(&mut self, key: RecordKey, applied: Option<bool>, revisions: &Revisions) {
         match applied {
-            Some(true) => {}
+            Some(true) if revisions.stored == revisions.after => {}
+            Some(true) => {
+                self.superseded.insert(key);
+            }
             Some(false) => {
                 self.lost.insert(key);
             }
@@ -908,6 +925,20 @@ impl Persisted {
             }
         }
         doubtful
+    }
+}
+
+/// The revision that a change was made on, the one it made, and the one that is stored.
+struct Revisions {
+    before: i64,
+    after: i64,
+    stored: i64,
+}
+
+impl<T> Dirty<T> {
+    fn revisions(&self, stored: i64, of: impl Fn(&T) -> i64) -> Revisions {
+        let revision = |record: &Option<Arc<T>>| record.as_deref().map_or(0, &of);
+        Revisions { before: revision(&self.before), after: revision(&self.after), stored }
     }
 }
 

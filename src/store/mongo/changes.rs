@@ -16,7 +16,7 @@ use bson::{Binary, Bson, Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::action::Action as _;
 use mongodb::change_stream::ChangeStream;
 use mongodb::change_stream::event::ResumeToken;
-use mongodb::options::WriteConcern;
+use mongodb::options::{Acknowledgment, WriteConcern};
 use tokio::sync::mpsc;
 
 use super::apply::step_alternatives;
@@ -35,6 +35,8 @@ const CHANGES_AT_ONCE: usize = 500;
 /// Changes read ahead of the reader.
 const READ_AHEAD: usize = 256;
 const PAUSE: Duration = Duration::from_millis(250);
+/// How long a nudge waits for the majority.
+const HURRY: Duration = Duration::from_secs(1);
 /// Last byte of a token's key string, and of a cursor that has nothing but that.
 const END: u8 = 4;
 /// Last byte of a cursor that carries type bits as well.
@@ -222,7 +224,12 @@ impl ChangeLog for Log {
         let ready = self.inner.ready().await?;
         // Readers see only what is safe from a failover, and nothing makes the database hurry to get there but a
         // writer that waits for it: without one that is the next flush of the journal, a tenth of a second away.
-        self.write_nudge(&ready, WriteConcern::majority()).await
+        let hurry = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(HURRY).build();
+        match self.write_nudge(&ready, hurry).await {
+            // It is there, and the majority is not; whoever waits does so as long as it has patience.
+            Err(Error::Unavailable(_)) => Ok(()),
+            nudged => nudged,
+        }
     }
 
     fn position_of(&self, cursor: &Cursor) -> Option<u64> {

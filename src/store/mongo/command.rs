@@ -27,8 +27,10 @@ const STATEMENTS: usize = 1000;
 const COMMAND_BYTES: usize = 10 * 1024 * 1024;
 const PAUSE_BEFORE_RESEND: Duration = Duration::from_millis(50);
 
-/// A hint that names no index any more.
-const BAD_HINT: i32 = 2;
+/// A hint that names no index any more; or a document with something else where updates are listed.
+const BAD_VALUE: i32 = 2;
+/// A document with something else where digests are.
+const NO_OBJECT: i32 = 28;
 
 /// What became of one statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,35 +141,52 @@ impl Chain<'_> {
         let mut fates = Vec::with_capacity(statements.len());
         for piece in pieces(statements) {
             let index = index.filter(|_| hints.load(Ordering::Relaxed));
-            let Some(index) = index else {
-                fates.extend(self.send_all(collection, piece, &command, more_follows).await.0);
-                continue;
+            let (mut now, _) = match index {
+                None => self.send_all(collection, piece, &command, more_follows).await,
+                Some(index) => {
+                    let hinted: Vec<RawDocumentBuf> =
+                        piece.iter().map(|statement| hinted(statement, index)).collect();
+                    self.send_all(collection, &hinted, &command, more_follows).await
+                }
             };
-            let hinted: Vec<RawDocumentBuf> = piece
-                .iter()
-                .map(|statement| {
-                    let mut statement = statement.clone();
-                    if !matches!(statement.get("hint"), Ok(Some(_))) {
-                        statement.append(cstr!("hint"), index);
+            for (fate, statement) in now.iter_mut().zip(piece) {
+                // It was not executed, as it is.
+                let Fate::Refused(BAD_VALUE | NO_OBJECT) = *fate else { continue };
+                let again = std::slice::from_ref(statement);
+                if let Some(index) = index.filter(|_| *fate == Fate::Refused(BAD_VALUE)) {
+                    *fate = self.send_again(collection, again, &command, more_follows).await;
+                    if *fate != Fate::Refused(BAD_VALUE) {
+                        tracing::warn!(collection, index, "an index is gone that was there before");
+                        hints.store(false, Ordering::Relaxed);
                     }
-                    statement
-                })
-                .collect();
-            let (mut now, _) = self.send_all(collection, &hinted, &command, more_follows).await;
-            if now.contains(&Fate::Refused(BAD_HINT)) {
-                tracing::warn!(collection, index, "an index is gone that was there at the start");
-                hints.store(false, Ordering::Relaxed);
-                // None of these was executed.
-                for (fate, statement) in now.iter_mut().zip(piece) {
-                    if *fate == Fate::Refused(BAD_HINT) {
-                        let again = std::slice::from_ref(statement);
-                        *fate = self.send_all(collection, again, &command, more_follows).await.0[0];
-                    }
+                }
+                if let Fate::Refused(code @ (BAD_VALUE | NO_OBJECT)) = *fate
+                    && let Some(mended) = mended(statement, code)
+                {
+                    let again = [mended];
+                    *fate = self.send_again(collection, &again, &command, more_follows).await;
                 }
             }
             fates.extend(now);
         }
         fates
+    }
+
+    /// One statement once more, which was refused.
+    async fn send_again(
+        &self,
+        collection: &str,
+        statement: &[RawDocumentBuf],
+        command: impl Fn(RawArrayBuf) -> RawDocumentBuf,
+        more_follows: bool,
+    ) -> Fate {
+        let (fates, _) = self.send_all(collection, statement, command, more_follows).await;
+        match fates.first() {
+            // What was sent first may have been executed before it was refused.
+            Some(Fate::Unmatched) => Fate::Doubtful,
+            Some(fate) => *fate,
+            None => Fate::Unknown,
+        }
     }
 
     /// Whether everything is durable that was said to be done.
@@ -214,6 +233,8 @@ impl Chain<'_> {
                     match self.send(command(alone), wait).await {
                         Ok(reply) => {
                             sent_again |= reply.sent_again;
+                            // All of them together may have been executed and answered too late.
+                            let reply = Reply { sent_again: true, ..reply };
                             fates.extend(read_reply(&reply, 1));
                         }
                         Err(Error::Failed(source)) => fates.push(refused(collection, &source)),
@@ -263,6 +284,48 @@ fn update_command(collection: &str) -> impl Fn(RawArrayBuf) -> RawDocumentBuf {
         command.append(cstr!("updates"), statements);
         command
     }
+}
+
+fn hinted(statement: &RawDocumentBuf, index: &str) -> RawDocumentBuf {
+    let mut statement = statement.clone();
+    if !matches!(statement.get("hint"), Ok(Some(_))) {
+        statement.append(cstr!("hint"), index);
+    }
+    statement
+}
+
+/// The same update for a document in which another program has put something else where digests are, or where
+/// updates are listed among them. `None`: it adds to no list.
+fn mended(statement: &RawDocumentBuf, code: i32) -> Option<RawDocumentBuf> {
+    let mut statement = Document::try_from(statement).ok()?;
+    let update = statement.get_document_mut("u").ok()?;
+    let Some(Bson::Document(push)) = update.remove("$push") else { return None };
+    let set = update.get_document_mut("$set").ok()?;
+    for (field, value) in push {
+        let listed = value.as_document()?.get("$each")?.clone();
+        set.insert(field, listed);
+    }
+    if code == NO_OBJECT {
+        const DIGESTS: &str = "digests.";
+        let names: Vec<String> = set.keys().filter(|n| n.starts_with(DIGESTS)).cloned().collect();
+        let mut digests = Document::new();
+        for name in names {
+            let value = set.remove(&name)?;
+            digests.insert(&name[DIGESTS.len()..], value);
+        }
+        set.insert("digests", digests);
+        // There is nothing to take out of what is no object.
+        if let Ok(unset) = update.get_document_mut("$unset") {
+            let names: Vec<String> = unset.keys().cloned().collect();
+            for name in names.iter().filter(|name| name.starts_with(DIGESTS)) {
+                unset.remove(name);
+            }
+            if unset.is_empty() {
+                update.remove("$unset");
+            }
+        }
+    }
+    RawDocumentBuf::try_from(&statement).ok()
 }
 
 impl Fate {

@@ -418,14 +418,21 @@ impl Writes {
         Writes(numbers.as_chunks().0.iter().map(|[revision, mark]| (*revision, *mark)).collect())
     }
 
-    /// Whether the update with this mark, that made this revision, has been one of them. `None`: it cannot be
-    /// told, as there were too many since.
-    pub(super) fn tell_of(&self, revision: i64, mark: i64) -> Option<bool> {
+    /// Whether an update from one revision to another has been applied to the document, whose revision is `stored`
+    /// now. `None`: it cannot be told.
+    pub(super) fn tell_of(&self, before: i64, after: i64, mark: i64, stored: i64) -> Option<bool> {
         if self.0.iter().any(|(_, other)| *other == mark) {
             return Some(true);
         }
+        if stored == before {
+            return Some(false);
+        }
+        // Somebody changed it without telling, and may have dropped what was told before.
+        if self.0.last().is_none_or(|(latest, _)| *latest != stored) {
+            return None;
+        }
         // Each update makes a greater revision than the one before.
-        let reaches_back = self.0.first().is_none_or(|(oldest, _)| *oldest <= revision);
+        let reaches_back = self.0.first().is_some_and(|(oldest, _)| *oldest <= after);
         (self.0.len() < LATEST_WRITES || reaches_back).then_some(false)
     }
 }

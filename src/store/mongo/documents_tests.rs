@@ -280,15 +280,22 @@ fn an_update_is_known_again_among_the_latest_ones() {
             &RawDocumentBuf::try_from(&bson::doc! { "digests": { "writes": listed } }).unwrap(),
         )
     };
-    assert_eq!(of(&[]).tell_of(5, 50), Some(false));
-    assert_eq!(of(&[5, 50]).tell_of(5, 50), Some(true));
+    let told = |writes: &[i64], stored| of(writes).tell_of(3, 5, 50, stored);
+    // Nothing has happened.
+    assert_eq!(told(&[], 3), Some(false));
+    assert_eq!(told(&[3, 30], 3), Some(false));
+    assert_eq!(told(&[5, 50], 5), Some(true));
     // Another server made the same revision.
-    assert_eq!(of(&[5, 51]).tell_of(5, 50), Some(false));
-    assert_eq!(of(&[5, 50, 6, 60, 7, 70, 8, 80]).tell_of(5, 50), Some(true));
-    assert_eq!(of(&[4, 40, 6, 60, 7, 70, 8, 80]).tell_of(5, 50), Some(false));
-    assert_eq!(of(&[6, 60, 7, 70, 8, 80]).tell_of(5, 50), Some(false));
+    assert_eq!(told(&[5, 51], 5), Some(false));
+    assert_eq!(told(&[5, 50, 6, 60, 7, 70, 8, 80], 8), Some(true));
+    assert_eq!(told(&[4, 40, 6, 60, 7, 70, 8, 80], 8), Some(false));
+    assert_eq!(told(&[6, 60, 7, 70, 8, 80], 8), Some(false));
     // It may have been there and have made room.
-    assert_eq!(of(&[6, 60, 7, 70, 8, 80, 9, 90]).tell_of(5, 50), None);
+    assert_eq!(told(&[6, 60, 7, 70, 8, 80, 9, 90], 9), None);
+    // Another program changed it, or made it anew.
+    assert_eq!(told(&[], 6), None);
+    assert_eq!(told(&[4, 40], 0), None);
+    assert_eq!(told(&[4, 40], 6), None);
     let foreign =
         RawDocumentBuf::try_from(&bson::doc! { "digests": { "writes": "mine" } }).unwrap();
     assert_eq!(Writes::of(&foreign), Writes::default());

@@ -294,7 +294,7 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
             // The lease was renewed just then, or a server died in the middle of its transaction.
             Ok(Err(Sent::Failed(error))) if is_transient(&error) => last = Some(error),
             Ok(Err(Sent::Failed(error))) => return Err(failure::error(error)),
-            // A document that should not be there is: another program put it there.
+            // A document that should not be there is: another program put it there, or has two executions of one id.
             Ok(Err(Sent::Refused)) if refused == 0 => {
                 refused += 1;
                 statements.cautious();
