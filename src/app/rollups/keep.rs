@@ -299,10 +299,14 @@ impl Consumer for Keeper {
         let begun = self.clock.now().millis();
         let mut rebuilt = Rebuilt::default();
         *self.rebuilt.lock() = rebuilt;
+        let anew = self.is_empty().await?;
         self.count_executions(begun, &mut rebuilt).await?;
         self.count_failed_steps(begun, &mut rebuilt).await?;
-        self.find_gone(begun, &mut rebuilt).await?;
-        self.sum_up(&mut rebuilt).await?;
+        // Where nothing was, nothing can be wrong: each note went with its sums.
+        if !anew {
+            self.find_gone(begun, &mut rebuilt).await?;
+            self.sum_up(&mut rebuilt).await?;
+        }
         self.write(Vec::new(), Some(through.clone()), Some(begun)).await?;
         *self.rebuilt.lock() = rebuilt;
         tracing::info!(
@@ -341,6 +345,12 @@ impl Keeper {
             true => Ok(()),
             false => self.write(recounts, None, None).await,
         }
+    }
+
+    /// Whether nothing is counted, and no rollup of a day is there.
+    async fn is_empty(&self) -> Result<bool> {
+        let counted = self.rollups.counted_after(None, 1).await?;
+        Ok(counted.is_empty() && self.rollups.day_after(None).await?.is_none())
     }
 
     async fn count_executions(&self, begun: Millis, rebuilt: &mut Rebuilt) -> Result<()> {
