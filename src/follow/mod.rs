@@ -84,6 +84,9 @@ pub struct Follower {
     awaited: Notify,
 }
 
+/// A reader, up to where what it read is taken in, and what it has read beyond.
+type Opened = (Box<dyn ChangeReader>, Cursor, Vec<Change>);
+
 enum Ended {
     Stopped,
     /// Another server leads.
@@ -156,15 +159,13 @@ impl Follower {
             Err(Error::NoLog) => return Ok(Ended::NoLog),
             Err(error) => return Err(error),
         };
-        let mut reader = match self.open(log.as_ref()).await {
+        let (mut reader, mut through, mut ahead) = match self.open(log.as_ref()).await {
             Err(Error::NoLog) => return Ok(Ended::NoLog),
             opened => opened?,
         };
         let mut led = Instant::now();
         let mut remembered = Instant::now();
         let mut load = (Instant::now(), (self.applied)());
-        let mut through = reader.cursor();
-        let mut ahead = Vec::new();
         self.tell(log.as_ref(), &through);
         self.leading.store(true, Ordering::Release);
         while !stop.is_cancelled() {
@@ -194,11 +195,8 @@ impl Follower {
             through = reader.cursor();
             if !changes.is_empty() || asked || remembered.elapsed() > REMEMBERED {
                 let _turn = self.turn.lock().await;
-                ahead = tokio::select! {
-                    biased;
-                    ahead = self.take(&changes, &through, reader.as_mut()) => ahead?,
-                    error = self.lose_the_lead(led) => return Err(error),
-                };
+                let taken = self.consumer.take(&changes, &through);
+                ahead = self.beside(taken, reader.as_mut(), led).await?;
                 remembered = Instant::now();
             }
             self.tell(log.as_ref(), &through);
@@ -211,25 +209,27 @@ impl Follower {
         Ok(Ended::Stopped)
     }
 
-    /// Has changes taken in, and reads on meanwhile.
-    async fn take(
+    /// Goes on reading while something is done with what was read, and keeps the lease, got or renewed at `led`. The
+    /// two do not wait for each other: renewing waits for the transaction that the work is in the middle of.
+    async fn beside(
         &self,
-        changes: &[Change],
-        through: &Cursor,
+        work: impl Future<Output = Result<()>>,
         reader: &mut dyn ChangeReader,
+        led: Instant,
     ) -> Result<Vec<Change>> {
-        let taken = self.consumer.take(changes, through);
-        tokio::pin!(taken);
+        let lost = self.lose_the_lead(led);
+        tokio::pin!(work, lost);
         let mut ahead = Vec::new();
         let mut failed = None;
         loop {
             let reads = failed.is_none() && ahead.len() < READ_AHEAD;
             tokio::select! {
                 biased;
-                taken = &mut taken => {
-                    taken?;
+                done = &mut work => {
+                    done?;
                     return failed.map_or(Ok(ahead), Err);
                 }
+                error = &mut lost => return Err(error),
                 more = reader.next(), if reads => match more {
                     Ok(more) => ahead.extend(more),
                     Err(error) => failed = Some(error),
@@ -246,29 +246,32 @@ impl Follower {
         writes > since.elapsed().as_secs_f64() * BUSY_WRITES as f64
     }
 
-    /// The log from where the consumer is, which is built anew where that is nowhere.
-    async fn open(&self, log: &dyn ChangeLog) -> Result<Box<dyn ChangeReader>> {
+    /// The log from where the consumer is, which is built anew where that is nowhere; and what of it was read
+    /// already.
+    async fn open(&self, log: &dyn ChangeLog) -> Result<Opened> {
         if let Some(cursor) = self.consumer.cursor().await? {
             match log.open(Some(&cursor)).await {
                 Err(Error::CursorExpired | Error::BadCursor) => {
                     tracing::info!(name = self.consumer.name(), "the log has a gap: building anew");
                 }
-                opened => return opened,
+                opened => {
+                    let reader = opened?;
+                    let through = reader.cursor();
+                    return Ok((reader, through, Vec::new()));
+                }
             }
         }
         let _turn = self.turn.lock().await;
         self.build(log).await
     }
 
-    async fn build(&self, log: &dyn ChangeLog) -> Result<Box<dyn ChangeReader>> {
-        let reader = log.open(None).await?;
+    async fn build(&self, log: &dyn ChangeLog) -> Result<Opened> {
+        let mut reader = log.open(None).await?;
         let through = reader.cursor();
-        // Both go on at once: renewing the lease waits for the transaction that the building is in the middle of.
-        tokio::select! {
-            built = self.consumer.rebuild(&through) => built?,
-            error = self.lose_the_lead(Instant::now()) => return Err(error),
-        }
-        log.open(Some(&through)).await
+        // Not opened again afterwards: it would have to go through all that the building writes.
+        let built = self.consumer.rebuild(&through);
+        let ahead = self.beside(built, reader.as_mut(), Instant::now()).await?;
+        Ok((reader, through, ahead))
     }
 
     /// Keeps the lease, got or renewed at `led`, beside work that takes long, until it is lost.

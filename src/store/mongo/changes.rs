@@ -35,6 +35,8 @@ const CHANGES_AT_ONCE: usize = 500;
 /// Changes read ahead of the reader.
 const READ_AHEAD: usize = 256;
 const PAUSE: Duration = Duration::from_millis(250);
+/// How long a stream may take at most to answer, where it had to be opened again and again.
+const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 /// How long a nudge waits for the majority.
 const HURRY: Duration = Duration::from_secs(1);
 /// Last byte of a token's key string, and of a cursor that has nothing but that.
@@ -127,10 +129,52 @@ type Stream = ChangeStream<RawDocumentBuf>;
 const OPENED_AGAIN: usize = 4;
 const PROMPT: Duration = Duration::from_secs(1);
 
+/// When a stream answers that is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// With its first changes, or when there are none; and with what is wrong with the cursor.
+    First,
+    /// At once. The database may have to go through a lot of its log before it comes to a change that is for us.
+    AtOnce,
+}
+
 async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Result<Stream> {
+    match open_stream_with(inner, ready, after, Answer::First).await {
+        Opened::Silent if after.is_some() => {
+            open_stream_with(inner, ready, after, Answer::AtOnce).await.into()
+        }
+        opened => opened.into(),
+    }
+}
+
+enum Opened {
+    Stream(Stream),
+    Failed(Error),
+    Silent,
+}
+
+impl From<Opened> for Result<Stream> {
+    fn from(opened: Opened) -> Self {
+        match opened {
+            Opened::Stream(stream) => Ok(stream),
+            Opened::Failed(error) => Err(error),
+            Opened::Silent => Err(failure::timeout()),
+        }
+    }
+}
+
+async fn open_stream_with(
+    inner: &Inner,
+    ready: &Ready,
+    after: Option<&Cursor>,
+    answer: Answer,
+) -> Opened {
     let token = match after {
         None => None,
-        Some(cursor) => Some(token_of(cursor).ok_or(Error::BadCursor)?),
+        Some(cursor) => match token_of(cursor) {
+            Some(token) => Some(token),
+            None => return Opened::Failed(Error::BadCursor),
+        },
     };
     let pipeline = [
         doc! { "$match": {
@@ -150,10 +194,14 @@ async fn open_stream(inner: &Inner, ready: &Ready, after: Option<&Cursor>) -> Re
     let watch = ready.database.watch().pipeline(pipeline).max_await_time(WAIT);
     // `start_after` takes every token, also one of a database that was dropped since.
     let watch = watch.optional(token, |watch, token| watch.start_after(token));
+    let watch = match answer {
+        Answer::First => watch,
+        Answer::AtOnce => watch.batch_size(0),
+    };
     match tokio::time::timeout(inner.patience * 2, watch).await {
-        Ok(Ok(stream)) => Ok(stream.with_type::<RawDocumentBuf>()),
-        Ok(Err(error)) => Err(failure::stream_error(error)),
-        Err(_) => Err(failure::timeout()),
+        Ok(Ok(stream)) => Opened::Stream(stream.with_type::<RawDocumentBuf>()),
+        Ok(Err(error)) => Opened::Failed(failure::stream_error(error)),
+        Err(_) => Opened::Silent,
     }
 }
 
@@ -413,11 +461,20 @@ async fn drive(
     mut cursor: Cursor,
     sender: mpsc::Sender<Item>,
 ) {
-    let silence = WAIT + inner.patience * 2;
+    let least = WAIT + inner.patience * 2;
+    let mut silence = least;
+    let mut reached = cursor.clone();
     let mut stream = Some(stream);
     loop {
         let Some(open) = &mut stream else {
-            match open_stream(&inner, &ready, Some(&cursor)).await {
+            let opened: Result<Stream> = match silence == least {
+                true => open_stream(&inner, &ready, Some(&cursor)).await,
+                // It went silent before.
+                false => {
+                    open_stream_with(&inner, &ready, Some(&cursor), Answer::AtOnce).await.into()
+                }
+            };
+            match opened {
                 Ok(open) => stream = Some(open),
                 Err(error) => {
                     let passing = matches!(error, Error::Unavailable(_));
@@ -458,12 +515,19 @@ async fn drive(
                     return;
                 }
             },
-            // The connection went silent. Dropping the stream is the only safe thing to do with it now.
+            // The connection went silent, or the database goes through much that is not for us before it answers.
+            // Dropping the stream is the only safe thing to do with it now, and to wait longer for the next one.
             Err(_) => {
+                silence = (silence * 2).min(LONGEST_SILENCE);
                 stream = None;
                 continue;
             }
         };
+        // A stream that was just opened says that there is nothing before it has looked.
+        if cursor != reached {
+            silence = least;
+            reached.clone_from(&cursor);
+        }
         if sender.send(item).await.is_err() {
             return;
         }
