@@ -152,17 +152,22 @@ impl Follower {
         }
     }
 
+    /// Right after the lease was got.
     async fn follow(&self, stop: &CancellationToken) -> Result<Ended> {
+        let begun = Instant::now();
         let name = self.consumer.name();
         let log = match self.store.log() {
             Ok(log) => log,
             Err(Error::NoLog) => return Ok(Ended::NoLog),
             Err(error) => return Err(error),
         };
-        let (mut reader, mut through, mut ahead) = match self.open(log.as_ref()).await {
+        let (mut reader, mut through, mut ahead) = match self.open(log.as_ref(), begun).await {
             Err(Error::NoLog) => return Ok(Ended::NoLog),
             opened => opened?,
         };
+        if !self.leads.lead(name, &self.holder, LEASE, false).await? {
+            return Ok(Ended::Lost);
+        }
         let mut led = Instant::now();
         let mut remembered = Instant::now();
         let mut load = (Instant::now(), (self.applied)());
@@ -195,6 +200,12 @@ impl Follower {
             through = reader.cursor();
             if !changes.is_empty() || asked || remembered.elapsed() > REMEMBERED {
                 let _turn = self.turn.lock().await;
+                if led.elapsed() > LEASE / 3 {
+                    if !self.leads.lead(name, &self.holder, LEASE, false).await? {
+                        return Ok(Ended::Lost);
+                    }
+                    led = Instant::now();
+                }
                 let taken = self.consumer.take(&changes, &through);
                 ahead = self.beside(taken, reader.as_mut(), led).await?;
                 remembered = Instant::now();
@@ -227,7 +238,11 @@ impl Follower {
                 biased;
                 done = &mut work => {
                     done?;
-                    return failed.map_or(Ok(ahead), Err);
+                    return match failed {
+                        // It may be back.
+                        None | Some(Error::Unavailable(_)) => Ok(ahead),
+                        Some(error) => Err(error),
+                    };
                 }
                 error = &mut lost => return Err(error),
                 more = reader.next(), if reads => match more {
@@ -248,9 +263,14 @@ impl Follower {
 
     /// The log from where the consumer is, which is built anew where that is nowhere; and what of it was read
     /// already.
-    async fn open(&self, log: &dyn ChangeLog) -> Result<Opened> {
+    async fn open(&self, log: &dyn ChangeLog, led: Instant) -> Result<Opened> {
         if let Some(cursor) = self.consumer.cursor().await? {
-            match log.open(Some(&cursor)).await {
+            // The database may have to go through much of its log first.
+            let opened = tokio::select! {
+                opened = log.open(Some(&cursor)) => opened,
+                error = self.lose_the_lead(led) => return Err(error),
+            };
+            match opened {
                 Err(Error::CursorExpired | Error::BadCursor) => {
                     tracing::info!(name = self.consumer.name(), "the log has a gap: building anew");
                 }
@@ -262,15 +282,11 @@ impl Follower {
             }
         }
         let _turn = self.turn.lock().await;
-        self.build(log).await
-    }
-
-    async fn build(&self, log: &dyn ChangeLog) -> Result<Opened> {
         let mut reader = log.open(None).await?;
         let through = reader.cursor();
         // Not opened again afterwards: it would have to go through all that the building writes.
         let built = self.consumer.rebuild(&through);
-        let ahead = self.beside(built, reader.as_mut(), Instant::now()).await?;
+        let ahead = self.beside(built, reader.as_mut(), led).await?;
         Ok((reader, through, ahead))
     }
 
@@ -299,7 +315,12 @@ impl Follower {
         let log = self.store.log()?;
         let _turn = self.turn.lock().await;
         self.leads.lead(self.consumer.name(), &self.holder, LEASE, true).await?;
-        self.build(log.as_ref()).await.map(drop)
+        let led = Instant::now();
+        let through = log.open(None).await?.cursor();
+        tokio::select! {
+            built = self.consumer.rebuild(&through) => built,
+            error = self.lose_the_lead(led) => Err(error),
+        }
     }
 
     /// Waits until everything that was acknowledged before is taken in, for `patience` at most.

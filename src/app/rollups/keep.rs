@@ -303,9 +303,12 @@ impl Consumer for Keeper {
         self.count_executions(begun, &mut rebuilt).await?;
         self.count_failed_steps(begun, &mut rebuilt).await?;
         // Where nothing was, nothing can be wrong: each note went with its sums.
-        if !anew {
-            self.find_gone(begun, &mut rebuilt).await?;
-            self.sum_up(&mut rebuilt).await?;
+        match anew {
+            true => self.sum_up_day(None, &mut rebuilt).await?,
+            false => {
+                self.find_gone(begun, &mut rebuilt).await?;
+                self.sum_up(&mut rebuilt).await?;
+            }
         }
         self.write(Vec::new(), Some(through.clone()), Some(begun)).await?;
         *self.rebuilt.lock() = rebuilt;

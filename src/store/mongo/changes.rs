@@ -273,11 +273,7 @@ impl ChangeLog for Log {
         // Readers see only what is safe from a failover, and nothing makes the database hurry to get there but a
         // writer that waits for it: without one that is the next flush of the journal, a tenth of a second away.
         let hurry = WriteConcern::builder().w(Acknowledgment::Majority).w_timeout(HURRY).build();
-        match self.write_nudge(&ready, hurry).await {
-            // It is there, and the majority is not; whoever waits does so as long as it has patience.
-            Err(Error::Unavailable(_)) => Ok(()),
-            nudged => nudged,
-        }
+        self.write_nudge(&ready, hurry).await
     }
 
     fn position_of(&self, cursor: &Cursor) -> Option<u64> {
@@ -410,6 +406,8 @@ impl Log {
             Ok(_) => Ok(()),
             // Another server made the document just then.
             Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => Ok(()),
+            // It is there, and the majority is not; whoever waits does so as long as it has patience.
+            Err(error) if failure::code(&error) == Some(failure::CONCERN_NOT_MET) => Ok(()),
             Err(error) => Err(failure::error(error)),
         }
     }
@@ -518,7 +516,8 @@ async fn drive(
             // The connection went silent, or the database goes through much that is not for us before it answers.
             // Dropping the stream is the only safe thing to do with it now, and to wait longer for the next one.
             Err(_) => {
-                silence = (silence * 2).min(LONGEST_SILENCE);
+                silence = (silence * 2).min(LONGEST_SILENCE.max(least));
+                tracing::info!(?silence, "the log has not answered, and is opened anew");
                 stream = None;
                 continue;
             }

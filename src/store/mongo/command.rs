@@ -155,7 +155,7 @@ impl Chain<'_> {
                 let again = std::slice::from_ref(statement);
                 if let Some(index) = index.filter(|_| *fate == Fate::Refused(BAD_VALUE)) {
                     *fate = self.send_again(collection, again, &command, more_follows).await;
-                    if *fate != Fate::Refused(BAD_VALUE) {
+                    if matches!(*fate, Fate::Done | Fate::Doubtful) {
                         tracing::warn!(collection, index, "an index is gone that was there before");
                         hints.store(false, Ordering::Relaxed);
                     }
@@ -232,7 +232,7 @@ impl Chain<'_> {
                     let alone: RawArrayBuf = std::iter::once(statement).collect();
                     match self.send(command(alone), wait).await {
                         Ok(reply) => {
-                            sent_again |= reply.sent_again;
+                            sent_again = true;
                             // All of them together may have been executed and answered too late.
                             let reply = Reply { sent_again: true, ..reply };
                             fates.extend(read_reply(&reply, 1));

@@ -12,6 +12,8 @@ const PASSING: [i32; 22] = [
 ];
 /// A key that a unique index holds already.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
+/// The write is there, and not yet as safe as was asked for.
+pub(super) const CONCERN_NOT_MET: i32 = 64;
 /// History no longer covers a resume token, or its stream cannot be continued.
 const HISTORY_LOST: [i32; 3] = [286, 280, 222];
 /// The bytes are no resume token, or one of another place.
