@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::TryStreamExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::sync::watch as signal;
@@ -392,6 +393,7 @@ impl Server {
         });
 
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = incoming.map_ok(rpc::linger::Lingering::new);
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(config.grpc.ping_interval))
             .http2_keepalive_timeout(Some(config.grpc.ping_timeout))

@@ -10,6 +10,7 @@ pub mod convert;
 pub mod edge_errors;
 pub mod executions;
 pub mod ingest;
+pub mod linger;
 mod metric_requests;
 pub mod metrics;
 pub mod observe;
