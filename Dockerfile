@@ -6,6 +6,8 @@ COPY Cargo.toml Cargo.lock build.rs README.md ./
 COPY proto proto
 COPY third_party third_party
 COPY src src
+# A member of the workspace, which cargo wants to see; it is not built.
+COPY bench bench
 # The caches outlive the layer, so only what changed is compiled again; the binary is copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \

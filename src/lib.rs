@@ -22,8 +22,6 @@ pub mod proto;
 
 pub mod rpc;
 
-pub mod bench;
-
 pub mod http;
 
 pub mod shutdown;

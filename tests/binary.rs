@@ -254,3 +254,15 @@ fn config_prints_what_is_in_force_without_secrets() {
         "an unknown variable is a warning: {warned}"
     );
 }
+
+#[test]
+fn bench_says_where_the_load_generator_is() {
+    for args in [&["bench"][..], &["bench", "track", "--clients", "1", "--help"]] {
+        let ran = stepwell(args);
+        assert_eq!(ran.status.code(), Some(2), "{ran:?}");
+        let message = String::from_utf8_lossy(&ran.stderr);
+        assert!(message.contains("cargo run --release -p stepwell-bench --"), "{message}");
+    }
+    let help = stepwell(&["--help"]);
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("bench"), "{help:?}");
+}

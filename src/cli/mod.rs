@@ -22,11 +22,11 @@ mod text;
 mod time;
 mod watch;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench;
 use crate::clock::SystemClock;
 use crate::config::ServeFlags;
 use connection::ServerArgs;
@@ -154,8 +154,12 @@ enum Command {
         #[command(flatten)]
         client: ClientArgs,
     },
-    #[command(after_help = CODES_HELP)]
-    Bench(Box<bench::Args>),
+    /// Say where the load generator is.
+    #[command(hide = true, disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Say what the server is: version, store, features and limits.
     ServerInfo {
         #[command(flatten)]
@@ -228,13 +232,13 @@ pub fn run(cli: Cli) -> ExitCode {
             let connection = client.server.connect()?;
             health::run(&connection, &client.output.open()).await
         }),
-        Command::Bench(args) => match runtime() {
-            Ok(runtime) => runtime.block_on(bench::run(*args)).unwrap_or_else(|error| {
-                message(&format!("error: {error:#}"));
-                Exit::CouldNotStart.into()
-            }),
-            Err(exit) => exit,
-        },
+        Command::Bench { args: _ } => {
+            message(
+                "error: the load generator is a program of its own, `stepwell-bench`, with the same \
+                 arguments; in a clone: cargo run --release -p stepwell-bench -- track --help",
+            );
+            Exit::CouldNotStart.into()
+        }
         Command::ServerInfo { client } => block_on(async {
             let connection = client.server.connect()?;
             server_info::run(&connection, &client.output.open()).await
