@@ -11,12 +11,10 @@ use std::sync::Arc;
 use bson::{Bson, DateTime, Document, doc};
 use futures::TryStreamExt as _;
 use mongodb::{Client, Database};
-use stepwell::clock::SystemClock;
 use stepwell::domain::ExecutionStatus;
-use stepwell::domain::limits::Limits;
 use stepwell::domain::query::{CountQuery, ExecutionFilter, ExecutionOrder, ExecutionQuery};
 use stepwell::store::Store;
-use stepwell::store::mongo::{MongoOptions, MongoStore};
+use stepwell::store::mongo::MongoStore;
 
 const RECORDS: i32 = 20_000;
 const PAGE: usize = 50;
@@ -27,13 +25,7 @@ async fn filled(name: &str) -> (Arc<MongoStore>, Database) {
     let client = Client::with_uri_str(uri).await.unwrap();
     let database = client.database(&format!("stepwell_{name}_{}", std::process::id()));
     database.drop().await.unwrap();
-    let options = MongoOptions {
-        uri: uri.to_owned(),
-        database: database.name().to_owned(),
-        ..MongoOptions::default()
-    };
-    let store = MongoStore::connect(options, Limits::default(), Arc::new(SystemClock)).unwrap();
-    store.ping().await.unwrap();
+    let store = support::mongod::open(uri, database.name()).await;
     let documents: Vec<Document> = (0..RECORDS).map(document).collect();
     for documents in documents.chunks(5_000) {
         database.collection::<Document>("executions").insert_many(documents).await.unwrap();

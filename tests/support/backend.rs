@@ -153,7 +153,7 @@ impl Backend {
     pub fn sqlite(&self) -> rusqlite::Connection {
         let connection = rusqlite::Connection::open(self.data_dir().join("stepwell.db"))
             .expect("the database file can be opened");
-        connection.busy_timeout(Duration::from_secs(10)).expect("a timeout can be set");
+        connection.busy_timeout(super::PATIENCE).expect("a timeout can be set");
         connection
     }
 

@@ -18,7 +18,7 @@ pub use client::Client;
 pub use watch::Watch;
 
 /// How long a test waits for something that is sure to come. Only a failing test ever waits that long.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks again and again until there is an answer, and fails with `what` when none came in time.
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {

@@ -3,13 +3,17 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use mongodb::bson::doc;
+use stepwell::clock::SystemClock;
+use stepwell::domain::limits::Limits;
+use stepwell::store::Store as _;
+use stepwell::store::mongo::{MongoOptions, MongoStore};
 use tempfile::TempDir;
 
 use super::process::{Guarded, free_port};
+use super::{PATIENCE, eventually};
 
 /// Set it to the URI of a replica set to use that instead of starting one.
 const URI_VARIABLE: &str = "STEPWELL_TEST_MONGODB_URI";
@@ -30,6 +34,20 @@ pub fn shared() -> &'static str {
         }
     });
     uri
+}
+
+/// The store on one database, once it is set up. A call to a store that is not waits only as long as the server
+/// may keep a caller waiting, which a loaded machine exceeds.
+pub async fn open(uri: &str, database: &str) -> Arc<MongoStore> {
+    let options = MongoOptions {
+        uri: uri.to_owned(),
+        database: database.to_owned(),
+        ..MongoOptions::default()
+    };
+    let store = MongoStore::connect(options, Limits::default(), Arc::new(SystemClock))
+        .expect("the URI is valid");
+    eventually("the database is set up", async || store.ping().await.ok()).await;
+    store
 }
 
 /// A mongod of one test's own, to be killed and started again.
@@ -110,7 +128,8 @@ fn ready(port: u16, replica_set: bool) -> String {
     let waiting = std::thread::spawn(move || {
         super::run(async {
             let direct = format!(
-                "mongodb://127.0.0.1:{port}/?directConnection=true&serverSelectionTimeoutMS=20000"
+                "mongodb://127.0.0.1:{port}/?directConnection=true&serverSelectionTimeoutMS={}",
+                PATIENCE.as_millis()
             );
             let client = mongodb::Client::with_uri_str(direct).await.expect("the URI is valid");
             let admin = client.database("admin");
@@ -123,7 +142,7 @@ fn ready(port: u16, replica_set: bool) -> String {
             "settings": { "electionTimeoutMillis": 1000 } };
             // Refused when it is one already.
             let _ = admin.run_command(doc! { "replSetInitiate": config }).await;
-            super::eventually("mongod is primary", async || {
+            eventually("mongod is primary", async || {
                 let hello = admin.run_command(doc! { "hello": 1 }).await.ok()?;
                 hello.get_bool("isWritablePrimary").ok()?.then_some(())
             })
@@ -205,6 +224,3 @@ fn command(command: &mut Command) -> Result<(), String> {
     let last: Vec<&str> = said.lines().rev().take(3).collect();
     Err(format!("{command:?} failed: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / ")))
 }
-
-/// How long an election and the recovery of a killed mongod may take.
-pub const RECOVERY: Duration = Duration::from_secs(30);

@@ -10,6 +10,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::PATIENCE;
+
 /// The script of the guard. Its first argument is a folder to remove at the end, or nothing. It says the
 /// child's pid, and later how the child ended.
 const GUARD: &str = r#"
@@ -79,7 +81,7 @@ impl Guarded {
     /// Kills it and returns when it is gone.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
-        self.wait(Duration::from_secs(10));
+        self.wait(PATIENCE);
     }
 
     /// Waits for its end; its exit code.
