@@ -473,7 +473,7 @@ fn distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
-/// The table of settings as Markdown, for the README. The flag is the key with dashes instead of dots and
+/// The table of settings as Markdown, for `docs/settings.md`. The flag is the key with dashes instead of dots and
 /// underscores.
 pub fn reference_table() -> String {
     let defaults = super::Config::default();

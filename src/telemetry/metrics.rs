@@ -73,7 +73,7 @@ const fn metric(
     Metric { name, kind, unit, labels, help }
 }
 
-/// The list. The README's table is made from it.
+/// The list. The table in `docs/operating.md` is made from it.
 pub const METRICS: &[Metric] = &[
     metric(
         BUILD_INFO,
@@ -392,7 +392,7 @@ pub fn retention_removed(collection: &'static str) -> Counter {
     counter!(RETENTION_REMOVED, "collection" => collection)
 }
 
-/// The list as a Markdown table, for the README.
+/// The list as a Markdown table, for `docs/operating.md`.
 pub fn reference_table() -> String {
     let mut table =
         String::from("| Metric | Type | Labels | Meaning |\n| --- | --- | --- | --- |\n");
