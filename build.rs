@@ -21,11 +21,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["proto", "third_party"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
     tonic_prost_build::configure()
         // Slices of what was received, not copies of it.
         .bytes(".stepwell.v1.UploadArtifactRequest.chunk")
         .bytes(".stepwell.v1.DownloadArtifactResponse.chunk")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
-        .compile_fds(descriptors)?;
+        // Requests are weighed before they are decoded, by their names.
+        .codec_path("crate::rpc::codec::Codec")
+        .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

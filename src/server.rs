@@ -332,6 +332,7 @@ impl Server {
         };
         let observe = rpc::observe::Observe::described(&[proto::DESCRIPTORS], std::process::id());
         let request_bytes = config.limits.request_bytes;
+        rpc::codec::limit_decoded_bytes(config.limits.decoded_bytes);
         let executions = proto::execution_service_server::ExecutionServiceServer::new(
             rpc::executions::Executions {
                 app: Arc::clone(&app),

@@ -13,12 +13,46 @@ pub struct Violation {
     pub description: String,
 }
 
+/// What is wrong with one request: the first violations, and how many there are in all. A request may have millions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Violations {
+    listed: Vec<Violation>,
+    count: usize,
+}
+
+impl Violations {
+    /// Violations that are kept; the others are only counted.
+    pub const LISTED: usize = 30;
+
+    pub fn add(&mut self, field: &str, description: impl Into<String>) {
+        self.count += 1;
+        if self.listed.len() < Self::LISTED {
+            let violation = Violation { field: field.to_owned(), description: description.into() };
+            self.listed.push(violation);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many there are, listed or not.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The first ones.
+    pub fn listed(&self) -> &[Violation] {
+        &self.listed
+    }
+}
+
 /// A failure of an operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request breaks rules that can be seen without looking anything up. All of them.
-    #[error("{} invalid field(s)", .0.len())]
-    Invalid(Vec<Violation>),
+    /// The request breaks rules that can be seen without looking anything up.
+    #[error("{} invalid field(s)", .0.count())]
+    Invalid(Violations),
     /// The rules do not allow it.
     #[error("{0:?}")]
     Refused(Refusal),
@@ -71,8 +105,10 @@ impl From<blobs::Error> for Error {
 
 impl Error {
     /// One invalid field.
-    pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
-        Error::Invalid(vec![Violation { field: field.into(), description: description.into() }])
+    pub fn invalid(field: impl AsRef<str>, description: impl Into<String>) -> Self {
+        let mut violations = Violations::default();
+        violations.add(field.as_ref(), description);
+        Error::Invalid(violations)
     }
 }
 

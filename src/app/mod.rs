@@ -32,7 +32,7 @@ use crate::store::{Answer, Op, Store, StoreInfo};
 
 pub use artifacts::Artifacts;
 pub use engine::Engine;
-pub use error::{Error, Result, Violation};
+pub use error::{Error, Result, Violation, Violations};
 pub use pace::Applied;
 pub use retention::Retention;
 pub use swept::Sweeps;

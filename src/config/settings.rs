@@ -238,6 +238,11 @@ const ROWS: &[Row] = &[
         "Most bytes of all artifacts of one execution together.",
     ),
     row("limits.request_bytes", Kind::Integer(64 * 1024, 64 * MIB), "Largest incoming message."),
+    row(
+        "limits.decoded_bytes",
+        Kind::Integer(16 * MIB, 4096 * MIB),
+        "Most memory that one incoming message may take once it is decoded, as estimated before.",
+    ),
     row("limits.page_records", Kind::Integer(1, 1000), "Most records of one page."),
     row(
         "limits.page_bytes",

@@ -94,6 +94,7 @@ artifact_bytes = 5368709120
 artifacts_per_execution = 10000
 artifact_bytes_per_execution = 107374182400
 request_bytes = 16777216
+decoded_bytes = 268435456
 page_records = 1000
 page_bytes = 4194304
 page_examined_records = 20000

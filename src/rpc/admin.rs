@@ -184,6 +184,7 @@ impl proto::admin_service_server::AdminService for Admin {
             ("steps_per_execution", limits.steps_per_execution),
             ("depends_on_ids", limits.depends_on_ids),
             ("request_bytes", limits.request_bytes),
+            ("decoded_bytes", limits.decoded_bytes),
             ("page_records", limits.page_records),
             ("page_bytes", limits.page_bytes),
             ("artifact_bytes", limits.artifact_bytes),

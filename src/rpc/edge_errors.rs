@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::{Code, Status};
@@ -91,11 +91,34 @@ fn rewrite_in(headers: &mut HeaderMap) {
     }
     let Some(found) = Status::from_header_map(headers) else { return };
     if let Some(better) = rewrite(found.code(), found.message()) {
-        headers.remove(Status::GRPC_MESSAGE);
-        headers.remove(Status::GRPC_STATUS_DETAILS);
-        // Fails only on metadata that is no header; there is none.
-        let _ = better.add_header(headers);
+        replace(headers, &better);
     }
+}
+
+/// Cuts what the library says in the words of its client, and which may be as long as its client likes.
+fn bound_in(headers: &mut HeaderMap) {
+    if headers.get(Status::GRPC_STATUS).is_none_or(|code| code == "0") {
+        return;
+    }
+    let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
+    if headers.iter().map(size).sum::<usize>() > status::TRAILER_BYTES
+        && let Some(found) = Status::from_header_map(headers)
+    {
+        replace(headers, &status::bounded(&found));
+    }
+}
+
+fn replace(headers: &mut HeaderMap, better: &Status) {
+    headers.remove(Status::GRPC_MESSAGE);
+    headers.remove(Status::GRPC_STATUS_DETAILS);
+    // Fails only on metadata that is no header; there is none.
+    let _ = better.add_header(headers);
+}
+
+/// Everything that is done to headers and trailers.
+fn mend(headers: &mut HeaderMap) {
+    rewrite_in(headers);
+    bound_in(headers);
 }
 
 /// Layer that applies `rewrite` to everything that leaves.
@@ -149,7 +172,7 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut response = ready!(self.project().inner.poll(context))?;
-        rewrite_in(response.headers_mut());
+        mend(response.headers_mut());
         Poll::Ready(Ok(response.map(|inner| EdgeErrorsBody { inner })))
     }
 }
@@ -172,7 +195,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for EdgeErrorsBody<B> {
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
-            rewrite_in(trailers);
+            mend(trailers);
         }
         Poll::Ready(frame)
     }

@@ -12,8 +12,6 @@ use crate::domain::{MetricPoint, Millis};
 use crate::proto;
 use crate::store::metrics::Span;
 
-/// Bad fields named at most; the details of an error have to fit into its headers.
-const NAMED: usize = 30;
 const INTERVAL_MS: std::ops::RangeInclusive<i64> = 1..=366 * 24 * 3600 * 1000;
 
 pub fn record(limits: &Limits, request: proto::RecordMetricsRequest) -> Result<Request> {
@@ -25,8 +23,7 @@ pub fn record(limits: &Limits, request: proto::RecordMetricsRequest) -> Result<R
         }
         check.characters("request_id", id, REQUEST_ID_CHARACTERS);
     }
-    if request.points.len() > METRIC_POINTS {
-        check.too_large("points", request.points.len(), "points", METRIC_POINTS);
+    if !check.fits("points", request.points.len(), "points", METRIC_POINTS) {
         return check.done(Request {
             execution_id: String::new(),
             points: Vec::new(),
@@ -37,13 +34,6 @@ pub fn record(limits: &Limits, request: proto::RecordMetricsRequest) -> Result<R
     let mut points = Vec::with_capacity(request.points.len());
     for (place, sent) in request.points.into_iter().enumerate() {
         points.push(point(&mut check, place, &request.execution_id, sent));
-        if check.bad_fields() >= NAMED {
-            check.bad(
-                "points",
-                format!("were looked at up to number {place}, and have more faults"),
-            );
-            break;
-        }
     }
     check.done(Request {
         execution_id: request.execution_id,
@@ -86,11 +76,9 @@ fn point(
     if sent.metrics.is_empty() {
         check.bad(&field("metrics"), "is required");
     }
-    if sent.metrics.len() > METRICS_PER_POINT {
-        check.too_large(&field("metrics"), sent.metrics.len(), "metrics", METRICS_PER_POINT);
-    }
+    let fits = check.fits(&field("metrics"), sent.metrics.len(), "metrics", METRICS_PER_POINT);
     let (mut bad_names, mut bad_values) = (0, 0);
-    for (name, value) in &sent.metrics {
+    for (name, value) in sent.metrics.iter().filter(|_| fits) {
         let fits = check.is_name(name) && !name.contains('\0');
         bad_names += usize::from(!fits);
         bad_values += usize::from(!value.is_finite());
@@ -119,10 +107,9 @@ fn point(
 pub fn query(limits: &Limits, request: proto::QueryMetricsRequest) -> Result<(Query, Option<i64>)> {
     let mut check = Check::new(limits);
     check.execution_id(&request.execution_id);
-    if request.names.len() > METRIC_NAMES {
-        check.too_large("names", request.names.len(), "names", METRIC_NAMES);
-    }
-    if request.names.iter().any(|name| !check.is_name(name)) {
+    if check.fits("names", request.names.len(), "names", METRIC_NAMES)
+        && request.names.iter().any(|name| !check.is_name(name))
+    {
         let limit = limits.name_characters;
         check.bad("names", format!("must have 1 to {limit} characters each"));
     }

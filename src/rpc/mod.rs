@@ -5,6 +5,7 @@ pub mod analytics;
 mod analytics_requests;
 mod artifact_requests;
 pub mod artifacts;
+pub mod codec;
 pub mod configurations;
 pub mod convert;
 pub mod edge_errors;
@@ -20,6 +21,7 @@ pub mod shared_codec;
 pub mod status;
 pub mod steps;
 pub mod watch;
+mod weight;
 
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,11 @@ use bson::{Bson, Document};
 use prost_types::{Duration, Struct, Timestamp, Value};
 
 use super::convert;
-use crate::app::{Error, Result, Violation};
+use crate::app::{Error, Result, Violations};
 use crate::domain::execution::CreateExecution;
 use crate::domain::limits::{
-    COUNT_DEFAULT, COUNT_MOST, FILTER_VALUES, Limits, NESTING_DEPTH, PAGE_SIZE_DEFAULT,
+    ATTEMPTS_KEPT, COUNT_DEFAULT, COUNT_MOST, FILTER_VALUES, Limits, NESTING_DEPTH,
+    PAGE_SIZE_DEFAULT,
 };
 use crate::domain::query::{ExecutionFilter, ExecutionOrder, parse_path};
 use crate::domain::step::StepFields;
@@ -28,12 +29,12 @@ const FOREIGN_ID_CHARACTERS: usize = 4096;
 /// Collects what is wrong with a request.
 pub struct Check<'a> {
     limits: &'a Limits,
-    violations: Vec<Violation>,
+    violations: Violations,
 }
 
 impl<'a> Check<'a> {
     pub fn new(limits: &'a Limits) -> Self {
-        Check { limits, violations: Vec::new() }
+        Check { limits, violations: Violations::default() }
     }
 
     /// The converted request, if nothing was wrong.
@@ -42,17 +43,11 @@ impl<'a> Check<'a> {
     }
 
     pub fn bad(&mut self, field: &str, description: impl Into<String>) {
-        self.violations
-            .push(Violation { field: field.to_owned(), description: description.into() });
+        self.violations.add(field, description);
     }
 
     pub(super) fn limits(&self) -> &'a Limits {
         self.limits
-    }
-
-    /// Bad fields so far.
-    pub(super) fn bad_fields(&self) -> usize {
-        self.violations.len()
     }
 
     /// Whether a text has 1 character to as many as a name may have.
@@ -63,6 +58,15 @@ impl<'a> Check<'a> {
 
     pub(super) fn too_large(&mut self, field: &str, size: usize, unit: &str, limit: usize) {
         self.bad(field, format!("has {size} {unit}, more than the limit of {limit}"));
+    }
+
+    /// Whether a repeated field has no more elements than it may, which is looked at before any of them is.
+    #[must_use]
+    pub(super) fn fits(&mut self, field: &str, count: usize, unit: &str, limit: usize) -> bool {
+        if count > limit {
+            self.too_large(field, count, unit, limit);
+        }
+        count <= limit
     }
 
     pub(super) fn characters(&mut self, field: &str, text: &str, limit: usize) {
@@ -211,8 +215,8 @@ impl<'a> Check<'a> {
     }
 
     fn depends_on(&mut self, field: &str, ids: &[i32]) -> Vec<i32> {
-        if ids.len() > self.limits.depends_on_ids {
-            self.too_large(field, ids.len(), "ids", self.limits.depends_on_ids);
+        if !self.fits(field, ids.len(), "ids", self.limits.depends_on_ids) {
+            return Vec::new();
         }
         if ids.iter().any(|id| *id < 0) {
             self.bad(field, "must not have negative ids");
@@ -283,10 +287,8 @@ impl<'a> Check<'a> {
     }
 
     pub fn step_statuses(&mut self, statuses: &[i32]) -> Vec<StepStatus> {
-        if statuses.len() > FILTER_VALUES {
-            self.too_large("statuses", statuses.len(), "values", FILTER_VALUES);
-        }
-        statuses.iter().filter_map(|status| self.step_status("statuses", *status)).collect()
+        let few = self.few("statuses", statuses).iter();
+        few.filter_map(|status| self.step_status("statuses", *status)).collect()
     }
 
     fn step_status(&mut self, field: &str, status: i32) -> Option<StepStatus> {
@@ -340,36 +342,32 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn values(&mut self, field: &str, count: usize) {
-        if count > FILTER_VALUES {
-            self.too_large(field, count, "values", FILTER_VALUES);
-        }
+    /// The values of a list of a filter, or none of them where there are too many.
+    pub(super) fn few<'v, T>(&mut self, field: &str, values: &'v [T]) -> &'v [T] {
+        if self.fits(field, values.len(), "values", FILTER_VALUES) { values } else { &[] }
     }
 
     pub fn filter(&mut self, filter: Option<&proto::ExecutionFilter>) -> ExecutionFilter {
         let Some(filter) = filter else { return ExecutionFilter::default() };
-        self.values("filter.app_ids", filter.app_ids.len());
-        self.values("filter.app_names", filter.app_names.len());
-        self.values("filter.sub_app_ids", filter.sub_app_ids.len());
-        self.values("filter.user_ids", filter.user_ids.len());
-        self.values("filter.statuses", filter.statuses.len());
-        self.values("filter.metadata", filter.metadata.len());
-        for name in &filter.app_names {
+        self.few("filter.app_ids", &filter.app_ids);
+        self.few("filter.sub_app_ids", &filter.sub_app_ids);
+        for name in self.few("filter.app_names", &filter.app_names) {
             self.name("filter.app_names", name);
         }
-        for id in &filter.user_ids {
+        for id in self.few("filter.user_ids", &filter.user_ids) {
             self.name("filter.user_ids", id);
         }
-        let statuses = filter
-            .statuses
+        let statuses = self
+            .few("filter.statuses", &filter.statuses)
             .iter()
             .filter_map(|status| self.execution_status("filter.statuses", *status))
             .collect();
         let started_at_from = self.time("filter.started_at_from", filter.started_at_from.as_ref());
         let started_at_until =
             self.time("filter.started_at_until", filter.started_at_until.as_ref());
-        let mut metadata: Vec<(Vec<String>, Bson)> = Vec::with_capacity(filter.metadata.len());
-        for (path, wanted) in &filter.metadata {
+        let fits = self.fits("filter.metadata", filter.metadata.len(), "values", FILTER_VALUES);
+        let mut metadata: Vec<(Vec<String>, Bson)> = Vec::new();
+        for (path, wanted) in filter.metadata.iter().filter(|_| fits) {
             let field = "filter.metadata";
             self.characters(field, path, self.limits.message_characters);
             let keys = parse_path(path);
@@ -513,8 +511,8 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
     if request.steps.is_empty() {
         check.bad("steps", "must have at least one step, or configuration_version be given");
     }
-    if request.steps.len() > limits.steps_per_execution {
-        check.too_large("steps", request.steps.len(), "steps", limits.steps_per_execution);
+    if !check.fits("steps", request.steps.len(), "steps", limits.steps_per_execution) {
+        return check.done((request.execution_id, Op::Plan(Vec::new())));
     }
     // The answer has all steps without their inputs, and has to stay a readable reply.
     let reply_bytes = request
@@ -530,7 +528,7 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
     let mut ids = std::collections::HashSet::new();
     let mut keys = std::collections::HashSet::new();
     let mut steps = Vec::with_capacity(request.steps.len());
-    for (index, step) in request.steps.into_iter().take(limits.steps_per_execution).enumerate() {
+    for (index, step) in request.steps.into_iter().enumerate() {
         let field = |name: &str| format!("steps[{index}].{name}");
         match step.step_id {
             None => check.bad(&field("step_id"), "is required"),
@@ -699,10 +697,10 @@ pub fn put_step(limits: &Limits, record: proto::Step) -> Result<Asked> {
     if record.retry_count < 0 {
         check.bad("retry_count", "must not be negative");
     }
-    let attempts_limit = crate::domain::limits::ATTEMPTS_KEPT;
-    if record.attempts.len() > attempts_limit {
-        check.too_large("attempts", record.attempts.len(), "attempts", attempts_limit);
-    }
+    let attempts = match check.fits("attempts", record.attempts.len(), "attempts", ATTEMPTS_KEPT) {
+        true => record.attempts.as_slice(),
+        false => &[],
+    };
     let payload = |sent: Option<Bson>| Payload::Value(sent.unwrap_or(Bson::Null));
     let step = Step {
         execution_id: record.execution_id.clone(),
@@ -720,10 +718,8 @@ pub fn put_step(limits: &Limits, record: proto::Step) -> Result<Asked> {
         updated_at: check.time("updated_at", record.updated_at.as_ref()),
         depends_on: check.depends_on("depends_on", &record.depends_on),
         parent_step_id: check.step_id("parent_step_id", record.parent_step_id),
-        attempts: record
-            .attempts
+        attempts: attempts
             .iter()
-            .take(attempts_limit)
             .map(|attempt| Attempt {
                 started_at: check.time("attempts.started_at", attempt.started_at.as_ref()),
                 completed_at: check.time("attempts.completed_at", attempt.completed_at.as_ref()),

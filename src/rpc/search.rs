@@ -55,7 +55,7 @@ impl SearchRpc {
         }
         let filter = check.filter(request.filter.as_ref());
         let mut kinds = Vec::new();
-        for number in &request.kinds {
+        for number in check.few("kinds", &request.kinds) {
             match Kind::from_number(*number) {
                 Some(kind) => kinds.push(kind),
                 None => check.bad("kinds", format!("has {number}, which is no kind to search")),

@@ -2,9 +2,11 @@
 
 use std::marker::PhantomData;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{BufMut, Bytes};
 use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+
+use super::codec::Weighed;
 
 /// What a stream gathers before it hands it to HTTP/2: little, since a watcher that does not read keeps it.
 const GATHERED_BYTES: usize = 2 * 1024;
@@ -20,18 +22,18 @@ impl<T> Default for SharedCodec<T> {
     }
 }
 
-impl<T: prost::Message + Default + Send + 'static> Codec for SharedCodec<T> {
+impl<T: prost::Message + prost::Name + Default + Send + 'static> Codec for SharedCodec<T> {
     type Encode = Bytes;
     type Decode = T;
     type Encoder = Encoded;
-    type Decoder = Decoded<T>;
+    type Decoder = Weighed<T>;
 
     fn encoder(&mut self) -> Self::Encoder {
         Encoded
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        Decoded(PhantomData)
+        Weighed::default()
     }
 }
 
@@ -50,19 +52,5 @@ impl Encoder for Encoded {
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(BUFFER_BYTES, GATHERED_BYTES)
-    }
-}
-
-/// Reads messages.
-pub struct Decoded<T>(PhantomData<fn() -> T>);
-
-impl<T: prost::Message + Default> Decoder for Decoded<T> {
-    type Item = T;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
-        let whole = from.copy_to_bytes(from.remaining());
-        // The words are those of tonic's own codec, which the edge turns into the contract's error.
-        T::decode(whole).map(Some).map_err(|error| super::status::undecodable(&error))
     }
 }

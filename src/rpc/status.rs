@@ -4,15 +4,24 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::app::Error;
+use crate::app::{Error, Violations};
 use crate::blobs;
 use crate::domain::{MetricCounts, Refusal};
 use crate::store;
 
 /// Domain of every ErrorInfo.
 pub const DOMAIN: &str = "stepwell";
+/// What the trailers of an answer may take, as HTTP/2 counts them: names, values and 32 bytes each. Clients of some
+/// languages accept 8 KiB of headers.
+pub const TRAILER_BYTES: usize = 7 * 1024;
+/// Of that, what is left to headers that are not about the error: content type, date, request id and the like, and
+/// the names of those that are.
+const OTHER_HEADER_BYTES: usize = 768;
+/// Bytes of a message, of a description, and of a name. What is longer was made so by a client, and is cut.
+const MESSAGE_BYTES: usize = 512;
+const NAME_BYTES: usize = 256;
 /// When to come back after UNAVAILABLE or RESOURCE_EXHAUSTED.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -25,15 +34,20 @@ struct Answer {
     reason: &'static str,
     message: String,
     details: ErrorDetails,
+    /// Of a request that breaks rules; they join the details as far as there is room.
+    violations: Option<Violations>,
 }
 
 impl Answer {
     fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Answer { code, reason, message: message.into(), details: ErrorDetails::new() }
+        let message = message.into();
+        Answer { code, reason, message, details: ErrorDetails::new(), violations: None }
     }
 
     fn resource(mut self, kind: &str, name: impl Into<String>) -> Self {
-        self.details.set_resource_info(kind, name, "", self.message.clone());
+        let name = cut(name.into(), NAME_BYTES);
+        let description = cut(self.message.clone(), MESSAGE_BYTES);
+        self.details.set_resource_info(kind, name, "", description);
         self
     }
 
@@ -43,7 +57,8 @@ impl Answer {
     }
 
     fn field(mut self, field: &str) -> Self {
-        self.details.add_bad_request_violation(field, self.message.clone());
+        let description = cut(self.message.clone(), MESSAGE_BYTES);
+        self.details.add_bad_request_violation(field, description);
         self
     }
 }
@@ -71,9 +86,69 @@ pub fn of_metric_stream(error: &Error, message: u64, counts: MetricCounts) -> St
 }
 
 fn with_metadata(answer: Answer, metadata: HashMap<String, String>) -> Status {
-    let mut details = answer.details;
-    details.set_error_info(answer.reason, DOMAIN, metadata);
-    Status::with_error_details(answer.code, answer.message, details)
+    let Answer { code, reason, message, mut details, violations } = answer;
+    let message = cut(message, MESSAGE_BYTES);
+    let mut metadata = metadata;
+    if let Some(violations) = &violations {
+        metadata.insert("violations".to_owned(), violations.count().to_string());
+    }
+    details.set_error_info(reason, DOMAIN, metadata);
+    let Some(violations) = violations else {
+        return Status::with_error_details(code, message, details);
+    };
+    // As many violations as there is room for.
+    details.set_bad_request(Vec::new());
+    let bare = Status::with_error_details(code, message.as_str(), details.clone());
+    let room = (TRAILER_BYTES - OTHER_HEADER_BYTES).saturating_sub(percent_encoded(&message));
+    // Four characters of base64 for three bytes, and a few bytes for the lengths of what contains the violations.
+    let room = (room / 4 * 3).saturating_sub(bare.details().len() + 16);
+    let mut taken = 0;
+    for violation in violations.listed() {
+        let field = cut(violation.field.clone(), NAME_BYTES);
+        let description = cut(violation.description.clone(), MESSAGE_BYTES);
+        // Two strings in a message, each of the three with a tag and two bytes of length at most.
+        taken += field.len() + description.len() + 9;
+        if taken > room {
+            break;
+        }
+        details.add_bad_request_violation(field, description);
+    }
+    Status::with_error_details(code, message, details)
+}
+
+/// The text, or its beginning where it is longer than that.
+fn cut(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        let mut end = bytes - '…'.len_utf8();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// Length of a message in a header, where all but plain ASCII takes three characters a byte.
+fn percent_encoded(message: &str) -> usize {
+    let quote = 0x22;
+    let plain =
+        |byte: &u8| byte.is_ascii_graphic() && *byte != quote && !b"#%<>`?{}".contains(byte);
+    message.as_bytes().iter().map(|byte| if plain(byte) { 1 } else { 3 }).sum()
+}
+
+/// An error of the gRPC library's own that does not fit into `TRAILER_BYTES`, made to.
+pub fn bounded(status: &Status) -> Status {
+    Status::new(status.code(), cut(status.message().to_owned(), MESSAGE_BYTES))
+}
+
+/// A message that would take more memory than it may once it is decoded.
+pub fn message_too_large(bytes: usize, limit: usize) -> Status {
+    let message = format!(
+        "message would take some {bytes} bytes of memory once decoded, more than the limit of {limit}"
+    );
+    let answer = Answer::new(Code::InvalidArgument, "MESSAGE_TOO_LARGE", message);
+    with_metadata(answer.field("message"), HashMap::new())
 }
 
 /// A message that is no protobuf, in the words of the library, which `edge_errors` turns into an answer.
@@ -103,21 +178,16 @@ fn answer(error: &Error) -> Answer {
 fn looked_up(error: &Error) -> Answer {
     match error {
         Error::Invalid(violations) => {
-            let message = match violations.as_slice() {
+            let message = match violations.listed() {
                 [one] => format!("{} {}", one.field, one.description),
-                [one, rest @ ..] => {
-                    format!("{} {} (and {} more)", one.field, one.description, rest.len())
+                [one, ..] => {
+                    let more = violations.count() - 1;
+                    format!("{} {} (and {more} more)", one.field, one.description)
                 }
                 [] => "the request is invalid".to_owned(),
             };
-            let mut answer = Answer::new(Code::InvalidArgument, "INVALID_ARGUMENT", message);
-            answer.details.set_bad_request(
-                violations
-                    .iter()
-                    .map(|violation| FieldViolation::new(&violation.field, &violation.description))
-                    .collect::<Vec<_>>(),
-            );
-            answer
+            let answer = Answer::new(Code::InvalidArgument, "INVALID_ARGUMENT", message);
+            Answer { violations: Some(violations.clone()), ..answer }
         }
         Error::Refused(refusal) => refused(refusal),
         Error::BadToken(field) => Answer::new(
@@ -563,5 +633,45 @@ mod tests {
             assert!(!retry || details.retry_info().is_some(), "{error:?}");
             assert!(code != Code::NotFound || details.resource_info().is_some(), "{error:?}");
         }
+    }
+
+    /// Bytes of the headers, as HTTP/2 counts them.
+    fn trailer_bytes(status: &Status) -> usize {
+        let mut headers = http::HeaderMap::new();
+        status.add_header(&mut headers).expect("no metadata");
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+    }
+
+    #[test]
+    fn no_error_has_more_trailers_than_clients_take() {
+        for text in ["x", "é", "\"", "𝄞"].map(|text| text.repeat(4000)) {
+            let mut violations = Violations::default();
+            for number in 0..1000 {
+                violations.add(&format!("steps[{number}].{text}"), text.clone());
+            }
+            let id = || text.clone();
+            for error in [
+                Error::Invalid(violations),
+                Error::invalid("f", id()),
+                Refusal::ExecutionNotFound { execution_id: id() }.into(),
+                Refusal::StepNotFound { execution_id: id(), step: id() }.into(),
+                Refusal::StepExists { execution_id: id(), step: id() }.into(),
+                Refusal::ConfigurationExists { scope: id(), version: id() }.into(),
+                Refusal::MetricRequestExists { execution_id: id(), request_id: id() }.into(),
+                Refusal::UploadOffset { upload_id: id(), offset: 1, received: 0 }.into(),
+                Refusal::NoPlan { version: id(), why: id() }.into(),
+            ] {
+                let bytes = trailer_bytes(&of(&error));
+                assert!(bytes <= TRAILER_BYTES - 512, "{bytes} bytes of {}", of(&error).code());
+            }
+        }
+        let mut violations = Violations::default();
+        for number in 0..150 {
+            violations.add(&format!("steps[{number}].step_name"), "is required");
+        }
+        let status = of(&Error::Invalid(violations));
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().expect("ErrorInfo").metadata["violations"], "150");
+        assert_eq!(details.bad_request().expect("BadRequest").field_violations.len(), 30);
     }
 }

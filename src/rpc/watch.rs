@@ -44,7 +44,9 @@ impl<S> WatchRoutes<S> {
         WatchRoutes { inner, watches: Watches { app, hub, arrivals }, request_bytes }
     }
 
-    fn grpc<T: prost::Message + Default + Send + 'static>(&self) -> Grpc<SharedCodec<T>> {
+    fn grpc<T: prost::Message + prost::Name + Default + Send + 'static>(
+        &self,
+    ) -> Grpc<SharedCodec<T>> {
         Grpc::new(SharedCodec::default())
             .apply_max_message_size_config(Some(self.request_bytes), Some(usize::MAX))
     }

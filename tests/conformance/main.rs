@@ -11,6 +11,7 @@ mod configurations;
 mod counts;
 mod deletion;
 mod executions;
+mod greedy;
 mod heartbeats;
 mod ingest;
 mod live_metrics;
@@ -181,6 +182,11 @@ cases! {
         a_count_that_would_examine_too_much_says_so: "3.CountExecutions" "3.pages.examined",
         steps_of_a_page_are_counted_by_status: "3.ListExecutions",
         steps_too_many_to_count_are_said_to_be_more: "3.ListExecutions" "3.pages.examined",
+    }
+    greedy {
+        an_error_fits_into_the_trailers_of_any_client: "3.errors.trailers",
+        a_list_of_millions_is_one_violation: "3.errors.trailers" "3.bounds.elements",
+        a_message_that_would_take_too_much_memory_is_refused: "3.bounds.decoded",
     }
     bounds {
         names_and_ids_have_at_most_256_characters: "3.bounds.names",

@@ -337,6 +337,7 @@ pub async fn the_server_says_what_it_is(b: Backend) {
         ("steps_per_execution", 100_000),
         ("depends_on_ids", 10_000),
         ("request_bytes", 16 * 1024 * 1024),
+        ("decoded_bytes", 256 * 1024 * 1024),
         ("page_records", 1000),
         ("page_bytes", 4 * 1024 * 1024),
         ("page_examined_records", 20_000),

@@ -25,7 +25,7 @@ fn fields<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Vec<String> {
     match outcome {
         Ok(_) => Vec::new(),
         Err(Error::Invalid(violations)) => {
-            violations.into_iter().map(|violation| violation.field).collect()
+            violations.listed().iter().map(|violation| violation.field.clone()).collect()
         }
         Err(other) => panic!("{other:?}"),
     }
@@ -148,7 +148,7 @@ fn plans_name_the_step_that_is_wrong() {
     );
     let many = |count| (0..count).map(|id| step(Some(id), "a")).collect();
     assert_eq!(plan(many(10_000)), [""; 0]);
-    assert_eq!(plan(many(100_001)), ["steps", "steps without input"]);
+    assert_eq!(plan(many(100_001)), ["steps"]);
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! The codec of every service: protobuf, but a request is weighed before it is decoded.
+//!
+//! Answers that are encoded already, as events are that go to thousands of watchers, are in `shared_codec`.
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Buf as _;
+use tonic::Status;
+use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use super::status;
+use super::weight::{Kind, Weights};
+
+/// What a request may take once it is decoded, in bytes. It bounds the memory of the process, and a codec is made from
+/// nothing, so it is one for all servers in it.
+static DECODED_BYTES: AtomicUsize = AtomicUsize::new(256 * 1024 * 1024);
+
+/// Sets what a request may take once it is decoded (`limits.decoded_bytes`).
+pub fn limit_decoded_bytes(limit: usize) {
+    DECODED_BYTES.store(limit, Ordering::Relaxed);
+}
+
+/// Encodes `T` and decodes `U`.
+pub struct Codec<T, U>(PhantomData<fn() -> (T, U)>);
+
+impl<T, U> Default for Codec<T, U> {
+    fn default() -> Self {
+        Codec(PhantomData)
+    }
+}
+
+impl<T, U> tonic::codec::Codec for Codec<T, U>
+where
+    T: prost::Message + Send + 'static,
+    U: prost::Message + prost::Name + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = Plain<T>;
+    type Decoder = Weighed<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        Plain(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Weighed::default()
+    }
+}
+
+/// Writes messages.
+pub struct Plain<T>(PhantomData<fn() -> T>);
+
+impl<T: prost::Message> Encoder for Plain<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, item: T, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.reserve(item.encoded_len());
+        item.encode_raw(into);
+        Ok(())
+    }
+}
+
+/// Reads messages, those that are requests of the API once they are known not to take more than they may.
+pub struct Weighed<T> {
+    request: Option<Kind>,
+    decoded: PhantomData<fn() -> T>,
+}
+
+impl<T: prost::Name> Default for Weighed<T> {
+    fn default() -> Self {
+        let request = Weights::get().request(&T::full_name());
+        Weighed { request, decoded: PhantomData }
+    }
+}
+
+impl<T: prost::Message + Default> Decoder for Weighed<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
+        let whole = from.copy_to_bytes(from.remaining());
+        if let Some(request) = self.request {
+            let limit = DECODED_BYTES.load(Ordering::Relaxed);
+            if let Some(bytes) = Weights::get().weigh(request, &whole, limit) {
+                return Err(status::message_too_large(bytes, limit));
+            }
+        }
+        // The words are those of tonic's own codec, which the edge turns into the contract's error.
+        T::decode(whole).map(Some).map_err(|error| status::undecodable(&error))
+    }
+}
