@@ -438,11 +438,11 @@ fn figures_of_hours_say_what_the_points_say() {
             (
                 6,
                 Box::new(move |request| {
-                    request.from = Some(time(newest - 47 * HOUR_MS - 1_234_567));
+                    request.since = Some(time(newest - 47 * HOUR_MS - 1_234_567));
                     request.until = Some(time(newest - 3 * HOUR_MS + 1_234_567));
                 }),
             ),
-            (2, Box::new(move |request| request.from = Some(time(newest - 20 * HOUR_MS)))),
+            (2, Box::new(move |request| request.since = Some(time(newest - 20 * HOUR_MS)))),
         ];
         let mut from_points = Vec::new();
         for (hours, change) in &shapes {
@@ -475,7 +475,7 @@ fn figures_of_hours_say_what_the_points_say() {
             .await
             .expect("spoilt");
         let of_hour = move |request: &mut QueryMetricsRequest| {
-            request.from = Some(time(hour * HOUR_MS));
+            request.since = Some(time(hour * HOUR_MS));
             request.until = Some(time((hour + 1) * HOUR_MS));
         };
         let told = per_interval(&s, 1, of_hour).await;

@@ -377,7 +377,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
             total_users,
             hours: hours(&activity.all),
             executions: activity.all.values().sum(),
-            from: Some(convert::timestamp(activity.window.from)),
+            since: Some(convert::timestamp(activity.window.from)),
             until: Some(convert::timestamp(activity.window.until)),
             time_zone: zone.name().to_owned(),
             freshness: freshness(&activity.freshness),
@@ -418,7 +418,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
             errors,
             total_errors: number(top.total_errors),
             interval_starts: top.interval_starts.into_iter().map(convert::timestamp).collect(),
-            from: Some(convert::timestamp(top.window.from)),
+            since: Some(convert::timestamp(top.window.from)),
             until: Some(convert::timestamp(top.window.until)),
             freshness: freshness(&top.freshness),
         }))

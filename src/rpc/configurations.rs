@@ -223,8 +223,8 @@ impl proto::configuration_service_server::ConfigurationService for Service {
     ) -> Result<Response<proto::DiffConfigurationsResponse>, Status> {
         let request = request.into_inner();
         let mut check = self.check();
-        let from = key(&mut check, "from", request.from);
-        let to = key(&mut check, "to", request.to);
+        let from = key(&mut check, "from_version", request.from_version);
+        let to = key(&mut check, "to_version", request.to_version);
         let changes = match required(check, from.zip(to)) {
             Ok((from, to)) => self.configurations.diff(&from, &to).await,
             Err(error) => Err(error),

@@ -113,12 +113,12 @@ pub fn query(limits: &Limits, request: proto::QueryMetricsRequest) -> Result<(Qu
         let limit = limits.name_characters;
         check.bad("names", format!("must have 1 to {limit} characters each"));
     }
-    let from = check.time("from", request.from.as_ref());
+    let from = check.time("since", request.since.as_ref());
     let until = check.time("until", request.until.as_ref());
     if let (Some(from), Some(until)) = (from, until)
         && until <= from
     {
-        check.bad("until", "must be after from");
+        check.bad("until", "must be after since");
     }
     let interval_ms = request.interval.map(|interval| {
         let whole = interval.nanos % 1_000_000 == 0;

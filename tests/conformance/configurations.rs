@@ -517,8 +517,8 @@ pub async fn a_difference_is_a_json_patch(b: Backend) {
         ..Default::default()
     };
     let diff = |from: Option<usize>, to: Option<usize>| DiffConfigurationsRequest {
-        from: Some(key(from.map(|n| format!("v{n}")))),
-        to: Some(key(to.map(|n| format!("v{n}")))),
+        from_version: Some(key(from.map(|n| format!("v{n}")))),
+        to_version: Some(key(to.map(|n| format!("v{n}")))),
     };
     for (from, before) in contents.iter().enumerate() {
         for (to, after) in contents.iter().enumerate() {
@@ -564,7 +564,7 @@ pub async fn a_difference_is_a_json_patch(b: Backend) {
     );
     let fields = bad_fields(s.try_diff_configurations(DiffConfigurationsRequest::default()).await);
     let fields: Vec<&str> = fields.iter().map(|(field, _)| field.as_str()).collect();
-    assert_eq!(fields, ["from", "to"]);
+    assert_eq!(fields, ["from_version", "to_version"]);
 }
 
 pub async fn step_graphs_hold_together(b: Backend) {

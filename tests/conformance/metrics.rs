@@ -107,7 +107,7 @@ pub async fn points_come_back_by_time_and_in_order_of_arrival(b: Backend) {
     );
     assert_eq!(page.points[1].step_id, None);
     let between = QueryMetricsRequest {
-        from: Some(time(now - 2000)),
+        since: Some(time(now - 2000)),
         until: Some(time(now - 1000)),
         page_size: 4,
         ..query("e")
@@ -208,7 +208,7 @@ pub async fn intervals_have_least_greatest_mean_last_and_count(b: Backend) {
     assert_eq!(intervals, [&expected[0], &expected[1], &expected[4]].map(Clone::clone));
     // Bounds cut the intervals that they fall into.
     let cut = QueryMetricsRequest {
-        from: Some(time(base + 1)),
+        since: Some(time(base + 1)),
         until: Some(time(base + HOUR_MS - 1)),
         ..hourly.clone()
     };
@@ -525,7 +525,7 @@ pub async fn metrics_have_bounds(b: Backend) {
     let bad = QueryMetricsRequest {
         execution_id: String::new(),
         names: vec!["n".into(); 51],
-        from: Some(time(5)),
+        since: Some(time(5)),
         until: Some(time(5)),
         interval: Some(prost_types::Duration { seconds: 0, nanos: 500_000 }),
         page_size: 10_001,
@@ -569,7 +569,7 @@ pub async fn forged_and_foreign_tokens_of_metrics_are_refused(b: Backend) {
         (raw.clone(), "forged".to_owned()),
         (QueryMetricsRequest { execution_id: "f".into(), ..raw.clone() }, raw_token.clone()),
         (QueryMetricsRequest { names: vec!["n".into()], ..raw.clone() }, raw_token.clone()),
-        (QueryMetricsRequest { from: Some(time(0)), ..raw.clone() }, raw_token.clone()),
+        (QueryMetricsRequest { since: Some(time(0)), ..raw.clone() }, raw_token.clone()),
     ];
     for (request, page_token) in uses {
         let answer = s.try_query_metrics(QueryMetricsRequest { page_token, ..request }).await;

@@ -220,12 +220,12 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         ),
         ("PublishConfigurationRequest", "configuration activate"),
         ("GetConfigurationRequest", "app_id app_name sub_app_id version"),
-        ("DiffConfigurationsRequest", "from to"),
+        ("DiffConfigurationsRequest", "from_version to_version"),
         ("MetricPoint", "timestamp execution_id metrics step_id"),
         ("RecordMetricsRequest", "execution_id points request_id"),
         ("RecordMetricsResponse", "accepted"),
         ("StreamMetricsRequest", "execution_id points request_id"),
-        ("QueryMetricsRequest", "execution_id names from until interval page_size page_token"),
+        ("QueryMetricsRequest", "execution_id names since until interval page_size page_token"),
         ("QueryMetricsResponse", "points intervals next_page_token"),
         ("MetricInterval", "min max mean last count"),
         ("PlannedStep", "step_id step_key step_name step_version depends_on input metadata"),
@@ -272,6 +272,8 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
     assert_eq!(step["progress"], (Type::Double, Label::Optional, true));
     for (name, message) in &messages {
         for (field, (_, label, optional)) in fields(message) {
+            // A keyword of Python, where it could only be set through a dictionary.
+            assert_ne!(field, "from", "{name}");
             let is_id = matches!(field, "step_id" | "parent_step_id");
             assert!(
                 !is_id || (label == Label::Optional && optional),

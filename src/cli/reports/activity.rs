@@ -64,7 +64,7 @@ fn show(activity: &proto::GetUserActivityResponse, output: &Output) -> Result<()
         "Executions by hour of the week in {}: {} from {} to {} UTC",
         activity.time_zone,
         chart::grouped(activity.executions),
-        text::time(activity.from.as_ref()),
+        text::time(activity.since.as_ref()),
         text::time(activity.until.as_ref()),
     );
     output.line(&chart::bold(&title, output.colour))?;

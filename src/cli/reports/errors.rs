@@ -46,7 +46,7 @@ pub async fn run(
 fn show(errors: &proto::ListTopErrorsResponse, output: &Output) -> Result<()> {
     let title = format!(
         "Errors of {} to {} UTC: {}",
-        text::time(errors.from.as_ref()),
+        text::time(errors.since.as_ref()),
         text::time(errors.until.as_ref()),
         text::count(u64::try_from(errors.total_errors).unwrap_or(0), "kind", "kinds"),
     );

@@ -153,7 +153,7 @@ pub fn errors(errors: &proto::ListTopErrorsResponse) -> Json {
         "total_errors": errors.total_errors,
         "interval_starts":
             errors.interval_starts.iter().map(|at| time(Some(at))).collect::<Vec<_>>(),
-        "from": time(errors.from.as_ref()),
+        "since": time(errors.since.as_ref()),
         "until": time(errors.until.as_ref()),
         "freshness": freshness(errors.freshness.as_ref()),
     })
@@ -176,7 +176,7 @@ pub fn activity(activity: &proto::GetUserActivityResponse) -> Json {
         "total_users": activity.total_users,
         "hours": hours(&activity.hours),
         "executions": activity.executions,
-        "from": time(activity.from.as_ref()),
+        "since": time(activity.since.as_ref()),
         "until": time(activity.until.as_ref()),
         "time_zone": activity.time_zone,
         "freshness": freshness(activity.freshness.as_ref()),
