@@ -4,6 +4,8 @@ pub mod domain;
 
 pub mod clock;
 
+pub mod detached;
+
 pub mod config;
 
 pub mod telemetry;

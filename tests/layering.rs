@@ -62,14 +62,15 @@ const BENCH_DRIVERS: &[&str] =
 const BENCH_STORE: &[&str] = &["lists::direct", "track::direct"];
 
 /// What is open to everybody above the rules: time, and handles that count.
-const COMMON: &[&str] = &["clock", "domain", "telemetry::metrics"];
+const COMMON: &[&str] = &["clock", "detached", "domain", "telemetry::metrics"];
 
 /// What is open to those who read the log of changes.
-const COMMON_AND_STORE: &[&str] = &["clock", "domain", "store", "telemetry::metrics"];
+const COMMON_AND_STORE: &[&str] = &["clock", "detached", "domain", "store", "telemetry::metrics"];
 
 const LAYERS: &[Layer] = &[
     Layer { modules: &["domain"], may_use: &[], crates: &[] },
     Layer { modules: &["clock"], may_use: &["domain"], crates: &[] },
+    Layer { modules: &["detached"], may_use: &[], crates: &[] },
     // These two know each other: a log filter is checked when the configuration is loaded.
     Layer { modules: &["config"], may_use: &["domain::limits", "telemetry"], crates: &["clap"] },
     Layer {
@@ -93,7 +94,7 @@ const LAYERS: &[Layer] = &[
         may_use: &["clock", "domain", "store", "telemetry::metrics"],
         crates: &["mongodb"],
     },
-    Layer { modules: &["blobs"], may_use: &["clock", "domain"], crates: &[] },
+    Layer { modules: &["blobs"], may_use: &["clock", "detached", "domain"], crates: &[] },
     Layer {
         modules: &["blobs::gridfs"],
         may_use: &["blobs", "clock", "store"],
@@ -114,6 +115,7 @@ const LAYERS: &[Layer] = &[
             "app",
             "blobs",
             "clock",
+            "detached",
             "domain",
             "follow",
             "proto",

@@ -180,7 +180,7 @@ impl Artifacts {
         };
         let pieces = match &held {
             Some(_) => pieces::ahead(storage.read(path, range, AHEAD_AT_ONCE_BYTES), &self.tasks),
-            None => storage.read(path, range, PIECE_BYTES),
+            None => pieces::one_by_one(storage.read(path, range, PIECE_BYTES), &self.tasks),
         };
         let pieces = pieces.map({
             let artifact_id = artifact_id.clone();

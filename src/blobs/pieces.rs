@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::{Pieces, Result};
+use crate::detached::detached;
 
 /// Pieces at least so long are worth the work that each makes on its way.
 const WORTHWHILE_BYTES: usize = 256 * 1024;
@@ -42,6 +43,16 @@ pub fn joined(pieces: Pieces) -> Pieces {
                 }
             }
         }
+    })
+    .boxed()
+}
+
+/// The same pieces, each fetched by a task of its own, so that whoever reads them may stand still at any time.
+pub fn one_by_one(pieces: Pieces, tasks: &TaskTracker) -> Pieces {
+    stream::unfold((pieces, tasks.clone()), |(mut pieces, tasks)| async move {
+        let fetching = async move { (pieces.next().await, pieces) };
+        let (piece, pieces) = detached(&tasks, fetching).await;
+        piece.map(|piece| (piece, (pieces, tasks)))
     })
     .boxed()
 }
@@ -97,7 +108,7 @@ mod tests {
     async fn an_error_comes_after_all_that_came_before_it() {
         let broken = || of(&[5, 6]).chain(stream::iter([Err(Error::Missing)])).boxed();
         let tasks = TaskTracker::new();
-        for pieces in [joined(broken()), ahead(broken(), &tasks)] {
+        for pieces in [joined(broken()), one_by_one(broken(), &tasks), ahead(broken(), &tasks)] {
             let mut came: Vec<_> = pieces.collect().await;
             assert!(matches!(came.pop(), Some(Err(Error::Missing))));
             let came: Result<Vec<Bytes>> = came.into_iter().collect();

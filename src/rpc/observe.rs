@@ -23,6 +23,7 @@ use tracing::field::Empty;
 use tracing::{Level, Span};
 
 use crate::clock::{Clock as _, SystemClock};
+use crate::detached::in_reply;
 use crate::telemetry::metrics as names;
 use crate::telemetry::traces;
 
@@ -393,9 +394,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for ObservedBody<B> {
         let polled = match &this.call {
             Some(call) => {
                 let _entered = call.span.enter();
-                Pin::new(&mut this.inner).poll_frame(context)
+                in_reply(|| Pin::new(&mut this.inner).poll_frame(context))
             }
-            None => Pin::new(&mut this.inner).poll_frame(context),
+            None => in_reply(|| Pin::new(&mut this.inner).poll_frame(context)),
         };
         let mut frame = ready!(polled);
         let code = match &mut frame {

@@ -347,8 +347,8 @@ impl Feed {
         Ok(())
     }
 
-    /// What is there, as the points of events; may be nothing. After a failure it is still there.
-    pub async fn take(&mut self) -> Result<Vec<Points>> {
+    /// What waits in the inbox, as the points of events. `None`: there is only what has to be read.
+    pub fn take_waiting(&mut self) -> Option<Vec<Points>> {
         let waiting = {
             let mut state = self.inbox.0.lock();
             state.bytes = 0;
@@ -361,12 +361,21 @@ impl Feed {
             }
             waiting
         };
-        let Some(from) = self.behind.filter(|_| waiting.is_empty()) else {
-            let points = waiting.iter().flat_map(|points| points.iter());
-            for arrived in points.clone() {
-                self.remembered.note(arrived.id);
-            }
-            return Ok(events(points.map(|arrived| arrived.point.clone())));
+        if waiting.is_empty() && self.behind.is_some() {
+            return None;
+        }
+        let points = waiting.iter().flat_map(|points| points.iter());
+        for arrived in points.clone() {
+            self.remembered.note(arrived.id);
+        }
+        Some(events(points.map(|arrived| arrived.point.clone())))
+    }
+
+    /// What is there, as the points of events; may be nothing. After a failure it is still there.
+    pub async fn take(&mut self) -> Result<Vec<Points>> {
+        let waiting = self.take_waiting();
+        let (None, Some(from)) = (&waiting, self.behind) else {
+            return Ok(waiting.unwrap_or_default());
         };
         let store = &self.arrivals.store;
         let page = store.arrived_from(&self.execution_id, from, CAUGHT_UP_AT_ONCE).await?;

@@ -291,6 +291,11 @@ impl Resolver {
         Some(Found { change, key, record, looked_up })
     }
 
+    /// What `with_payloads` answers, if another watcher has asked for it.
+    pub fn payloads_at_hand(&self, event: &Event) -> Option<Option<Arc<Event>>> {
+        self.payloads.get(&(event.key.clone(), event.cursor.0.clone()))
+    }
+
     /// The event with input and output of its step. `None`: the step is gone. One look-up serves all watchers
     /// that ask at the same time.
     pub async fn with_payloads(

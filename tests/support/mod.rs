@@ -6,6 +6,7 @@
 pub mod artifacts;
 pub mod backend;
 pub mod client;
+pub mod deaf;
 pub mod mongod;
 pub mod process;
 pub mod server;
