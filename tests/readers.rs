@@ -300,3 +300,60 @@ fn a_socket_that_is_not_read() {
         vec![deaf]
     });
 }
+
+#[test]
+fn slow_reads_hold_up_no_write_and_no_probe() {
+    run(async {
+        let own = Mongod::with(true, &["--setParameter", "enableTestCommands=1"]);
+        let backend = Backend::on(&own.uri());
+        let server =
+            backend.serve_with(|config| config.mongodb.max_pool_size = Some(CONNECTIONS)).await;
+        server.create("e").await;
+        server.start("e", 1).await;
+        let admin = backend.mongodb().await.client().database("admin");
+        let slow = doc! {
+            "configureFailPoint": "failCommand",
+            "mode": "alwaysOn",
+            "data": {
+                "failCommands": ["find"],
+                "namespace": format!("{}.execution_steps", backend.database_name()),
+                "blockConnection": true,
+                "blockTimeMS": 6_000,
+            },
+        };
+        admin.run_command(slow).await.expect("a test mongod can be slow");
+        let reader = server.second_connection();
+        let reads: Vec<_> = (0..200)
+            .map(|_| {
+                let client = reader.clone();
+                let request =
+                    ListStepsRequest { execution_id: "e".to_owned(), ..Default::default() };
+                tokio::spawn(async move { client.try_list_steps(request).await.map(drop) })
+            })
+            .collect();
+        eventually("reads have every connection that they get", async || {
+            let pipeline = vec![
+                doc! { "$currentOp": { "allUsers": true } },
+                doc! { "$match": { "command.find": "execution_steps" } },
+            ];
+            let mut found = admin.aggregate(pipeline).await.ok()?;
+            let mut slow = 0;
+            while found.advance().await.ok()? {
+                slow += 1;
+            }
+            (slow >= CONNECTIONS * 3 / 4).then_some(())
+        })
+        .await;
+        let writes = async {
+            for number in 0..5 {
+                let id = format!("honest-{number}");
+                server.create(&id).await;
+                server.update_execution(update(&id)).await;
+                server.finish(&id, ExecutionStatus::Completed).await;
+                health(&server).await;
+            }
+        };
+        promptly("writes and the probe", writes).await;
+        reads.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}

@@ -85,7 +85,7 @@ const ROWS: &[Row] = &[
     row(
         "mongodb.max_pool_size",
         Kind::Integer(1, 10_000),
-        "Most connections to a MongoDB server, where the URI says nothing. Unset: 100.",
+        "Most connections to a MongoDB server, where the URI says nothing; a quarter of them, 16 at most and 1 at least, is for writes and the health probe alone. Unset: 100.",
     ),
     row(
         "mongodb.min_pool_size",

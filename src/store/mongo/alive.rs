@@ -85,7 +85,7 @@ impl Checks<'_> {
         if let Some(index) = self.ready.indexes.execution_key.as_deref() {
             command.append(cstr!("hint"), index);
         }
-        let count = self.ready.database.run_raw_command(command);
+        let count = self.ready.writes.run_raw_command(command);
         let found = self.inner.call(count).await.ok().and_then(|reply| {
             let count = reply.get_i32("n").map(i64::from).or_else(|_| reply.get_i64("n")).ok()?;
             usize::try_from(count).ok()

@@ -28,7 +28,8 @@ use mongodb::options::{
 use mongodb::{ClientSession, Collection, Cursor, SessionCursor};
 
 use super::documents::{millis, object, small, text};
-use super::{APP_NAME, Inner, MongoStore, Ready, documents, failure, schema};
+use super::pools::APP_NAME;
+use super::{Inner, MongoStore, Ready, documents, failure, schema};
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Refusal};

@@ -288,7 +288,7 @@ async fn counted(
     if !window.is_empty() {
         equal.insert("started_at", window);
     }
-    let count = || ready.executions.count_documents(equal.clone()).limit(limit);
+    let count = || ready.committed_executions.count_documents(equal.clone()).limit(limit);
     match ready.indexes.named(&walk.index) {
         None => inner.call(count()).await,
         Some(name) => match inner.call(count().hint(Hint::Name(name.to_owned()))).await {

@@ -20,6 +20,7 @@ mod leases;
 mod lists;
 mod marks;
 mod metrics;
+mod pools;
 mod read;
 mod remove;
 mod retention;
@@ -40,8 +41,8 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
 use mongodb::action::Action as _;
 use mongodb::options::{
-    Acknowledgment, ClientOptions, CollectionOptions, ConnectionString, ReadConcern,
-    ReadPreference, SelectionCriteria, WriteConcern,
+    Acknowledgment, CollectionOptions, ConnectionString, ReadConcern, ReadPreference,
+    SelectionCriteria, WriteConcern,
 };
 use mongodb::{Client, Collection, Database};
 use sha2::{Digest as _, Sha256};
@@ -58,6 +59,7 @@ use crate::domain::{Artifact, Execution, MetricPoint, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
 pub use metrics::METRICS;
+use pools::{Clients, connect, connect_both};
 pub use schema::{ARTIFACTS, CONFIGURATIONS, EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time. More make batches smaller, and each costs the database a flush of its journal: with
@@ -65,8 +67,6 @@ pub use schema::{ARTIFACTS, CONFIGURATIONS, EXECUTIONS, STEPS};
 const LANES: usize = 2;
 /// The same for points of metrics, which come many at a time anyway.
 const METRIC_LANES: usize = 4;
-/// What servers call themselves to the database, unless the URI says another name.
-const APP_NAME: &str = "stepwell";
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const SHUTDOWN: Duration = Duration::from_millis(700);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -137,6 +137,9 @@ pub fn new_point(execution_id: &str, point: &MetricPoint) -> Result<RawDocumentB
 struct Ready {
     client: Client,
     database: Database,
+    /// The same on connections of its own, for writes and the probe: however slow all reads are, these go on. The
+    /// collections for decisions are of it, too.
+    writes: Database,
     /// For decisions: what the primary has, committed or not.
     executions: Collection<RawDocumentBuf>,
     steps: Collection<RawDocumentBuf>,
@@ -243,9 +246,9 @@ impl Drop for MongoStore {
 
 async fn prepare_until_it_works(inner: Arc<Inner>) {
     let mut pause = FIRST_PAUSE;
-    let mut client = None;
+    let mut clients = None;
     loop {
-        match prepare(&inner, &mut client).await {
+        match prepare(&inner, &mut clients).await {
             Ok(ready) => {
                 tracing::info!(
                     version = ready.version,
@@ -272,32 +275,6 @@ async fn prepare_until_it_works(inner: Arc<Inner>) {
     }
 }
 
-async fn connect(options: &MongoOptions, patience: Duration) -> Result<Client> {
-    let parsed = ClientOptions::parse(&options.uri).await;
-    let mut parsed = parsed.map_err(failure::error)?;
-    parsed.max_pool_size.get_or_insert(options.max_pool_size);
-    let most = parsed.max_pool_size.filter(|most| *most > 0).unwrap_or(u32::MAX);
-    parsed.min_pool_size.get_or_insert(options.min_pool_size.min(most));
-    parsed.max_idle_time.get_or_insert(Duration::from_millis(options.max_idle_ms));
-    parsed.server_selection_timeout.get_or_insert(patience);
-    parsed.connect_timeout.get_or_insert(patience);
-    parsed.app_name.get_or_insert_with(|| APP_NAME.to_owned());
-    let concern = parsed.write_concern.get_or_insert_default();
-    if concern.w.is_none() {
-        concern.w = Some(match options.write_concern.as_deref() {
-            None | Some("majority") => Acknowledgment::Majority,
-            Some(other) => match other.parse() {
-                Ok(members) => Acknowledgment::Nodes(members),
-                Err(_) => Acknowledgment::Custom(other.to_owned()),
-            },
-        });
-    }
-    if parsed.retry_writes.is_none() {
-        parsed.retry_writes = options.retry_writes;
-    }
-    Client::with_options(parsed).map_err(failure::error)
-}
-
 /// The write concern as commands carry it. A majority that cannot be reached must not hold a caller for ever.
 fn concern_document(concern: Option<&WriteConcern>, patience: Duration) -> RawDocumentBuf {
     let mut document = RawDocumentBuf::new();
@@ -317,11 +294,12 @@ fn concern_document(concern: Option<&WriteConcern>, patience: Duration) -> RawDo
     document
 }
 
-async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
-    let client = match client {
-        Some(client) => client.clone(),
-        None => client.insert(connect(&inner.options, inner.patience).await?).clone(),
+async fn prepare(inner: &Inner, clients: &mut Option<Clients>) -> Result<Ready> {
+    let Clients { reads: client, writes } = match clients {
+        Some(clients) => clients.clone(),
+        None => clients.insert(connect_both(&inner.options, inner.patience).await?).clone(),
     };
+    let writes = writes.database(&inner.options.database);
     let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
     let database = client.database(&inner.options.database);
     let hello = database.run_command(doc! { "hello": 1 }).selection_criteria(primary.clone());
@@ -340,28 +318,33 @@ async fn prepare(inner: &Inner, client: &mut Option<Client>) -> Result<Ready> {
     let collection = |name: &str, concern| {
         database.collection_with_options::<RawDocumentBuf>(name, options(concern))
     };
+    let decisions = |name: &str| {
+        let local = options(Some(ReadConcern::local()));
+        writes.collection_with_options::<RawDocumentBuf>(name, local)
+    };
     let committed = replica_set.then(ReadConcern::majority);
     let concern = concern_document(client.write_concern(), inner.patience);
     let indexes = schema::prepare(&database).await?;
     let kept = inner.options.metrics_kept;
     let (local, majority) = (options(Some(ReadConcern::local())), options(committed.clone()));
-    let metrics = metrics::prepare(&database, kept, local, majority).await?;
+    let metrics = metrics::prepare(&database, kept, local, majority).await?.writing(&writes);
     let secret = secret(&database, replica_set).await?;
     Ok(Ready {
-        executions: collection(schema::EXECUTIONS, Some(ReadConcern::local())),
-        steps: collection(schema::STEPS, Some(ReadConcern::local())),
-        artifacts: collection(schema::ARTIFACTS, Some(ReadConcern::local())),
+        executions: decisions(schema::EXECUTIONS),
+        steps: decisions(schema::STEPS),
+        artifacts: decisions(schema::ARTIFACTS),
         committed_executions: collection(schema::EXECUTIONS, committed.clone()),
         committed_steps: collection(schema::STEPS, committed.clone()),
         metrics,
         committed_artifacts: collection(schema::ARTIFACTS, committed),
-        uploads: collection(schema::UPLOADS, Some(ReadConcern::local())),
-        commander: Commander::new(database.clone(), concern, is_member, inner.patience),
+        uploads: decisions(schema::UPLOADS),
+        commander: Commander::new(writes.clone(), concern, is_member, inner.patience),
         replica_set,
         version,
         indexes,
         secret,
         database,
+        writes,
         client,
     })
 }
@@ -569,7 +552,7 @@ impl Store for MongoStore {
 
     async fn ping(&self) -> Result<()> {
         let ready = self.inner.ready().await?;
-        self.inner.call(ready.database.run_command(doc! { "ping": 1 })).await?;
+        self.inner.call(ready.writes.run_command(doc! { "ping": 1 })).await?;
         Ok(())
     }
 
@@ -601,8 +584,10 @@ impl Store for MongoStore {
         let state = self.inner.state.send_replace(State::Away);
         if let State::Ready(ready) = state {
             // Ends cursors and sessions of ours in the database; it would end them by itself later.
-            let shutdown = ready.client.clone().shutdown();
-            let _ = tokio::time::timeout(SHUTDOWN, shutdown).await;
+            let reads = ready.client.clone().shutdown();
+            let writes = ready.writes.client().clone().shutdown();
+            let both = async { tokio::join!(reads, writes) };
+            let _ = tokio::time::timeout(SHUTDOWN, both).await;
         }
     }
 }

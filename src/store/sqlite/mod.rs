@@ -164,6 +164,20 @@ struct Readers {
 }
 
 impl Readers {
+    fn open(path: &Path, busy_timeout: Duration, count: usize) -> Result<Arc<Readers>, OpenError> {
+        let mut idle = Vec::with_capacity(count);
+        for _ in 0..count {
+            idle.push(schema::open_reader(path, busy_timeout)?);
+        }
+        Ok(Arc::new(Readers {
+            path: path.to_owned(),
+            busy_timeout,
+            count,
+            permits: Arc::new(Semaphore::new(count)),
+            idle: Mutex::new(idle),
+        }))
+    }
+
     /// Runs `work` on a thread that may block, with a connection of its own.
     async fn run<T: Send + 'static>(
         self: &Arc<Self>,
@@ -195,6 +209,8 @@ impl Readers {
 pub struct SqliteStore {
     jobs: mpsc::Sender<Job>,
     readers: Arc<Readers>,
+    /// That of the probe, which waits for no other read.
+    probe: Arc<Readers>,
     ends: Arc<LogEnds>,
     secret: [u8; 32],
     clock: Arc<dyn Clock>,
@@ -222,17 +238,8 @@ impl SqliteStore {
             connection.query_row("SELECT value FROM meta WHERE name = 'secret'", [], |row| {
                 row.get::<_, [u8; 32]>(0)
             })?;
-        let mut idle = Vec::new();
-        for _ in 0..options.readers.max(1) {
-            idle.push(schema::open_reader(&path, options.busy_timeout)?);
-        }
-        let readers = Arc::new(Readers {
-            path: path.clone(),
-            busy_timeout: options.busy_timeout,
-            count: idle.len(),
-            permits: Arc::new(Semaphore::new(idle.len())),
-            idle: Mutex::new(idle),
-        });
+        let readers = Readers::open(&path, options.busy_timeout, options.readers.max(1))?;
+        let probe = Readers::open(&path, options.busy_timeout, 1)?;
         let (newest, pruned_through) = changes::ends(&connection)?;
         let ends = Arc::new(LogEnds {
             committed: watch::Sender::new(newest),
@@ -248,7 +255,16 @@ impl SqliteStore {
             .spawn(move || writer.run(queue))
             .map_err(io(&path))?;
         let retention = retention::Lease::default();
-        Ok(Arc::new(SqliteStore { jobs, readers, ends, secret, clock, metrics_kept_ms, retention }))
+        Ok(Arc::new(SqliteStore {
+            jobs,
+            readers,
+            probe,
+            ends,
+            secret,
+            clock,
+            metrics_kept_ms,
+            retention,
+        }))
     }
 
     /// Hands a job to the writer and waits for its answer.
@@ -357,7 +373,7 @@ impl Store for SqliteStore {
         if self.jobs.is_closed() {
             return Err(Error::Unavailable(None));
         }
-        self.readers
+        self.probe
             .run(|connection| {
                 // Reads the file, unlike a constant.
                 connection.query_row("SELECT count(*) FROM meta", [], |_| Ok(()))?;
@@ -389,10 +405,12 @@ impl Store for SqliteStore {
     async fn close(&self) {
         // Waits for the reads of now, so that the writer's connection is the last: its end moves the
         // write-ahead log into the database file.
-        let all = u32::try_from(self.readers.count).unwrap_or(u32::MAX);
-        let _ended = self.readers.permits.acquire_many(all).await;
-        self.readers.permits.close();
-        self.readers.idle.lock().clear();
+        for readers in [&self.readers, &self.probe] {
+            let all = u32::try_from(readers.count).unwrap_or(u32::MAX);
+            let _ended = readers.permits.acquire_many(all).await;
+            readers.permits.close();
+            readers.idle.lock().clear();
+        }
         // An error means that the writer has ended before.
         let _ = self.job(|reply| Job::Close { reply }).await;
     }

@@ -647,3 +647,11 @@ async fn concurrent_calls_all_get_their_own_answers() {
     }
     assert_eq!(store.log().unwrap().position().await.unwrap(), 100);
 }
+
+#[tokio::test]
+async fn the_probe_waits_for_no_read() {
+    let f = fixture();
+    let all = u32::try_from(f.store.readers.count).unwrap();
+    let _taken = f.store.readers.permits.acquire_many(all).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), f.store.ping()).await.unwrap().unwrap();
+}

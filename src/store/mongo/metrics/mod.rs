@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use bson::oid::ObjectId;
 use bson::raw::{CStr, cstr};
 use bson::{DateTime, RawBsonRef, RawDocument, RawDocumentBuf};
-use mongodb::Collection;
+use mongodb::options::CollectionOptions;
+use mongodb::{Collection, Database};
 
 use super::{Inner, MongoStore, Ready};
 use crate::domain::query::Page;
@@ -46,6 +47,21 @@ pub(super) struct Metrics {
     hours: Collection<RawDocumentBuf>,
     /// Whether the points are in a time series: then no index keeps their ids apart.
     time_series: bool,
+}
+
+impl Metrics {
+    /// The same, with what takes points in on connections of its own.
+    pub(super) fn writing(self, database: &Database) -> Self {
+        let own = |collection: &Collection<RawDocumentBuf>| {
+            let mut options = CollectionOptions::default();
+            options.selection_criteria = collection.selection_criteria().cloned();
+            options.read_concern = collection.read_concern().cloned();
+            options.write_concern = collection.write_concern().cloned();
+            database.collection_with_options(collection.name(), options)
+        };
+        let (points, requests, hours) = (own(&self.points), own(&self.requests), own(&self.hours));
+        Metrics { points, requests, hours, ..self }
+    }
 }
 
 #[async_trait]
