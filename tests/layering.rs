@@ -86,12 +86,12 @@ const LAYERS: &[Layer] = &[
     Layer { modules: &["store"], may_use: COMMON, crates: &[] },
     Layer {
         modules: &["store::sqlite"],
-        may_use: &["clock", "domain", "store", "telemetry::metrics"],
+        may_use: &["clock", "detached", "domain", "store", "telemetry::metrics"],
         crates: &["rusqlite"],
     },
     Layer {
         modules: &["store::mongo"],
-        may_use: &["clock", "domain", "store", "telemetry::metrics"],
+        may_use: &["clock", "detached", "domain", "store", "telemetry::metrics"],
         crates: &["mongodb"],
     },
     Layer { modules: &["blobs"], may_use: &["clock", "detached", "domain"], crates: &[] },

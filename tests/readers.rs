@@ -295,7 +295,7 @@ fn a_socket_that_is_not_read() {
         for _ in 0..WATCHES {
             deaf.ask(WATCH, &[whole()], false).await;
         }
-        deaf.last_answered().await;
+        deaf.answered().await;
         deaf.freeze();
         vec![deaf]
     });

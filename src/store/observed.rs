@@ -9,7 +9,6 @@ use tracing::Instrument as _;
 
 use super::configurations::{ConfigurationStore, Listed, Stored};
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
-use crate::detached::outside_replies;
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
@@ -72,7 +71,7 @@ impl Operation {
         } else {
             tracing::debug_span!("store", store.operation = self.name)
         };
-        let outcome = outside_replies(operation.instrument(span)).await;
+        let outcome = operation.instrument(span).await;
         self.seconds.record(began.elapsed().as_secs_f64());
         if let Err(error) = &outcome {
             self.failed(error);

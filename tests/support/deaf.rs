@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 
 use super::in_time;
 
+/// Calls that wait for their headers. More small frames at once are an attack to the server.
+const AT_ONCE: usize = 32;
+
 /// How much the client takes without ever saying that it wants more.
 #[derive(Debug, Clone, Copy)]
 pub struct Windows {
@@ -26,7 +29,7 @@ impl Windows {
     /// As much as one reply of some size has.
     pub const ONE_REPLY: Windows = Windows { stream: 16 * 1024 * 1024, connection: 65_535 };
     /// Whatever comes.
-    pub const WIDE: Windows = Windows { stream: 1024 * 1024, connection: 1024 * 1024 * 1024 };
+    pub const WIDE: Windows = Windows { stream: 256 * 1024, connection: 1024 * 1024 * 1024 };
 }
 
 /// One connection, and the replies that nobody reads.
@@ -91,6 +94,9 @@ impl Deaf {
         }
         self.asked.push(asked);
         self.requests.push(body);
+        if self.asked.len() >= AT_ONCE {
+            self.answered().await;
+        }
     }
 
     /// Waits until each call was answered with headers, which no window holds back, and keeps the replies unread.
@@ -102,12 +108,6 @@ impl Deaf {
             assert!(status.is_none(), "refused: {:?}", answer.headers());
             self.replies.push(answer.into_body());
         }
-    }
-
-    /// Waits until the last call was answered with headers.
-    pub async fn last_answered(&mut self) {
-        let asked = self.asked.last_mut().expect("something was asked");
-        in_time("the headers of a reply", asked).await.expect("answered");
     }
 
     /// Waits for the first bytes of each reply, which are not acknowledged.

@@ -25,11 +25,10 @@ use mongodb::options::{
     CollectionOptions, Hint, ReadConcern, ReadPreference, ReturnDocument, SelectionCriteria,
     WriteConcern,
 };
-use mongodb::{ClientSession, Collection, Cursor, SessionCursor};
+use mongodb::{ClientSession, Collection, Cursor, Database, SessionCursor};
 
 use super::documents::{millis, object, small, text};
-use super::pools::APP_NAME;
-use super::{Inner, MongoStore, Ready, documents, failure, schema};
+use super::{APP_NAME, Inner, MongoStore, Ready, documents, failure, schema};
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Refusal};
@@ -168,22 +167,26 @@ enum Switched {
 }
 
 impl Ready {
-    fn configurations(&self, concern: Option<ReadConcern>) -> Collection<RawDocumentBuf> {
+    fn configurations(
+        &self,
+        database: &Database,
+        concern: Option<ReadConcern>,
+    ) -> Collection<RawDocumentBuf> {
         let mut options = CollectionOptions::default();
         let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
         options.selection_criteria = Some(primary);
         options.read_concern = concern;
-        self.database.collection_with_options(schema::CONFIGURATIONS, options)
+        database.collection_with_options(schema::CONFIGURATIONS, options)
     }
 
     /// For decisions: what the primary has, committed or not.
     fn newest_configurations(&self) -> Collection<RawDocumentBuf> {
-        self.configurations(Some(ReadConcern::local()))
+        self.configurations(&self.writes, Some(ReadConcern::local()))
     }
 
     /// For answers about one document: what a failover cannot take back.
     fn committed_configurations(&self) -> Collection<RawDocumentBuf> {
-        self.configurations(self.replica_set.then(ReadConcern::majority))
+        self.configurations(&self.database, self.replica_set.then(ReadConcern::majority))
     }
 
     /// For answers about several: the same as of one moment. A plain query may see a switch in halves.
@@ -191,7 +194,7 @@ impl Ready {
         &self,
         find: impl FnOnce(&Collection<RawDocumentBuf>) -> Find<'_, RawDocumentBuf>,
     ) -> Result<Rows, DriverError> {
-        let all = self.configurations(None);
+        let all = self.configurations(&self.database, None);
         if !self.replica_set {
             return Ok(Rows::Plain(find(&all).await?));
         }
@@ -201,7 +204,7 @@ impl Ready {
     }
 
     fn switches(&self) -> Collection<Document> {
-        self.database.collection(schema::META)
+        self.writes.collection(schema::META)
     }
 }
 
@@ -426,8 +429,8 @@ async fn attempt(
     version: &str,
     why: Why<'_>,
 ) -> Result<Switched, DriverError> {
-    let all = ready.configurations(None);
-    let mut session = ready.client.start_session().await?;
+    let all = ready.configurations(&ready.writes, None);
+    let mut session = ready.writes.client().start_session().await?;
     let concern = ready.client.write_concern().cloned().unwrap_or_else(WriteConcern::majority);
     session
         .start_transaction()

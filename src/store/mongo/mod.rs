@@ -50,6 +50,7 @@ use tokio::sync::watch;
 
 use super::{Applied, ChangeLog, Error, Leases, RecordKey, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
+use crate::detached::outside_replies;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
@@ -59,7 +60,7 @@ use crate::domain::{Artifact, Execution, MetricPoint, Millis, Step, StepRef};
 use cache::Cache;
 use command::Commander;
 pub use metrics::METRICS;
-use pools::{Clients, connect, connect_both};
+use pools::{APP_NAME, Clients, connect, connect_both};
 pub use schema::{ARTIFACTS, CONFIGURATIONS, EXECUTIONS, STEPS};
 
 /// Calls of `apply` at a time. More make batches smaller, and each costs the database a flush of its journal: with
@@ -425,7 +426,8 @@ impl Inner {
     where
         F: IntoFuture<Output = mongodb::error::Result<T>>,
     {
-        match tokio::time::timeout(self.patience * 2, call.into_future()).await {
+        let call = tokio::time::timeout(self.patience * 2, call.into_future());
+        match outside_replies(call).await {
             Ok(answer) => answer.map_err(failure::error),
             Err(_) => Err(failure::timeout()),
         }

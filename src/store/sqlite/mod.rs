@@ -32,6 +32,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
+use crate::detached::outside_replies;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
@@ -183,10 +184,8 @@ impl Readers {
         self: &Arc<Self>,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let permit = Arc::clone(&self.permits)
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::Unavailable(None))?;
+        let permit = outside_replies(Arc::clone(&self.permits).acquire_owned());
+        let permit = permit.await.map_err(|_| Error::Unavailable(None))?;
         let readers = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
