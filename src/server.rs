@@ -404,6 +404,7 @@ impl Server {
             .initial_connection_window_size(Some(8 * 1024 * 1024))
             .layer(observe)
             .layer(rpc::edge_errors::EdgeErrors)
+            .layer(rpc::whole_requests::WholeRequests)
             .add_service(health)
             .add_service(reflection(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET).build_v1()?)
             .add_service(reflection(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET).build_v1alpha()?)

@@ -7,6 +7,7 @@ use futures::stream::{self, BoxStream};
 use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
@@ -67,12 +68,18 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         // What the library says of a stream that breaks.
         let broke = Arc::new(Mutex::new(None));
         let breaks = Arc::clone(&broke);
+        // A call that was given up, or whose deadline has passed, is not read on: whatever its client does with the
+        // stream then, it is not the end of the file.
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
         let chunks = stream::unfold(inbound, move |mut inbound| {
-            let breaks = Arc::clone(&breaks);
+            let (breaks, over) = (Arc::clone(&breaks), over.clone());
             async move {
-                let chunk = match inbound.message().await {
-                    Ok(message) => chunk_of(message?),
-                    Err(status) => {
+                let message = over.run_until_cancelled(inbound.message()).await;
+                let chunk = match message {
+                    None => Err(Error::BrokenOff),
+                    Some(Ok(message)) => chunk_of(message?),
+                    Some(Err(status)) => {
                         *breaks.lock() = Some(status);
                         Err(Error::BrokenOff)
                     }

@@ -17,6 +17,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::status;
+use super::whole_requests::CUT_OFF;
 use crate::app::Error;
 use crate::domain::limits::NESTING_DEPTH;
 
@@ -25,6 +26,9 @@ const MESSAGE: &str = "message";
 
 /// The contract's answer instead of the library's, where it is one of the library's own.
 pub fn rewrite(code: Code, message: &str) -> Option<Status> {
+    if (code, message) == CUT_OFF {
+        return Some(status::of(&Error::BrokenOff));
+    }
     let (field, description) = match code {
         Code::OutOfRange => too_large(message)?,
         Code::ResourceExhausted => too_large_unpacked(message)?,
@@ -82,7 +86,7 @@ fn field_and_reason(text: &str) -> (String, &str) {
 fn suspicious(headers: &HeaderMap) -> bool {
     headers
         .get(Status::GRPC_STATUS)
-        .is_some_and(|code| matches!(code.as_bytes(), b"13" | b"11" | b"8"))
+        .is_some_and(|code| matches!(code.as_bytes(), b"13" | b"11" | b"10" | b"8"))
 }
 
 fn rewrite_in(headers: &mut HeaderMap) {

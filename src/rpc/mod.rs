@@ -22,6 +22,7 @@ pub mod status;
 pub mod steps;
 pub mod watch;
 mod weight;
+pub mod whole_requests;
 
 #[cfg(test)]
 mod tests;

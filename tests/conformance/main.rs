@@ -9,6 +9,7 @@ mod artifacts;
 mod bounds;
 mod configurations;
 mod counts;
+mod cut_streams;
 mod deletion;
 mod executions;
 mod greedy;
@@ -327,6 +328,13 @@ cases! {
         an_upload_that_races_a_delete_leaves_nothing_behind: "2.4" "3.UploadArtifact",
         a_whole_artifact_record_is_kept_as_it_is: "3.put" "1.artifacts",
         a_record_never_leads_to_bytes_of_others: "3.DownloadArtifact" "3.DeleteArtifact",
+    }
+    cut_streams {
+        an_upload_that_is_given_up_is_no_artifact: "3.cut" "3.UploadArtifact" "3.GetUpload",
+        an_upload_past_its_deadline_is_no_artifact: "3.cut" "3.UploadArtifact" "3.GetUpload",
+        an_upload_whose_connection_closes_is_no_artifact: "3.cut" "3.UploadArtifact" "3.GetUpload",
+        a_cut_stream_of_metrics_stores_what_was_read: "3.cut",
+        a_cut_ingest_applies_what_was_read: "3.cut",
     }
     deletion {
         the_full_view_and_the_snapshot_have_the_artifacts: "3.GetExecution" "4.artifacts",

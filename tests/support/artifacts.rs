@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mongodb::bson::{Document, doc};
@@ -94,6 +95,14 @@ impl Uploading {
         answer.expect("the upload does not panic")
     }
 
+    /// Gives the call up: the stream is reset without an end. What is returned keeps it from ending otherwise.
+    #[must_use]
+    pub async fn cancel(self) -> impl Sized {
+        self.answer.abort();
+        let _ = self.answer.await;
+        self.sender
+    }
+
     /// Cuts the connection, as a client or a network that dies does.
     pub async fn break_off(self) {
         self.line.abort();
@@ -102,7 +111,7 @@ impl Uploading {
     }
 }
 
-/// A way to the server that can be cut: giving up a call would look like the end of its stream.
+/// A way to the server that can be cut.
 async fn line(server: String) -> (String, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("a bound socket has an address").to_string();
@@ -156,11 +165,24 @@ impl Client {
 
     /// Begins an upload that is sent message by message.
     pub async fn begin_upload(&self, description: ArtifactDescription) -> Uploading {
+        self.begin_upload_within(description, None).await
+    }
+
+    /// The same with a deadline for the whole call.
+    pub async fn begin_upload_within(
+        &self,
+        description: ArtifactDescription,
+        deadline: Option<Duration>,
+    ) -> Uploading {
         let (sender, receiver) = mpsc::channel(1);
         let (address, line) = line(self.address.clone()).await;
         let mut client = Client::of(address).artifacts();
         let answer = tokio::spawn(async move {
-            let answer = client.upload_artifact(ReceiverStream::new(receiver)).await?;
+            let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+            if let Some(deadline) = deadline {
+                request.set_timeout(deadline);
+            }
+            let answer = client.upload_artifact(request).await?;
             Ok(answer.into_inner().artifact.expect("the answer carries the record"))
         });
         let uploading = Uploading { sender, answer, line };
