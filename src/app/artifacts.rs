@@ -19,7 +19,7 @@ use super::uploads::Active;
 use super::{App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token};
 use crate::blobs::{self, PIECE_BYTES, Storage, Storages, pieces};
 use crate::clock::Clock;
-use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload};
 
 /// What is complete may get its record as long as this, however soon uploads expire.
@@ -158,17 +158,21 @@ impl Artifacts {
         let artifact_id = artifact.artifact_id.clone();
         let lost =
             || Error::Refused(Refusal::ArtifactBytesLost { artifact_id: artifact_id.clone() });
-        let Some((storage, path)) = self.bytes_of(&artifact) else {
-            let artifact_id = artifact.artifact_id.clone();
-            return Err(Refusal::ArtifactWithoutBytes { artifact_id }.into());
+        let without =
+            || Error::Refused(Refusal::ArtifactWithoutBytes { artifact_id: artifact_id.clone() });
+        let Some((storage, path)) = self.bytes_of(&artifact) else { return Err(without()) };
+        // What we never stored cannot be lost: another program's record may name bytes that were never here.
+        let absent = || match artifact.origin {
+            Origin::Uploaded => lost(),
+            Origin::Imported | Origin::Foreign => without(),
         };
         let size = match storage.size(path).await {
             Ok(size) => size,
-            Err(blobs::Error::Missing) => return Err(lost()),
+            Err(blobs::Error::Missing) => return Err(absent()),
             Err(error) => return Err(error.into()),
         };
         if artifact.size_bytes.is_some_and(|stored| u64::try_from(stored) != Ok(size)) {
-            return Err(lost());
+            return Err(absent());
         }
         let range = range_of(part, size);
         let whole = range == (0..size);
@@ -202,8 +206,12 @@ impl Artifacts {
         Ok(Download { artifact, bytes: until_stopped(bytes, self.stop.clone()) })
     }
 
-    /// Where the bytes of a record are, if they are where this server keeps such.
+    /// Where the bytes of a record are, if they are where this server keeps such. An imported one has none: its client
+    /// could have named those of anybody.
     fn bytes_of<'a>(&self, artifact: &'a Artifact) -> Option<(&Arc<dyn Storage>, &'a str)> {
+        if artifact.origin == Origin::Imported {
+            return None;
+        }
         let path = artifact.storage_path.as_deref()?;
         let storage = self.storages.of(artifact.storage_type.as_deref()?, path)?;
         Some((storage, path))
@@ -234,8 +242,11 @@ impl Artifacts {
         let id = &artifact.artifact_id;
         match self.bytes_of(artifact) {
             Some((storage, path)) => {
-                // An imported record may name bytes that another one came with.
-                if !self.store.other_names_bytes(path, id).await? {
+                // Records of other programs may share them, by this name or another.
+                let names = storage.names(path).await?;
+                if !self.store.record_has_bytes(&names, Some(id)).await?
+                    && !self.store.upload_has_bytes(&names, id).await?
+                {
                     storage.remove(path, &[]).await?;
                 }
             }
@@ -244,6 +255,7 @@ impl Artifacts {
                 if let Some(("s3", path)) = kept
                     && path.starts_with("s3://")
                     && artifact.sha256.is_some()
+                    && artifact.origin != Origin::Imported
                 {
                     return Err(Error::Bytes(blobs::Error::Unavailable(
                         "the bucket of the artifact is not configured".into(),
@@ -301,12 +313,23 @@ impl Artifacts {
         if !self.store.replace_upload(upload.turn, &claimed).await? {
             return Ok(());
         }
-        let (id, path) = (&upload.artifact_id, &upload.storage_path);
-        if !self.store.knows_artifact(id).await? && !self.store.other_names_bytes(path, id).await? {
+        if !self.has_record(upload).await? {
             self.drop_bytes(&claimed).await?;
         }
         self.store.remove_upload(&claimed.upload_id, claimed.turn).await?;
         Ok(())
+    }
+
+    /// Whether the bytes of an upload are those of a record.
+    pub(super) async fn has_record(&self, upload: &Upload) -> Result<bool> {
+        let path = std::slice::from_ref(&upload.storage_path);
+        Ok(self.store.record_has_bytes(path, None).await?)
+    }
+
+    /// The record that an upload made or found. A client may have given the same id to one of its own.
+    pub(super) async fn record_of(&self, upload: &Upload) -> Result<Option<Artifact>> {
+        let found = self.store.artifact(&upload.artifact_id).await?;
+        Ok(found.filter(|found| found.origin != Origin::Imported))
     }
 
     pub(super) async fn drop_bytes(&self, upload: &Upload) -> Result<()> {

@@ -12,14 +12,14 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::digest::Passing;
 use super::{Artifacts, Error, Result, execution_not_found, ids};
 use crate::blobs::unit::Unit;
 use crate::blobs::{self, Storage, Writer};
-use crate::domain::{Artifact, Description, Refusal};
+use crate::domain::{Artifact, Description, Origin, Refusal};
 use crate::store;
 use crate::store::artifacts::{Created, Upload};
 
@@ -28,6 +28,8 @@ const SAVED_BYTES: u64 = 8 * 1024 * 1024;
 const SAVED_AFTER: Duration = Duration::from_secs(2);
 /// How often one that cannot is marked as still going on; more often where uploads expire sooner.
 const TOUCHED_AFTER: Duration = Duration::from_secs(60);
+/// How often one looks whether it still may go on, also when nothing comes of it.
+const LOOKED_AFTER: Duration = Duration::from_secs(2);
 
 /// The uploads with an id of their client that go on in this server just now. A new connection for the same id
 /// takes it over: the old one is most likely dead, and not known to be.
@@ -104,11 +106,18 @@ impl Artifacts {
         let not_found = || Refusal::UploadNotFound { upload_id: upload_id.to_owned() };
         let found = self.store.upload(upload_id).await?.ok_or_else(not_found)?;
         if self.has_expired(&found)
-            || (found.finished && self.store.artifact(&found.artifact_id).await?.is_none())
+            || (found.finished && self.record_of(&found).await?.is_none())
+            || self.has_lost_its_execution(&found).await?
         {
             return Err(not_found().into());
         }
         Ok(found.received_bytes)
+    }
+
+    /// Whether the execution of an upload is gone, or going. One from before is of none that is known.
+    async fn has_lost_its_execution(&self, upload: &Upload) -> Result<bool> {
+        let id = &upload.execution_id;
+        Ok(!id.is_empty() && self.app.store().execution(id).await?.is_none())
     }
 
     fn has_expired(&self, upload: &Upload) -> bool {
@@ -121,12 +130,33 @@ impl Artifacts {
     pub async fn upload(
         &self,
         description: Description,
-        mut chunks: BoxStream<'_, Result<Bytes>>,
+        chunks: BoxStream<'_, Result<Bytes>>,
     ) -> Result<Artifact> {
         let execution_id = &description.execution_id;
         if self.app.store().execution(execution_id).await?.is_none() {
             return Err(execution_not_found(execution_id));
         }
+        let ended = self.upload_to(&description, chunks).await;
+        if let Err(Error::Refused(
+            Refusal::UploadTaken { .. }
+            | Refusal::UploadNotFound { .. }
+            | Refusal::UploadOffset { .. },
+        )) = &ended
+            && self.app.store().execution(execution_id).await?.is_none()
+        {
+            // The delete of the execution took it along.
+            return Err(execution_not_found(execution_id));
+        }
+        ended
+    }
+
+    /// The same, when the execution was there a moment ago.
+    async fn upload_to(
+        &self,
+        description: &Description,
+        mut chunks: BoxStream<'_, Result<Bytes>>,
+    ) -> Result<Artifact> {
+        let execution_id = &description.execution_id;
         if let Some(sha256) = &description.sha256 {
             let digest = description.artifact_digest(sha256);
             if let Some(found) = self.store.artifact_by_digest(&digest).await? {
@@ -149,11 +179,17 @@ impl Artifacts {
             None => None,
         };
         let taken_over = place.as_ref().map(|place| place.going.stop.clone()).unwrap_or_default();
-        let mut run = match self.begin(&description).await? {
+        let mut run = match self.begin(description).await? {
             Begun::Stored(artifact) => return Ok(artifact),
             Begun::Going(run) => run,
         };
-        let came = match self.receive(&mut run, &description, &mut chunks, &taken_over).await {
+        // The delete of an execution marks it and looks for uploads then; this is one now, and looks for the mark.
+        if self.has_lost_its_execution(&run.upload).await? {
+            let error = execution_not_found(execution_id);
+            self.break_off(*run, &error, false).await;
+            return Err(error);
+        }
+        let came = match self.receive(&mut run, description, &mut chunks, &taken_over).await {
             Ok(came) => came,
             Err(error) => {
                 let error = run.told(error);
@@ -170,7 +206,7 @@ impl Artifacts {
             self.break_off(*run, &error, true).await;
             return Err(error);
         }
-        self.end(*run, &description).await
+        self.end(*run, description).await
     }
 
     /// Writes the upload down, or finds where to go on.
@@ -178,6 +214,7 @@ impl Artifacts {
         let storage = self.storages.default();
         let new = || Upload {
             upload_id: description.upload_id.clone().unwrap_or_else(ids::blob_id),
+            execution_id: description.execution_id.clone(),
             digest: description.digest(),
             artifact_id: ids::artifact_id(),
             storage_type: storage.kind().to_owned(),
@@ -209,7 +246,7 @@ impl Artifacts {
                 return Err(Refusal::UploadExists { upload_id }.into());
             }
             // Also when the server ended right after it had stored the record.
-            if let Some(artifact) = self.store.artifact(&stored.artifact_id).await? {
+            if let Some(artifact) = self.record_of(&stored).await? {
                 return Ok(Begun::Stored(artifact));
             }
             let received = match stored.finished || self.has_expired(&stored) {
@@ -310,6 +347,8 @@ impl Artifacts {
     ) -> Result<u64> {
         let limit = self.app.limits().artifact_bytes as u64;
         let mut came = run.written;
+        let mut look = tokio::time::interval_at(Instant::now() + LOOKED_AFTER, LOOKED_AFTER);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let chunk = tokio::select! {
                 biased;
@@ -317,6 +356,11 @@ impl Artifacts {
                 () = taken_over.cancelled() => {
                     let upload_id = run.upload.upload_id.clone();
                     return Err(Refusal::UploadTaken { upload_id }.into());
+                }
+                // Another server, or the delete of the execution, may have taken it away.
+                _ = look.tick() => {
+                    self.check_turn(&run.upload).await?;
+                    continue;
                 }
                 chunk = chunks.next() => chunk,
             };
@@ -338,6 +382,17 @@ impl Artifacts {
                 ));
             }
             self.take(run, chunk).await?;
+        }
+    }
+
+    /// Ends what may not go on. A store that does not answer says nothing.
+    async fn check_turn(&self, upload: &Upload) -> Result<()> {
+        let upload_id = upload.upload_id.clone();
+        match self.store.upload(&upload_id).await {
+            Ok(stored) if stored.as_ref().is_none_or(|stored| stored.turn != upload.turn) => {
+                Err(Refusal::UploadTaken { upload_id }.into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -463,11 +518,12 @@ impl Artifacts {
             metadata: description.metadata.clone(),
             created_at: Some(self.now()),
             sha256: Some(sha256),
+            origin: Origin::Uploaded,
         };
         let stored = match self.store.create_artifact(&record, &digest).await {
             Ok(Created::New(stored) | Created::Found(stored)) => stored,
             Err(store::Error::Refused(refusal)) => {
-                if !self.store.knows_artifact(&record.artifact_id).await? {
+                if !self.has_record(&upload).await? {
                     self.drop_bytes(&upload).await?;
                 }
                 self.store.remove_upload(&upload.upload_id, upload.turn).await?;
@@ -519,9 +575,11 @@ impl Artifacts {
     /// Removes bytes that neither an upload nor a record names any more.
     async fn drop_if_nameless(&self, upload: &Upload) -> Result<()> {
         let now = self.store.upload(&upload.upload_id).await?;
-        let is_named = now.is_some_and(|now| now.storage_path == upload.storage_path)
-            || self.store.upload(&abandoned(&upload.artifact_id)).await?.is_some();
-        if !is_named && !self.store.knows_artifact(&upload.artifact_id).await? {
+        // Where none of them is safe any more, nobody goes on with them.
+        let is_named = now.is_some_and(|now| {
+            now.storage_path == upload.storage_path && (now.received_bytes > 0 || now.finished)
+        }) || self.store.upload(&abandoned(&upload.artifact_id)).await?.is_some();
+        if !is_named && !self.has_record(upload).await? {
             self.drop_bytes(upload).await?;
         }
         Ok(())
@@ -529,7 +587,8 @@ impl Artifacts {
 
     /// Keeps what can be gone on with, and removes everything else.
     async fn break_off(&self, mut run: Run, error: &Error, may_go_on: bool) {
-        let taken = matches!(error, Error::Refused(Refusal::UploadTaken { .. }));
+        let is_taken = |error: &Error| matches!(error, Error::Refused(Refusal::UploadTaken { .. }));
+        let mut taken = is_taken(error);
         let done = if run.resumable && may_go_on && run.saved < run.written && !run.is_ending() {
             self.save(&mut run).await
         } else {
@@ -538,8 +597,9 @@ impl Artifacts {
         };
         if let Err(error) = done {
             tracing::debug!(error = &error as &dyn std::error::Error, "an upload broke off");
+            taken |= is_taken(&error);
         }
-        if run.resumable && may_go_on {
+        if run.resumable && may_go_on && !taken {
             return;
         }
         let Run { upload, writer, .. } = run;

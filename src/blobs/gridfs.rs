@@ -96,11 +96,34 @@ fn parse(path: &str) -> Option<&str> {
     (bucket == BUCKET && !name.is_empty()).then_some(name)
 }
 
+fn path_of(name: &str) -> String {
+    format!("gridfs://{BUCKET}/{name}")
+}
+
 /// A file that is complete.
 struct File {
     id: Bson,
+    filename: Option<String>,
     length: u64,
     chunk_bytes: u64,
+}
+
+/// The ids that a name may mean, the likeliest first. Each id is written in one way only.
+fn ids_of(name: &str) -> Vec<Bson> {
+    let object_id = ObjectId::parse_str(name).ok().filter(|id| id.to_hex() == name);
+    let uuid = bson::Uuid::parse_str(name).ok().filter(|id| id.to_string() == name);
+    let others = [object_id.map(Bson::from), uuid.map(Bson::from)];
+    std::iter::once(Bson::from(name)).chain(others.into_iter().flatten()).collect()
+}
+
+/// The way in which an id is written.
+fn name_of(id: &Bson) -> Option<String> {
+    match id {
+        Bson::String(name) => Some(name.clone()),
+        Bson::ObjectId(id) => Some(id.to_hex()),
+        Bson::Binary(binary) => binary.to_uuid().ok().map(|id| id.to_string()),
+        _ => None,
+    }
 }
 
 struct Bucket {
@@ -124,17 +147,17 @@ impl Bucket {
 
     /// The file of this name: its id in any of the types that programs use, or what it is called.
     async fn find(&self, name: &str) -> Result<Option<File>> {
-        let mut ids = vec![Bson::from(name)];
-        ids.extend(ObjectId::parse_str(name).ok().map(Bson::from));
-        ids.extend(bson::Uuid::parse_str(name).ok().map(Bson::from));
-        let by_id = self.files.find_one(doc! { "_id": { "$in": ids } });
-        let found = match call(by_id).await? {
-            Some(found) => Some(found),
-            None => {
-                let named = self.files.find_one(doc! { "filename": name });
-                call(named.sort(doc! { "uploadDate": -1 })).await?
+        let mut found = None;
+        for id in ids_of(name) {
+            found = call(self.files.find_one(doc! { "_id": id })).await?;
+            if found.is_some() {
+                break;
             }
-        };
+        }
+        if found.is_none() {
+            let named = self.files.find_one(doc! { "filename": name });
+            found = call(named.sort(doc! { "uploadDate": -1, "_id": -1 })).await?;
+        }
         let Some(found) = found else { return Ok(None) };
         let number = |key: &str| match found.get(key) {
             Some(Bson::Int32(number)) => u64::try_from(*number).ok(),
@@ -144,7 +167,8 @@ impl Bucket {
         };
         match (found.get("_id"), number("length"), number("chunkSize")) {
             (Some(id), Some(length), Some(chunk_bytes)) if chunk_bytes > 0 => {
-                Ok(Some(File { id: id.clone(), length, chunk_bytes }))
+                let filename = found.get_str("filename").ok().map(str::to_owned);
+                Ok(Some(File { id: id.clone(), filename, length, chunk_bytes }))
             }
             _ => Ok(None),
         }
@@ -213,8 +237,24 @@ impl Storage for GridFs {
         parse(path).is_some()
     }
 
+    async fn names(&self, path: &str) -> Result<Vec<String>> {
+        let (bucket, name) = self.inner.bucket(path).await?;
+        let mut names = vec![path_of(&name)];
+        let Some(file) = bucket.find(&name).await? else { return Ok(names) };
+        for other in [name_of(&file.id), file.filename].into_iter().flatten() {
+            let path = path_of(&other);
+            // A name may mean another file: one that has it as its id, or a newer one.
+            if !names.contains(&path)
+                && bucket.find(&other).await?.is_some_and(|found| found.id == file.id)
+            {
+                names.push(path);
+            }
+        }
+        Ok(names)
+    }
+
     fn path(&self, blob_id: &str) -> String {
-        format!("gridfs://{BUCKET}/{blob_id}")
+        path_of(blob_id)
     }
 
     fn unit_bytes(&self) -> usize {
@@ -429,6 +469,25 @@ impl Writer for ChunkWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_is_written_in_one_way() {
+        let (object_id, uuid) =
+            ("0123456789abcdef01234567", "3f2a0000-0000-4000-8000-000000000000");
+        for (name, ids) in [
+            (object_id.to_owned(), 2),
+            (object_id.to_ascii_uppercase(), 1),
+            (uuid.to_owned(), 2),
+            (uuid.to_ascii_uppercase(), 1),
+            (uuid.replace('-', ""), 1),
+            (format!("{{{uuid}}}"), 1),
+            (format!("urn:uuid:{uuid}"), 1),
+        ] {
+            let found = ids_of(&name);
+            assert_eq!(found.len(), ids, "{name}");
+            assert!(found.iter().all(|id| name_of(id).as_ref() == Some(&name)), "{name}");
+        }
+    }
 
     #[test]
     fn only_files_of_our_bucket_are_touched() {

@@ -2,7 +2,7 @@
 //! place in two levels of folders, so that no folder gets large.
 //!
 //! A path is `file:ab/cd/<uuid>`, relative to the folder, which may be moved as a whole. Nothing but a UUID is
-//! ever taken from it, so no path leads out.
+//! ever taken from it, so no path leads out, and each file has one path only.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
@@ -17,7 +17,7 @@ use futures::StreamExt as _;
 use futures::stream;
 
 use super::under_way::UnderWay;
-use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer};
+use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer, is_blob_id};
 
 /// Folder of files that are not complete.
 const PARTIAL: &str = "partial";
@@ -49,15 +49,19 @@ struct Names {
 
 /// The UUID in a path of ours.
 fn blob_id(path: &str) -> Option<&str> {
-    let mut parts = path.strip_prefix("file:")?.split('/');
-    let (one, two, name) = (parts.next()?, parts.next()?, parts.next()?);
-    let is_uuid =
-        name.len() == 36 && name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    (parts.next().is_none()
-        && is_uuid
-        && name.starts_with(&format!("{one}{two}"))
-        && one.len() == 2)
-        .then_some(name)
+    let (_, name) = path.rsplit_once('/')?;
+    (is_blob_id(name) && path == path_of(name)).then_some(name)
+}
+
+/// The path of a UUID.
+fn path_of(blob_id: &str) -> String {
+    format!("file:{}/{}/{blob_id}", &blob_id[..2], &blob_id[2..4])
+}
+
+/// A file that is one itself, and no link to another.
+fn metadata(file: &Path) -> io::Result<fs::Metadata> {
+    let found = fs::symlink_metadata(file)?;
+    found.is_file().then_some(found).ok_or_else(|| ErrorKind::NotFound.into())
 }
 
 fn failure(error: io::Error) -> Error {
@@ -124,7 +128,7 @@ impl Storage for Local {
     }
 
     fn path(&self, blob_id: &str) -> String {
-        format!("file:{}/{}/{blob_id}", &blob_id[..2], &blob_id[2..4])
+        path_of(blob_id)
     }
 
     fn unit_bytes(&self) -> usize {
@@ -165,14 +169,15 @@ impl Storage for Local {
 
     async fn size(&self, path: &str) -> Result<u64> {
         let names = self.names(path)?;
-        blocking(move || Ok(fs::metadata(&names.complete)?.len())).await
+        blocking(move || Ok(metadata(&names.complete)?.len())).await
     }
 
     fn read(&self, path: &str, range: Range<u64>, _at_once_bytes: usize) -> Pieces {
         let names = self.names(path);
         let open = async move {
             let names = names?;
-            blocking(move || File::open(&names.complete)).await.map(Arc::new)
+            let open = move || metadata(&names.complete).and_then(|_| File::open(&names.complete));
+            blocking(open).await.map(Arc::new)
         };
         let pieces = stream::once(open).flat_map(move |opened| match opened {
             Err(error) => stream::once(async { Err(error) }).boxed(),
@@ -279,9 +284,37 @@ mod tests {
             "file:aa/2a/3f2a0000-0000-4000-8000-000000000000",
             "raw/test_failure.png",
             "",
+            "file:3f/2a00/3f2a0000-0000-4000-8000-000000000000",
+            "file:3f/2a0000/3f2a0000-0000-4000-8000-000000000000",
+            "file:3F/2A/3F2A0000-0000-4000-8000-000000000000",
+            "file:3f/2a/3F2A0000-0000-4000-8000-000000000000",
+            "FILE:3f/2a/3f2a0000-0000-4000-8000-000000000000",
+            "file:/3f/2a/3f2a0000-0000-4000-8000-000000000000",
+            "file:3f//2a/3f2a0000-0000-4000-8000-000000000000",
+            "file:./3f/2a/3f2a0000-0000-4000-8000-000000000000",
+            "file:3f/2a/3f2a0000%2D0000-4000-8000-000000000000",
+            "file:3f/2a/3f2a0000000000000000-000000000000-000",
+            "file:partial/3f2a0000-0000-4000-8000-000000000000",
         ] {
             assert_eq!(blob_id(bad), None, "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_link_is_no_file_of_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(dir.path().join("root"));
+        let path = local.path("3f2a0000-0000-4000-8000-000000000000");
+        let names = local.names(&path).unwrap();
+        fs::create_dir_all(names.complete.parent().unwrap()).unwrap();
+        let outside = dir.path().join("secret");
+        fs::write(&outside, b"secret").unwrap();
+        std::os::unix::fs::symlink(&outside, &names.complete).unwrap();
+        assert!(matches!(local.size(&path).await, Err(Error::Missing)));
+        let pieces: Vec<_> = local.read(&path, 0..6, 0).collect().await;
+        assert!(matches!(pieces.as_slice(), [Err(Error::Missing)]));
+        local.remove(&path, &[]).await.unwrap();
+        assert_eq!(fs::read(outside).unwrap(), b"secret");
     }
 
     #[tokio::test]

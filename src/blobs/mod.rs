@@ -46,14 +46,25 @@ pub type Pieces = BoxStream<'static, Result<Bytes>>;
 /// Largest piece of what is read.
 pub const PIECE_BYTES: usize = 1024 * 1024;
 
+/// Whether this is a name as we give them: a UUID, written in the one way that we write it.
+fn is_blob_id(name: &str) -> bool {
+    uuid::Uuid::try_parse(name).is_ok_and(|id| id.hyphenated().to_string() == name)
+}
+
 /// One storage.
 #[async_trait]
 pub trait Storage: Send + Sync + 'static {
     /// Its word in `storage_type`.
     fn kind(&self) -> &'static str;
 
-    /// Whether a path is one that this storage reads. Others are not touched, whatever they say.
+    /// Whether a path is one that this storage reads: its one way to write it, or that of another program. Others are
+    /// not touched, whatever they say.
     fn owns(&self, path: &str) -> bool;
+
+    /// All paths that name the same bytes as this one, which is among them.
+    async fn names(&self, path: &str) -> Result<Vec<String>> {
+        Ok(vec![path.to_owned()])
+    }
 
     /// The path of new bytes; `blob_id` is a UUID.
     fn path(&self, blob_id: &str) -> String;

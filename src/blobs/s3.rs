@@ -20,7 +20,7 @@ use object_store::{
 use serde::{Deserialize, Serialize};
 
 use super::under_way::UnderWay;
-use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer, pieces};
+use super::{Error, PIECE_BYTES, Pieces, Result, Storage, Writer, is_blob_id, pieces};
 
 /// The smallest part that S3 takes, but for the last one. It takes 10,000 of them.
 const PART_BYTES: usize = 5 * 1024 * 1024;
@@ -113,14 +113,11 @@ impl S3 {
 
     /// The key of a path, if it is one that we could have made.
     fn key(&self, path: &str) -> Option<Path> {
-        let mut parts = path.strip_prefix(&self.root)?.split('/');
-        let (shard, name) = (parts.next()?, parts.next()?);
-        let is_uuid = name.len() == 36
-            && name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
-            && shard.len() == 2
-            && name.starts_with(shard);
-        let ours = is_uuid && parts.next().is_none();
-        ours.then(|| Path::parse(format!("{}{shard}/{name}", self.prefix)).ok())?
+        let (_, name) = path.rsplit_once('/')?;
+        if !is_blob_id(name) || path != self.path(name) {
+            return None;
+        }
+        Path::parse(format!("{}{}/{name}", self.prefix, &name[..2])).ok()
     }
 
     fn writer(&self, key: Path, state: State, bytes: u64) -> Box<dyn Writer> {
@@ -333,6 +330,17 @@ mod tests {
             "s3://b/runs/x/aa/3f2a0000-0000-4000-8000-000000000000",
             "s3://b/runs/x/backup.tar",
             "s3://b/runs/x/3f/../x",
+            "s3://b/runs/x/3F/3F2A0000-0000-4000-8000-000000000000",
+            "s3://b/runs/x/3f/3F2a0000-0000-4000-8000-000000000000",
+            "s3://b/runs/x//3f/3f2a0000-0000-4000-8000-000000000000",
+            "s3://b/runs/x/3f//3f2a0000-0000-4000-8000-000000000000",
+            "s3://b/runs/x/3f/3f2a0000-0000-4000-8000-000000000000/",
+            "s3://b/runs/x/3f/3f2a0000%2D0000-4000-8000-000000000000",
+            "s3://b/runs/x/3f2a00/3f2a0000-0000-4000-8000-000000000000",
+            "s3://b/runs/y/../x/3f/3f2a0000-0000-4000-8000-000000000000",
+            "s3://B/runs/x/3f/3f2a0000-0000-4000-8000-000000000000",
+            "S3://b/runs/x/3f/3f2a0000-0000-4000-8000-000000000000",
+            "s3://b/runs/x/3f/3f2a000000004000-8000-000000000000-00",
         ] {
             assert_eq!(s3.key(bad), None, "{bad}");
         }

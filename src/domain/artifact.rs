@@ -5,6 +5,36 @@ use bson::{Bson, Document};
 use super::digest::Digest;
 use super::{Millis, value};
 
+/// How a record came to name bytes. That decides what its clients may do with them: a name alone gives no right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// An upload: this server stored the bytes, under a name that it made up.
+    Uploaded,
+    /// `put_artifact`: its client may have written any name into it, so it has no bytes.
+    Imported,
+    /// Another program stored the record in the database, where it could reach all bytes anyway.
+    Foreign,
+}
+
+impl Origin {
+    /// The origin of a stored record: of what is marked, or else by the digest of the request that made it.
+    pub fn of(record: &Artifact, record_only: Option<bool>, digest: Option<&str>) -> Self {
+        match (record_only, digest) {
+            (Some(true), _) => Origin::Imported,
+            (Some(false), _) => Origin::Uploaded,
+            (None, None) => Origin::Foreign,
+            (None, Some(digest)) => {
+                // The id may have been made after the digest.
+                let without_id = Artifact { artifact_id: String::new(), ..record.clone() };
+                match digest == record.put_digest() || digest == without_id.put_digest() {
+                    true => Origin::Imported,
+                    false => Origin::Uploaded,
+                }
+            }
+        }
+    }
+}
+
 /// An artifact as stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Artifact {
@@ -24,6 +54,7 @@ pub struct Artifact {
     pub created_at: Option<Millis>,
     /// Of the bytes, 64 lower-case hex digits.
     pub sha256: Option<String>,
+    pub origin: Origin,
 }
 
 impl Artifact {

@@ -26,7 +26,7 @@ pub mod value;
 #[cfg(test)]
 mod tests;
 
-pub use artifact::{Artifact, ArtifactQuery, Description};
+pub use artifact::{Artifact, ArtifactQuery, Description, Origin};
 pub use configuration::Configuration;
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
 pub use metric::{MetricCounts, MetricInterval, MetricPoint};

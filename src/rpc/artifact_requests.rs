@@ -4,7 +4,7 @@ use super::requests::Check;
 use crate::app::Result;
 use crate::app::artifacts::Part;
 use crate::domain::limits::Limits;
-use crate::domain::{Artifact, Description};
+use crate::domain::{Artifact, Description, Origin};
 use crate::proto;
 
 /// Hex digits of an artifact id, and of a SHA-256.
@@ -130,6 +130,7 @@ pub fn put_artifact(limits: &Limits, sent: proto::Artifact) -> Result<Artifact> 
         storage_type: sent.storage_type,
         storage_path: sent.storage_path,
         sha256: sent.sha256,
+        origin: Origin::Imported,
     };
     check.done(artifact)
 }

@@ -42,11 +42,15 @@ impl Usage {
     }
 }
 
-/// Bytes on their way: known before the first of them is stored, so that whatever a crash leaves can be found.
+/// Bytes on their way: known before the first of them is stored, so that whatever a crash leaves can be found. A store
+/// that removes an execution takes the turn of its uploads and makes them as old as can be: nobody goes on with them,
+/// and the sweep removes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upload {
     /// The client's, or one of ours where it gave none.
     pub upload_id: String,
+    /// The execution that its artifact is of, and with which it goes.
+    pub execution_id: String,
     /// Of the description: the id belongs to no other.
     pub digest: String,
     /// The id that the record will get; of a finished upload, the id of the record.
@@ -98,11 +102,12 @@ pub trait ArtifactStore: Send + Sync + 'static {
     /// Removes a marked record.
     async fn remove_artifact(&self, artifact_id: &str) -> Result<()>;
 
-    /// Whether there is a record of this id, marked or not.
-    async fn knows_artifact(&self, artifact_id: &str) -> Result<bool>;
+    /// Whether a record that is not marked has its bytes at one of these paths. Imported ones have none, and the one
+    /// of the id `except` does not count.
+    async fn record_has_bytes(&self, paths: &[String], except: Option<&str>) -> Result<bool>;
 
-    /// Whether another record than `except` says that its bytes are there.
-    async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool>;
+    /// Whether an upload brings the bytes of another artifact than this one to one of these paths.
+    async fn upload_has_bytes(&self, paths: &[String], artifact_id: &str) -> Result<bool>;
 
     /// Stores a new upload. One of the same id that is there already is returned instead, unchanged.
     async fn begin_upload(&self, upload: &Upload) -> Result<Upload>;

@@ -82,12 +82,12 @@ impl ArtifactStore for ObservedArtifacts {
         self.remove.run(self.inner.remove_artifact(artifact_id)).await
     }
 
-    async fn knows_artifact(&self, artifact_id: &str) -> Result<bool> {
-        self.artifact.run(self.inner.knows_artifact(artifact_id)).await
+    async fn record_has_bytes(&self, paths: &[String], except: Option<&str>) -> Result<bool> {
+        self.artifact.run(self.inner.record_has_bytes(paths, except)).await
     }
 
-    async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool> {
-        self.artifact.run(self.inner.other_names_bytes(storage_path, except)).await
+    async fn upload_has_bytes(&self, paths: &[String], artifact_id: &str) -> Result<bool> {
+        self.upload.run(self.inner.upload_has_bytes(paths, artifact_id)).await
     }
 
     async fn begin_upload(&self, upload: &Upload) -> Result<Upload> {

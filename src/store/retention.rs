@@ -37,6 +37,8 @@ pub struct Removed {
     pub artifact_bytes: i64,
     /// Points of metrics.
     pub points: u64,
+    /// Uploads that were under way.
+    pub uploads: u64,
 }
 
 impl Removed {
@@ -46,6 +48,7 @@ impl Removed {
         self.artifacts += other.artifacts;
         self.artifact_bytes = self.artifact_bytes.saturating_add(other.artifact_bytes);
         self.points += other.points;
+        self.uploads += other.uploads;
     }
 }
 

@@ -17,6 +17,7 @@ mod heartbeats;
 mod ingest;
 mod live_metrics;
 mod metrics;
+mod ownership;
 mod pages;
 mod promises;
 mod repeats;
@@ -335,6 +336,11 @@ cases! {
         an_upload_whose_connection_closes_is_no_artifact: "3.cut" "3.UploadArtifact" "3.GetUpload",
         a_cut_stream_of_metrics_stores_what_was_read: "3.cut",
         a_cut_ingest_applies_what_was_read: "3.cut",
+    }
+    ownership {
+        importing_a_record_gives_no_right_to_the_bytes_it_names: "3.DownloadArtifact" "3.DeleteArtifact" "3.put",
+        a_record_of_another_program_has_the_bytes_it_names: "3.DownloadArtifact" "3.DeleteArtifact",
+        unfinished_uploads_go_with_their_execution: "3.DeleteExecution" "3.GetUpload",
     }
     deletion {
         the_full_view_and_the_snapshot_have_the_artifacts: "3.GetExecution" "4.artifacts",

@@ -7,7 +7,7 @@ use bson::{Document, rawdoc};
 
 use super::documents::{corrupt, date, integer, millis, nullable, object, raw, read_digests};
 use super::documents::{small, text};
-use crate::domain::{Artifact, Millis};
+use crate::domain::{Artifact, Millis, Origin};
 use crate::store::Result;
 
 const COLLECTION: &str = super::schema::ARTIFACTS;
@@ -45,6 +45,7 @@ pub(super) fn insert(id: ObjectId, record: &Artifact, digest: &str) -> Result<Ra
     to.append(cstr!("metadata"), raw(&record.metadata)?);
     nullable(&mut to, cstr!("created_at"), record.created_at.map(date));
     nullable(&mut to, cstr!("sha256"), record.sha256.as_deref());
+    to.append(cstr!("record_only"), record.origin == Origin::Imported);
     to.append(cstr!("digests"), rawdoc! { "create": digest });
     to.append(
         cstr!("last_change"),
@@ -65,6 +66,7 @@ pub(super) fn read_stored(raw: &RawDocument) -> Result<Stored> {
     let mut id = None;
     let mut digest = None;
     let mut deleted = false;
+    let mut record_only = None;
     let mut record = Artifact {
         artifact_id: String::new(),
         execution_id: String::new(),
@@ -78,6 +80,7 @@ pub(super) fn read_stored(raw: &RawDocument) -> Result<Stored> {
         metadata: Document::new(),
         created_at: None,
         sha256: None,
+        origin: Origin::Foreign,
     };
     for element in raw {
         let (key, value) = element.map_err(|_| corrupt(COLLECTION, raw, "document"))?;
@@ -95,11 +98,13 @@ pub(super) fn read_stored(raw: &RawDocument) -> Result<Stored> {
             "created_at" => record.created_at = millis(value),
             "sha256" => record.sha256 = text(value),
             "digests" => digest = read_digests(value).create,
+            "record_only" => record_only = value.as_bool(),
             "deleted_at" => deleted = millis(value).is_some(),
             _ => {}
         }
     }
     record.artifact_id = id.ok_or_else(|| corrupt(COLLECTION, raw, "_id"))?.to_hex();
+    record.origin = Origin::of(&record, record_only, digest.as_deref());
     Ok(Stored { record, digest, deleted })
 }
 
@@ -139,6 +144,7 @@ mod tests {
             metadata: doc! { "a.b": { "$c": 1 } },
             created_at: Some(1_700_000_000_123),
             sha256: Some("00".repeat(32)),
+            origin: Origin::Uploaded,
         };
         let id = ObjectId::parse_str(&record.artifact_id).unwrap();
         let stored = insert(id, &record, "digest").unwrap();
@@ -148,6 +154,38 @@ mod tests {
         let parts = (record.execution_id.as_str(), record.artifact_id.as_str());
         assert_eq!(parse_last_change(last_change), Some(parts));
         assert_eq!(parse_last_change("e//17"), None);
+    }
+
+    #[test]
+    fn the_origin_is_in_the_document_and_was_in_its_digest_before() {
+        let id = ObjectId::new();
+        let record = |artifact_id: &str, origin| Artifact {
+            execution_id: "e".to_owned(),
+            storage_type: Some("gridfs".to_owned()),
+            storage_path: Some("gridfs://artifacts/x".to_owned()),
+            metadata: doc! { "n": 1, "deep": { "x": [1.5, null] } },
+            created_at: Some(7),
+            origin,
+            ..read_stored(&rawdoc! { "_id": ObjectId::parse_str(artifact_id).unwrap() })
+                .unwrap()
+                .record
+        };
+        let named = record(&id.to_hex(), Origin::Imported);
+        let unnamed = Artifact { artifact_id: String::new(), ..named.clone() };
+        for digest in [named.put_digest(), unnamed.put_digest()] {
+            let stored = insert(id, &named, &digest).unwrap();
+            assert_eq!(read(&stored).unwrap().origin, Origin::Imported);
+            let mut before = Document::try_from(&*stored).unwrap();
+            before.remove("record_only");
+            assert_eq!(read(&raw(&before).unwrap()).unwrap().origin, Origin::Imported);
+        }
+        let stored = insert(id, &record(&id.to_hex(), Origin::Uploaded), "digest").unwrap();
+        assert_eq!(read(&stored).unwrap().origin, Origin::Uploaded);
+        let mut before = Document::try_from(&*stored).unwrap();
+        before.remove("record_only");
+        assert_eq!(read(&raw(&before).unwrap()).unwrap().origin, Origin::Uploaded);
+        before.remove("digests");
+        assert_eq!(read(&raw(&before).unwrap()).unwrap().origin, Origin::Foreign);
     }
 
     #[test]

@@ -8,14 +8,14 @@ use async_trait::async_trait;
 use bson::oid::ObjectId;
 use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 use bson::spec::BinarySubtype;
-use bson::{Binary, doc};
+use bson::{Binary, Document, doc};
 
 use super::artifact_documents::{last_change, read_stored};
 use super::command::Fate;
 use super::documents::{corrupt, date, integer, millis, raw, text};
 use super::{Inner, MongoStore, Ready, artifact_documents, failure, schema};
 use crate::domain::query::Page;
-use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
 use crate::store::{Error, Result};
 
@@ -32,6 +32,7 @@ fn upload_document(upload: &Upload) -> Result<RawDocumentBuf> {
     let bytes = |bytes: &[u8]| Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() };
     raw(&doc! {
         "_id": &upload.upload_id,
+        "execution_id": &upload.execution_id,
         "digest": &upload.digest,
         "artifact_id": &upload.artifact_id,
         "storage_type": &upload.storage_type,
@@ -59,6 +60,8 @@ fn read_upload(raw: &RawDocument) -> Result<Upload> {
     };
     Ok(Upload {
         upload_id: words("_id")?,
+        // One from before has none.
+        execution_id: words("execution_id").unwrap_or_default(),
         digest: words("digest")?,
         artifact_id: words("artifact_id")?,
         storage_type: words("storage_type")?,
@@ -98,6 +101,19 @@ async fn usage(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<Usage
     Ok(Usage { artifacts: field("artifacts"), bytes: field("bytes") })
 }
 
+/// The update that frees the digest of a record, and writes down what only the digest told.
+fn free_digest(record: &Artifact, mut set: Document) -> Document {
+    match record.origin {
+        Origin::Foreign => {}
+        origin => drop(set.insert("record_only", origin == Origin::Imported)),
+    }
+    let mut change = doc! { "$unset": { "digests": "" } };
+    if !set.is_empty() {
+        change.insert("$set", set);
+    }
+    change
+}
+
 /// What holds a digest or an id already.
 enum Holder {
     Nobody,
@@ -115,7 +131,7 @@ async fn holder(inner: &Inner, ready: &Ready, id: ObjectId, digest: &str) -> Res
             return Ok(Holder::Same(stored.record));
         }
         let gone = doc! { "_id": id_of(&stored.record.artifact_id) };
-        let free = ready.artifacts.update_one(gone, doc! { "$unset": { "digests": "" } });
+        let free = ready.artifacts.update_one(gone, free_digest(&stored.record, Document::new()));
         inner.call(free).await?;
         return Ok(Holder::Freed);
     }
@@ -181,10 +197,9 @@ async fn mark(inner: &Inner, ready: &Ready, artifact_id: &str, at: Millis) -> Re
     else {
         return Ok(false);
     };
-    let change = doc! {
-        "$set": { "deleted_at": date(at), "last_change": last_change(&stored.record.execution_id, &stored.record.artifact_id) },
-        "$unset": { "digests": "" },
-    };
+    let record = &stored.record;
+    let last_change = last_change(&record.execution_id, &record.artifact_id);
+    let change = free_digest(record, doc! { "deleted_at": date(at), "last_change": last_change });
     let only = doc! { "_id": id, "deleted_at": null };
     let done = inner.call(ready.artifacts.update_one(only, change)).await?;
     Ok(done.matched_count > 0)
@@ -291,21 +306,32 @@ impl ArtifactStore for MongoStore {
         Ok(())
     }
 
-    async fn knows_artifact(&self, artifact_id: &str) -> Result<bool> {
-        let ready = self.inner.ready().await?;
-        let Some(id) = id_of(artifact_id) else { return Ok(false) };
-        Ok(self.inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?.is_some())
-    }
-
-    async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool> {
+    async fn record_has_bytes(&self, paths: &[String], except: Option<&str>) -> Result<bool> {
         let ready = self.inner.ready().await?;
         // One that is marked, too, is no reason to keep them: else two of them wait for each other.
-        let other = doc! {
-            "storage_path": storage_path,
-            "_id": { "$ne": id_of(except) },
+        let others = doc! {
+            "storage_path": { "$in": paths },
+            "_id": { "$ne": except.and_then(id_of) },
             "deleted_at": { "$not": { "$type": "date" } },
+            "record_only": { "$ne": true },
         };
-        Ok(self.inner.call(ready.artifacts.find_one(other)).await?.is_some())
+        let find = ready.artifacts.find(others).batch_size(FETCHED_AT_ONCE);
+        let mut cursor = self.inner.call(find).await?;
+        while self.inner.call(cursor.advance()).await? {
+            // What cannot be read may have bytes as well.
+            if !matches!(read_stored(cursor.current()), Ok(found) if found.record.origin == Origin::Imported)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn upload_has_bytes(&self, paths: &[String], artifact_id: &str) -> Result<bool> {
+        let ready = self.inner.ready().await?;
+        let others =
+            doc! { "storage_path": { "$in": paths }, "artifact_id": { "$ne": artifact_id } };
+        Ok(self.inner.call(ready.uploads.find_one(others)).await?.is_some())
     }
 
     async fn begin_upload(&self, upload: &Upload) -> Result<Upload> {

@@ -17,6 +17,8 @@ use crate::store::{RecordKey, Result};
 
 /// Documents of a kind that go at once.
 const PIECE: i64 = 1000;
+/// Uploads are found again by the id and turn of each.
+const UPLOADS_AT_ONCE: i64 = 100;
 /// A delete younger than this is left to whoever began it.
 const LEFT_ALONE_MS: i64 = 5_000;
 const SWEPT_AT_ONCE: i64 = 100;
@@ -27,15 +29,15 @@ pub(super) async fn remove(inner: &Inner, execution_id: &str) -> Result<u64> {
     remove_all(inner, vec![execution_id.to_owned()]).await
 }
 
-/// How many artifacts were marked.
+/// How many artifacts were marked and uploads ended.
 async fn remove_all(inner: &Inner, mut execution_ids: Vec<String>) -> Result<u64> {
-    let mut artifacts = 0;
+    let mut with_bytes = 0;
     while !execution_ids.is_empty() {
         let piece = remove_piece(inner, execution_ids).await?;
-        artifacts += piece.removed.artifacts;
+        with_bytes += piece.removed.artifacts + piece.removed.uploads;
         execution_ids = piece.left;
     }
-    Ok(artifacts)
+    Ok(with_bytes)
 }
 
 /// Goes on with deletes that somebody began and did not end.
@@ -72,9 +74,10 @@ async fn find(
     let collection = match collection {
         schema::EXECUTIONS => &ready.executions,
         schema::ARTIFACTS => &ready.artifacts,
+        schema::UPLOADS => &ready.uploads,
         _ => &ready.steps,
     };
-    let projection = doc! { "_id": 1, "execution_id": 1, "step_id": 1, "size_bytes": 1 };
+    let projection = doc! { "_id": 1, "execution_id": 1, "step_id": 1, "size_bytes": 1, "turn": 1 };
     inner
         .call(async {
             let mut found = Vec::new();
@@ -113,11 +116,14 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
     let alive = doc! { "deleted_at": { "$not": { "$type": "date" } } };
     let mut artifacts = parts.clone();
     artifacts.extend(alive.clone());
-    let (steps, artifacts) = tokio::try_join!(
+    let mut uploads = parts.clone();
+    uploads.insert("updated_at", doc! { "$gt": schema::epoch() });
+    let (steps, artifacts, uploads) = tokio::try_join!(
         find(inner, &ready, schema::STEPS, parts, PIECE),
         find(inner, &ready, schema::ARTIFACTS, artifacts, PIECE),
+        find(inner, &ready, schema::UPLOADS, uploads, UPLOADS_AT_ONCE),
     )?;
-    if steps.is_empty() && artifacts.is_empty() {
+    if steps.is_empty() && artifacts.is_empty() && uploads.is_empty() {
         if grace > Duration::ZERO {
             // A server that has not seen the mark may have inserted a step since these were looked for.
             tokio::time::sleep(grace).await;
@@ -146,7 +152,7 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
         found.retain(|raw| execution_id(raw).is_some_and(|id| still.contains(&id)));
         found
     };
-    let (steps, artifacts) = (of_marked(steps), of_marked(artifacts));
+    let (steps, artifacts, uploads) = (of_marked(steps), of_marked(artifacts), of_marked(uploads));
     let mut removed = Removed::default();
     if !steps.is_empty() {
         let gone: Vec<Bson> = steps.iter().filter_map(document_id).collect();
@@ -163,7 +169,24 @@ pub(super) async fn remove_piece(inner: &Inner, execution_ids: Vec<String>) -> R
         removed.artifacts = inner.call(update).await?.modified_count;
         removed.artifact_bytes = artifacts.iter().map(bytes_of).sum();
     }
+    if !uploads.is_empty() {
+        removed.uploads = end_uploads(inner, &ready, &uploads).await?;
+    }
     Ok(Piece { removed, left: still.into_iter().collect() })
+}
+
+/// Takes the turn of these uploads, so that nobody goes on with them. An id may be used again by then: another upload
+/// has another turn. The sweep removes them with their bytes.
+async fn end_uploads(inner: &Inner, ready: &Ready, uploads: &[RawDocumentBuf]) -> Result<u64> {
+    let turn = |raw: &RawDocumentBuf| raw.get_i64("turn").unwrap_or(0);
+    let one = |raw| Some(doc! { "_id": document_id(raw)?, "turn": turn(raw) });
+    let only: Vec<Document> = uploads.iter().filter_map(one).collect();
+    let change = doc! {
+        "$inc": { "turn": 1 },
+        "$set": { "received_bytes": 0_i64, "updated_at": schema::epoch() },
+    };
+    let update = ready.uploads.update_many(doc! { "$or": only }, change);
+    Ok(inner.call(update).await?.modified_count)
 }
 
 /// The cache holds steps by their number.

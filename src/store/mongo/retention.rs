@@ -446,6 +446,7 @@ async fn weigh(inner: &Inner, execution_ids: &[String]) -> Result<Removed> {
         artifacts: artifacts.len() as u64,
         artifact_bytes: artifacts.iter().map(bytes_of).sum(),
         points,
+        uploads: 0,
     })
 }
 

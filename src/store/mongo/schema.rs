@@ -159,6 +159,8 @@ fn wanted() -> Vec<Index> {
             ..unique(ARTIFACTS, doc! { "digests.create": 1 })
         },
         plain(UPLOADS, doc! { "updated_at": 1, "_id": 1 }),
+        plain(UPLOADS, doc! { "execution_id": 1, "updated_at": 1 }),
+        plain(UPLOADS, doc! { "storage_path": 1 }),
         plain(TEXTS, super::search::texts_by_term()),
         plain(TEXTS, doc! { "v": 1 }),
         plain(STEPS, steps_by_status()),

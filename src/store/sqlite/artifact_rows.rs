@@ -6,12 +6,12 @@ use rusqlite::types::{FromSql, ValueRef};
 use rusqlite::{Connection, Row, params};
 
 use crate::domain::query::{ArtifactKey, ArtifactQuery, Page};
-use crate::domain::{Artifact, Millis};
+use crate::domain::{Artifact, Millis, Origin};
 use crate::store::{Error, Result};
 
 /// The columns of an artifact, in the order in which they are read and written.
 pub const COLUMNS: &str = "artifact_id, execution_id, step_id, artifact_type, artifact_name, mime_type, size_bytes, \
-    storage_type, storage_path, metadata, created_at, sha256";
+    storage_type, storage_path, metadata, created_at, sha256, record_only, create_digest";
 
 /// Reads the columns of one row from left to right.
 struct Columns<'a, 'r> {
@@ -51,7 +51,7 @@ impl Columns<'_, '_> {
 /// The artifact in a row of `COLUMNS`.
 pub fn artifact_of(row: &Row<'_>) -> Result<Artifact> {
     let mut columns = Columns { row, next: 0 };
-    Ok(Artifact {
+    let mut record = Artifact {
         artifact_id: columns.get()?,
         execution_id: columns.get()?,
         step_id: columns.get()?,
@@ -64,7 +64,11 @@ pub fn artifact_of(row: &Row<'_>) -> Result<Artifact> {
         metadata: columns.document()?,
         created_at: columns.get()?,
         sha256: columns.get()?,
-    })
+        origin: Origin::Foreign,
+    };
+    let (record_only, digest): (Option<bool>, Option<String>) = (columns.get()?, columns.get()?);
+    record.origin = Origin::of(&record, record_only, digest.as_deref());
+    Ok(record)
 }
 
 /// Adds an artifact that this digest tells from others.
@@ -79,8 +83,8 @@ pub fn insert(
         false => Some(artifact.metadata.to_vec().map_err(Error::failed)?),
     };
     let sql = format!(
-        "INSERT INTO artifacts ({COLUMNS}, stored_at, create_digest) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+        "INSERT INTO artifacts ({COLUMNS}, stored_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
     );
     connection.prepare_cached(&sql)?.execute(params![
         artifact.artifact_id,
@@ -95,8 +99,9 @@ pub fn insert(
         metadata,
         artifact.created_at,
         artifact.sha256,
-        stored_at,
+        artifact.origin == Origin::Imported,
         digest,
+        stored_at,
     ])?;
     Ok(())
 }

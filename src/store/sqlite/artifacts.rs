@@ -9,12 +9,12 @@ use super::batch::Batch;
 use super::changes::Entry;
 use super::{SqliteStore, read};
 use crate::domain::query::Page;
-use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
 use crate::store::{ChangeKind, RecordKey, Result};
 
 const UPLOAD_COLUMNS: &str = "upload_id, digest, artifact_id, storage_type, storage_path, turn, \
-    received_bytes, hash_state, storage_state, finished, updated_at";
+    received_bytes, hash_state, storage_state, finished, updated_at, execution_id";
 
 fn upload_of(row: &Row<'_>) -> rusqlite::Result<Upload> {
     Ok(Upload {
@@ -29,6 +29,7 @@ fn upload_of(row: &Row<'_>) -> rusqlite::Result<Upload> {
         storage_state: row.get(8)?,
         finished: row.get(9)?,
         updated_at: row.get(10)?,
+        execution_id: row.get(11)?,
     })
 }
 
@@ -90,7 +91,7 @@ fn mark(batch: &mut Batch<'_>, artifact_id: &str, at: Millis) -> Result<bool> {
     let execution_id: Option<String> = batch
         .connection
         .prepare_cached(
-            "UPDATE artifacts SET deleted_at = ?2, create_digest = NULL \
+            "UPDATE artifacts SET deleted_at = ?2 \
              WHERE artifact_id = ?1 AND deleted_at IS NULL RETURNING execution_id",
         )?
         .query_row(params![artifact_id, at], |row| row.get(0))
@@ -121,7 +122,7 @@ fn page(connection: &Connection, query: &ArtifactQuery) -> Result<Page<Artifact,
         examined += 1;
         let record = artifact_of(row)?;
         last = Some(record.artifact_id.clone());
-        let deleted_at: Option<Millis> = row.get(12)?;
+        let deleted_at: Option<Millis> = row.get(14)?;
         if deleted_at.is_none() && query.admits(&record) {
             page.records.push(record);
         }
@@ -132,7 +133,7 @@ fn page(connection: &Connection, query: &ArtifactQuery) -> Result<Page<Artifact,
 fn put_upload(connection: &Connection, verb: &str, upload: &Upload) -> Result<()> {
     let sql = format!(
         "{verb} INTO artifact_uploads ({UPLOAD_COLUMNS}) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
     );
     connection.prepare_cached(&sql)?.execute(params![
         upload.upload_id,
@@ -146,6 +147,7 @@ fn put_upload(connection: &Connection, verb: &str, upload: &Upload) -> Result<()
         upload.storage_state,
         upload.finished,
         upload.updated_at,
+        upload.execution_id,
     ])?;
     Ok(())
 }
@@ -217,20 +219,41 @@ impl ArtifactStore for SqliteStore {
         .await
     }
 
-    async fn knows_artifact(&self, artifact_id: &str) -> Result<bool> {
-        let id = artifact_id.to_owned();
+    async fn record_has_bytes(&self, paths: &[String], except: Option<&str>) -> Result<bool> {
+        let (paths, except) = (paths.to_owned(), except.unwrap_or_default().to_owned());
         self.readers
-            .run(move |connection| Ok(find(connection, "artifact_id = ?1", &id)?.is_some()))
+            .run(move |connection| {
+                let sql = format!(
+                    "SELECT {COLUMNS} FROM artifacts WHERE storage_path = ?1 AND artifact_id <> ?2 \
+                     AND deleted_at IS NULL AND record_only IS NOT 1"
+                );
+                let mut statement = connection.prepare_cached(&sql)?;
+                for path in &paths {
+                    let mut rows = statement.query([path, &except])?;
+                    while let Some(row) = rows.next()? {
+                        if artifact_of(row)?.origin != Origin::Imported {
+                            return Ok(true);
+                        }
+                    }
+                }
+                Ok(false)
+            })
             .await
     }
 
-    async fn other_names_bytes(&self, storage_path: &str, except: &str) -> Result<bool> {
-        let (path, except) = (storage_path.to_owned(), except.to_owned());
+    async fn upload_has_bytes(&self, paths: &[String], artifact_id: &str) -> Result<bool> {
+        let (paths, id) = (paths.to_owned(), artifact_id.to_owned());
         self.readers
             .run(move |connection| {
-                let sql = "SELECT 1 FROM artifacts WHERE storage_path = ?1 AND artifact_id <> ?2 \
-                           AND deleted_at IS NULL";
-                Ok(connection.prepare_cached(sql)?.exists([path, except])?)
+                let sql =
+                    "SELECT 1 FROM artifact_uploads WHERE storage_path = ?1 AND artifact_id <> ?2";
+                let mut statement = connection.prepare_cached(sql)?;
+                for path in &paths {
+                    if statement.exists([path, &id])? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
             })
             .await
     }

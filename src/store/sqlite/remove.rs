@@ -12,15 +12,15 @@ use crate::store::retention::{Piece, Removed};
 const PIECE: usize = 500;
 
 impl SqliteStore {
-    /// Removes all of these that are marked, to the end. How many artifacts were marked.
+    /// Removes all of these that are marked, to the end. How many artifacts were marked and uploads ended.
     pub(super) async fn remove_all(&self, mut execution_ids: Vec<String>) -> Result<u64> {
-        let mut artifacts = 0;
+        let mut with_bytes = 0;
         while !execution_ids.is_empty() {
             let piece = self.remove_some(execution_ids).await?;
-            artifacts += piece.removed.artifacts;
+            with_bytes += piece.removed.artifacts + piece.removed.uploads;
             execution_ids = piece.left;
         }
-        Ok(artifacts)
+        Ok(with_bytes)
     }
 
     /// Removes one piece.
@@ -53,6 +53,9 @@ impl Batch<'_> {
             room -= steps;
             let artifacts = self.mark_artifacts(&id, room, &mut removed)?;
             room -= artifacts;
+            let uploads = self.end_uploads(&id, room)?;
+            removed.uploads += uploads as u64;
+            room -= uploads;
             let (points, requests) = metrics::delete(self.connection, &id, room)?;
             removed.points += points as u64;
             room -= points + requests;
@@ -94,6 +97,17 @@ impl Batch<'_> {
         self.connection.prepare_cached("DELETE FROM steps WHERE id = ?1")?.execute([row])?;
         self.known.forget_step(execution_id, step_id);
         Ok(())
+    }
+
+    /// Takes the turn of uploads, so that nobody goes on with them. Their rows stay until their bytes are gone.
+    fn end_uploads(&mut self, execution_id: &str, most: usize) -> Result<usize> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut end = self.connection.prepare_cached(
+            "UPDATE artifact_uploads SET turn = turn + 1, received_bytes = 0, updated_at = 0 \
+             WHERE upload_id IN (SELECT upload_id FROM artifact_uploads \
+                 WHERE execution_id = ?1 AND updated_at > 0 LIMIT ?2)",
+        )?;
+        Ok(end.execute(params![execution_id, most])?)
     }
 
     /// The rows stay until their bytes are gone.

@@ -270,6 +270,7 @@ fn weigh(connection: &Connection, execution_ids: &[String]) -> Result<Removed> {
             artifacts: of_artifacts.unsigned_abs(),
             artifact_bytes,
             points: metrics::number(&snapshot, id)?,
+            uploads: 0,
         });
     }
     Ok(weight)

@@ -308,6 +308,13 @@ const MIGRATIONS: &[&str] = &["
 ", "
     -- Steps are counted by status in it.
     CREATE INDEX steps_status ON steps (execution, status);
+", "
+    -- Whether it was imported: a record only, whatever it says of bytes. NULL: from before; its digest tells.
+    ALTER TABLE artifacts ADD COLUMN record_only INTEGER;
+    -- Uploads go with their execution.
+    ALTER TABLE artifact_uploads ADD COLUMN execution_id TEXT NOT NULL DEFAULT '';
+    CREATE INDEX artifact_uploads_execution ON artifact_uploads (execution_id, updated_at);
+    CREATE INDEX artifact_uploads_path ON artifact_uploads (storage_path);
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

@@ -394,6 +394,7 @@ impl Rig {
             size_bytes: Some(1),
             storage_type: None,
             storage_path: None,
+            origin: crate::domain::Origin::Foreign,
             metadata: bson::Document::new(),
             created_at: None,
             sha256: None,
