@@ -11,7 +11,7 @@ COPY bench bench
 # The caches outlive the layer, so only what changed is compiled again; the binary is copied out of them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked && cp target/release/stepwell /usr/local/bin/stepwell
+    cargo build --profile dist --locked && cp target/dist/stepwell /usr/local/bin/stepwell
 
 FROM debian:bookworm-slim
 RUN groupadd --gid 10001 stepwell \

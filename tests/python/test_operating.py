@@ -115,7 +115,7 @@ class Footprint(unittest.TestCase):
 
 
 class Settings(unittest.TestCase):
-    def test_printed_defaults_are_those_of_the_readme(self):
+    def test_printed_defaults_are_the_documented_ones(self):
         printed = harness.stepwell("config").stdout
         section, found = "", {}
         for line in printed.splitlines():
