@@ -1,26 +1,22 @@
 //! Compiles `proto/` without protoc, and keeps the descriptors for server reflection.
 
+use std::fs;
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = [
-        "stepwell/v1/common.proto",
-        "stepwell/v1/execution_service.proto",
-        "stepwell/v1/step_service.proto",
-        "stepwell/v1/artifact_service.proto",
-        "stepwell/v1/metric_service.proto",
-        "stepwell/v1/search_service.proto",
-        "stepwell/v1/configuration_service.proto",
-        "stepwell/v1/ingest_service.proto",
-        "stepwell/v1/admin_service.proto",
-        "stepwell/v1/analytics_service.proto",
-    ];
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=third_party");
 
+    let mut files = fs::read_dir("proto/stepwell/v1")?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "proto"));
+    // Folders list their files in any order, and the descriptors have to be the same on every machine.
+    files.sort();
+
     let descriptors = protox::compile(files, ["proto", "third_party"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
+    fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
     let mut config = tonic_prost_build::Config::new();
     config.enable_type_names();
     tonic_prost_build::configure()

@@ -175,9 +175,9 @@ fn violation(import: &Import) -> Option<String> {
     let names_backend = BACKENDS.iter().find(|backend| is_under(&path, backend));
     if let Some(backend) = names_backend
         && !is_under(&import.from, backend)
-        && import.from != "server"
+        && import.from != "server::backends"
     {
-        return Some("only server.rs names a backend".to_owned());
+        return Some("only server/backends.rs names a backend".to_owned());
     }
     if is_under(&import.from, "cli") {
         // `rpc::convert` only turns values into messages.

@@ -35,6 +35,20 @@ pub struct Admin {
     pub stop: CancellationToken,
 }
 
+/// What a client may look for before it calls, and the service or the method that does it.
+const FEATURES: &[(&str, &str)] = &[
+    ("analytics", "AnalyticsService"),
+    ("artifacts", "ArtifactService"),
+    ("configurations", "ConfigurationService"),
+    ("ingest", "IngestService"),
+    ("leases", "ExecutionService/Heartbeat"),
+    ("metrics", "MetricService"),
+    ("plans", "StepService/PlanSteps"),
+    ("retention", "AdminService/RunRetention"),
+    ("search", "SearchService"),
+    ("watch", "ExecutionService/WatchExecution"),
+];
+
 fn rebuild_answer(rebuilt: &Rebuilt, done: bool) -> proto::RebuildAnalyticsResponse {
     let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     proto::RebuildAnalyticsResponse {
@@ -204,16 +218,13 @@ impl proto::admin_service_server::AdminService for Admin {
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
-        let mut features =
-            ["artifacts", "configurations", "ingest", "leases", "metrics", "retention"]
-                .map(str::to_owned)
-                .to_vec();
-        if store.watchable && self.searchable {
-            features.push("search".to_owned());
-        }
-        if store.watchable {
-            features.push("watch".to_owned());
-        }
+        let works = |feature: &str| match feature {
+            "search" => store.watchable && self.searchable,
+            "watch" => store.watchable,
+            _ => true,
+        };
+        let features = FEATURES.iter().map(|(feature, _)| *feature);
+        let features = features.filter(|feature| works(feature)).map(str::to_owned).collect();
         Ok(Response::new(proto::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: store.name.to_owned(),
@@ -221,5 +232,31 @@ impl proto::admin_service_server::AdminService for Admin {
             features,
             limits,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalog;
+    use super::FEATURES;
+
+    #[test]
+    fn every_service_has_a_feature_and_every_feature_is_served() {
+        let names: Vec<&str> = FEATURES.iter().map(|(feature, _)| *feature).collect();
+        assert!(names.is_sorted(), "{names:?}");
+        let short = |service: &'static catalog::Service| {
+            service.name.rsplit('.').next().unwrap_or_default()
+        };
+        for (feature, what) in FEATURES {
+            let (service, method) = what.split_once('/').unwrap_or((what, ""));
+            let served = catalog::api().iter().find(|found| short(found) == service);
+            let served = served.unwrap_or_else(|| panic!("{feature}: there is no {service}"));
+            assert!(method.is_empty() || served.methods.iter().any(|m| m == method), "{feature}");
+        }
+        for service in catalog::api() {
+            let name = short(service);
+            let is_its = |what: &str| what.split('/').next() == Some(name);
+            assert!(FEATURES.iter().any(|(_, what)| is_its(what)), "no feature tells of {name}");
+        }
     }
 }

@@ -5,6 +5,7 @@ pub mod analytics;
 mod analytics_requests;
 mod artifact_requests;
 pub mod artifacts;
+pub mod catalog;
 pub mod codec;
 pub mod configurations;
 pub mod convert;

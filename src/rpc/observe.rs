@@ -22,6 +22,7 @@ use tower_service::Service;
 use tracing::field::Empty;
 use tracing::{Level, Span};
 
+use super::catalog;
 use crate::clock::{Clock as _, SystemClock};
 use crate::detached::in_reply;
 use crate::telemetry::metrics as names;
@@ -132,38 +133,15 @@ impl Observe {
         }
     }
 
-    /// Observes every method of these encoded file descriptor sets, and health and reflection.
-    pub fn described(sets: &[&[u8]], server: u32) -> Self {
-        use prost::Message as _;
+    /// Observes every method that is served.
+    pub fn served(server: u32) -> Self {
         // In containers every server is process 1: the moment of the start tells them apart.
         let server = server.rotate_left(16) ^ SystemClock.now().micros as u32;
-        let mut methods = vec![
-            ("grpc.health.v1.Health".to_owned(), "Check".to_owned()),
-            ("grpc.health.v1.Health".to_owned(), "Watch".to_owned()),
-        ];
-        for version in ["v1", "v1alpha"] {
-            let service = format!("grpc.reflection.{version}.ServerReflection");
-            methods.push((service, "ServerReflectionInfo".to_owned()));
-        }
-        for set in sets {
-            // Made by our own build; a set that cannot be read only costs its methods their names.
-            let set = prost_types::FileDescriptorSet::decode(*set).unwrap_or_default();
-            for file in &set.file {
-                for service in &file.service {
-                    let full = format!("{}.{}", file.package(), service.name());
-                    methods.extend(
-                        service
-                            .method
-                            .iter()
-                            .map(|method| (full.clone(), method.name().to_owned())),
-                    );
-                }
-            }
-        }
-        Self::new(
-            methods.iter().map(|(service, method)| (service.as_str(), method.as_str())),
-            server,
-        )
+        let services: Vec<catalog::Service> = catalog::all().collect();
+        let methods = services.iter().flat_map(|service| {
+            service.methods.iter().map(|method| (service.name.as_str(), method.as_str()))
+        });
+        Self::new(methods, server)
     }
 }
 
@@ -566,7 +544,7 @@ mod tests {
 
     #[test]
     fn every_method_of_the_descriptors_is_known() {
-        let observe = Observe::described(&[crate::proto::DESCRIPTORS], 1);
+        let observe = Observe::served(1);
         for path in [
             "/stepwell.v1.ExecutionService/WatchExecution",
             "/stepwell.v1.IngestService/Ingest",

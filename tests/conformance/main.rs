@@ -380,6 +380,7 @@ cases! {
         reflection_lists_every_service_with_its_imports: "3.reflection",
         the_names_are_those_of_the_contract: "3.names",
         health_says_serving: "3.health" "5.ready",
+        every_method_of_the_descriptors_is_served: "3.names" "3.health",
         the_server_says_what_it_is: "3.GetServerInfo" "3.bounds.page",
     }
 }

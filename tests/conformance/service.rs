@@ -6,11 +6,15 @@ use prost::Message as _;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorProto};
 use stepwell::proto::*;
+use stepwell::rpc::catalog;
+use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_prost::ProstCodec;
 
 use crate::support::backend::Backend;
+use crate::support::in_time;
 
 const SERVICES: [&str; 10] = [
     "grpc.health.v1.Health",
@@ -304,21 +308,34 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
 pub async fn health_says_serving(b: Backend) {
     let s = b.serve().await;
     let mut health = HealthClient::new(s.channel.clone());
-    for service in [
-        "",
-        "stepwell.v1.ExecutionService",
-        "stepwell.v1.StepService",
-        "stepwell.v1.IngestService",
-        "stepwell.v1.ArtifactService",
-        "stepwell.v1.ConfigurationService",
-        "stepwell.v1.MetricService",
-        "stepwell.v1.AdminService",
-        "stepwell.v1.AnalyticsService",
-    ] {
+    let services = catalog::api().iter().map(|service| service.name.as_str());
+    for service in services.chain([""]) {
         let request = HealthCheckRequest { service: service.into() };
-        let answer = health.check(request).await.expect("health answers").into_inner();
-        assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
+        let answer = health.check(request).await;
+        let answer = answer.unwrap_or_else(|status| panic!("{service:?}: {status:?}"));
+        assert_eq!(answer.into_inner().status(), ServingStatus::Serving, "{service:?}");
     }
+}
+
+pub async fn every_method_of_the_descriptors_is_served(b: Backend) {
+    let s = b.serve().await;
+    let mut called = 0;
+    for service in catalog::all() {
+        for method in &service.methods {
+            let path = format!("/{}/{method}", service.name);
+            let mut client = tonic::client::Grpc::new(s.channel.clone());
+            client.ready().await.expect("connected");
+            // One empty message, which each method answers or refuses in its own way.
+            let request = Request::new(tokio_stream::iter([()]));
+            let target = path.parse().expect("a path");
+            let codec = ProstCodec::<(), ()>::default();
+            let answer = in_time(&path, client.streaming(request, target, codec)).await;
+            let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
+            assert_ne!(code, Code::Unimplemented, "{path}");
+            called += 1;
+        }
+    }
+    assert!(called > 40, "only {called} methods");
 }
 
 pub async fn the_server_says_what_it_is(b: Backend) {
@@ -327,9 +344,21 @@ pub async fn the_server_says_what_it_is(b: Backend) {
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(info.store, b.kind.name());
     assert!(!info.store_version.is_empty());
-    for feature in ["artifacts", "configurations", "ingest", "leases", "metrics", "watch"] {
-        assert!(info.features.iter().any(|found| found == feature), "{:?}", info.features);
-    }
+    assert_eq!(
+        info.features,
+        [
+            "analytics",
+            "artifacts",
+            "configurations",
+            "ingest",
+            "leases",
+            "metrics",
+            "plans",
+            "retention",
+            "search",
+            "watch"
+        ]
+    );
     for (limit, value) in [
         ("name_characters", 256),
         ("execution_id_characters", 128),

@@ -1,0 +1,169 @@
+//! Backends: the only file that names one. Opens what the configuration chooses and hands it out by its roles.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::blobs::gridfs::GridFs;
+use crate::blobs::local::Local;
+use crate::blobs::room::Room;
+use crate::blobs::s3::{S3, S3Options};
+use crate::blobs::{Storage, Storages};
+use crate::clock::Clock;
+use crate::config::{Config, ConfigError, Mongodb, Secret, StorageKind, StoreChoice};
+use crate::store::artifacts::ArtifactStore;
+use crate::store::configurations::ConfigurationStore;
+use crate::store::inspect::Inspect;
+use crate::store::leads::Leads;
+use crate::store::metrics::MetricStore;
+use crate::store::mongo::{self, MongoOptions, MongoStore};
+use crate::store::observed::{Observed, ObservedConfigurations};
+use crate::store::observed_artifacts::{ObservedArtifacts, ObservedRetention};
+use crate::store::observed_metrics::ObservedMetrics;
+use crate::store::retention::RetentionStore;
+use crate::store::rollups::RollupStore;
+use crate::store::search::SearchStore;
+use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
+use crate::store::{self, Store};
+
+/// The store by its roles, one database behind all of them, and where the bytes of artifacts are.
+pub(super) struct Stores {
+    pub records: Arc<dyn Store>,
+    pub configurations: Arc<dyn ConfigurationStore>,
+    pub metrics: Arc<dyn MetricStore>,
+    pub artifacts: Arc<dyn ArtifactStore>,
+    pub retention: Arc<dyn RetentionStore>,
+    pub rollups: Arc<dyn RollupStore>,
+    pub search: Arc<dyn SearchStore>,
+    pub leads: Arc<dyn Leads>,
+    pub database: Arc<dyn Inspect>,
+    pub storages: Storages,
+}
+
+impl Stores {
+    fn of<S>(store: Arc<S>, storages: Storages) -> Stores
+    where
+        S: Store
+            + ConfigurationStore
+            + MetricStore
+            + ArtifactStore
+            + RetentionStore
+            + RollupStore
+            + SearchStore
+            + Leads
+            + Inspect,
+    {
+        Stores {
+            records: Arc::new(Observed::new(Arc::<S>::clone(&store))),
+            configurations: Arc::new(ObservedConfigurations::new(Arc::<S>::clone(&store))),
+            metrics: Arc::new(ObservedMetrics::new(Arc::<S>::clone(&store))),
+            artifacts: Arc::new(ObservedArtifacts::new(Arc::<S>::clone(&store))),
+            retention: Arc::new(ObservedRetention::new(Arc::<S>::clone(&store))),
+            rollups: Arc::<S>::clone(&store),
+            search: Arc::<S>::clone(&store),
+            leads: Arc::<S>::clone(&store),
+            database: store,
+            storages,
+        }
+    }
+}
+
+/// Opens the database of a configuration. MongoDB may be away: it is connected to in the background.
+pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
+    let limits = config.limits.clone();
+    let metrics_kept = Some(config.retention.metrics).filter(|kept| !kept.is_zero());
+    Ok(match config.store() {
+        StoreChoice::Sqlite { data_dir } => {
+            let storages = storages(config, None)?;
+            let options = SqliteOptions { metrics_kept, ..SqliteOptions::default() };
+            let store = SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?;
+            Stores::of(store, storages)
+        }
+        StoreChoice::Mongodb { uri, settings } => {
+            let options = MongoOptions { metrics_kept, ..mongo_options(uri, settings) };
+            let store = MongoStore::connect(options, limits, Arc::clone(clock));
+            let store = store.map_err(|_| malformed(uri))?;
+            let database = Arc::clone(&store);
+            let connect = move || {
+                let store = Arc::clone(&database);
+                Box::pin(async move { store.database().await }) as _
+            };
+            let gridfs = GridFs::new(Box::new(connect), Arc::clone(clock));
+            let storages = storages(config, Some(Arc::new(gridfs)))?;
+            Stores::of(store, storages)
+        }
+    })
+}
+
+/// The database of a configuration, to be looked at beside a server that may have it open. Makes nothing.
+pub async fn look_at(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Box<dyn Inspect>> {
+    let clock = Arc::clone(clock);
+    Ok(match config.store() {
+        StoreChoice::Sqlite { data_dir } => Box::new(sqlite::inspect::Look::at(data_dir, clock)?),
+        StoreChoice::Mongodb { uri, settings } => {
+            let options = mongo_options(uri, settings);
+            match mongo::inspect::Look::at(&options, clock).await {
+                Ok(look) => Box::new(look),
+                Err(store::Error::Failed(_)) => return Err(malformed(uri).into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    })
+}
+
+fn malformed(uri: &Secret) -> ConfigError {
+    let reason = "is no connection string that the driver understands";
+    ConfigError::new("mongodb.uri", format!("{uri:?}"), reason)
+}
+
+fn mongo_options(uri: &Secret, settings: &Mongodb) -> MongoOptions {
+    let defaults = MongoOptions::default();
+    let millis = |set: Option<Duration>, default| {
+        set.map_or(default, |set| u64::try_from(set.as_millis()).unwrap_or(default))
+    };
+    MongoOptions {
+        uri: uri.expose().to_owned(),
+        database: settings.database.clone(),
+        max_pool_size: settings.max_pool_size.unwrap_or(defaults.max_pool_size),
+        min_pool_size: settings.min_pool_size.unwrap_or(defaults.min_pool_size),
+        max_idle_ms: millis(settings.max_idle, defaults.max_idle_ms),
+        server_selection_timeout_ms: millis(
+            settings.server_selection_timeout,
+            defaults.server_selection_timeout_ms,
+        ),
+        retry_writes: settings.retry_writes,
+        write_concern: settings.write_concern.clone(),
+        metrics_kept: None,
+    }
+}
+
+/// Every storage that can be reached; new bytes go to the one that is set.
+fn storages(config: &Config, gridfs: Option<Arc<dyn Storage>>) -> anyhow::Result<Storages> {
+    let set = &config.artifacts;
+    let dir = set.local_dir.clone().unwrap_or_else(|| config.data_dir.join("artifacts"));
+    let local: Arc<dyn Storage> = Arc::new(Local::new(dir));
+    let s3 = set.s3_bucket.as_ref().map(|bucket| {
+        let options = S3Options {
+            bucket: bucket.clone(),
+            prefix: set.s3_prefix.clone().unwrap_or_default(),
+            region: set.s3_region.clone(),
+            endpoint: set.s3_endpoint.clone(),
+            allow_http: set.s3_allow_http,
+        };
+        S3::new(&options).map(|s3| Arc::new(s3) as Arc<dyn Storage>)
+    });
+    let s3 = s3.transpose().context("artifacts.s3_bucket: the bucket cannot be used")?;
+    let kind = set.storage.unwrap_or(match gridfs {
+        Some(_) => StorageKind::Gridfs,
+        None => StorageKind::Local,
+    });
+    let missing = |reason| ConfigError::new("artifacts.storage", format!("{kind:?}"), reason);
+    let default = match kind {
+        StorageKind::Local => Arc::clone(&local),
+        StorageKind::Gridfs => gridfs.clone().ok_or_else(|| missing("needs mongodb.uri"))?,
+        StorageKind::S3 => s3.clone().ok_or_else(|| missing("needs artifacts.s3_bucket"))?,
+    };
+    let room = Room::default();
+    Ok(Storages::new(room, default, [local].into_iter().chain(gridfs).chain(s3)))
+}

@@ -1,0 +1,53 @@
+//! How a server ends: calls drain, the parts are taken down in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use crate::app::Engine;
+use crate::shutdown::{Ending, Shutdown};
+use crate::store::Store;
+
+/// Serves until the calls have drained, or the time for that is over.
+pub(super) async fn drain(
+    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+    shutdown: Shutdown,
+) {
+    tokio::select! {
+        outcome = serving => {
+            if let Err(error) = outcome {
+                tracing::error!(%error, "the gRPC port failed");
+            }
+        }
+        () = shutdown.hard.cancelled() => {}
+    }
+    // Without the port there is no server: let the process end.
+    shutdown.soft.cancel();
+}
+
+/// Takes the parts down in order: no new calls, streams end, calls drain, queued writes are applied, the store
+/// closes.
+pub(super) struct Down {
+    pub store: Arc<dyn Store>,
+    pub engine: Engine,
+    pub shutdown: Shutdown,
+    pub lanes: TaskTracker,
+    pub deadline: Duration,
+}
+
+impl Down {
+    pub async fn run(self) -> Ending {
+        let ending = self.shutdown.finish().await;
+        // The last handle: the lanes apply what is queued and end.
+        drop(self.engine);
+        self.lanes.close();
+        if tokio::time::timeout(self.deadline / 4, self.lanes.wait()).await.is_err() {
+            tracing::warn!("queued writes were not applied in time; none of them was acknowledged");
+        }
+        if tokio::time::timeout(Duration::from_secs(1), self.store.close()).await.is_err() {
+            tracing::warn!("the store did not close in time");
+        }
+        ending
+    }
+}
