@@ -18,9 +18,7 @@ use crate::store::inspect::Inspect;
 use crate::store::leads::Leads;
 use crate::store::metrics::MetricStore;
 use crate::store::mongo::{self, MongoOptions, MongoStore};
-use crate::store::observed::{Observed, ObservedConfigurations};
-use crate::store::observed_artifacts::{ObservedArtifacts, ObservedRetention};
-use crate::store::observed_metrics::ObservedMetrics;
+use crate::store::observed::Observed;
 use crate::store::retention::RetentionStore;
 use crate::store::rollups::RollupStore;
 use crate::store::search::SearchStore;
@@ -42,7 +40,8 @@ pub(super) struct Stores {
 }
 
 impl Stores {
-    fn of<S>(store: Arc<S>, storages: Storages) -> Stores
+    /// Each role observed.
+    fn of<S>(store: Arc<S>, storages: Storages, clock: &Arc<dyn Clock>) -> Stores
     where
         S: Store
             + ConfigurationStore
@@ -55,15 +54,21 @@ impl Stores {
             + Inspect,
     {
         Stores {
-            records: Arc::new(Observed::new(Arc::<S>::clone(&store))),
-            configurations: Arc::new(ObservedConfigurations::new(Arc::<S>::clone(&store))),
-            metrics: Arc::new(ObservedMetrics::new(Arc::<S>::clone(&store))),
-            artifacts: Arc::new(ObservedArtifacts::new(Arc::<S>::clone(&store))),
-            retention: Arc::new(ObservedRetention::new(Arc::<S>::clone(&store))),
-            rollups: Arc::<S>::clone(&store),
-            search: Arc::<S>::clone(&store),
-            leads: Arc::<S>::clone(&store),
-            database: store,
+            records: Arc::new(Observed::<dyn Store>::new(Arc::<S>::clone(&store), clock)),
+            configurations: Arc::new(Observed::<dyn ConfigurationStore>::new(
+                Arc::<S>::clone(&store),
+                clock,
+            )),
+            metrics: Arc::new(Observed::<dyn MetricStore>::new(Arc::<S>::clone(&store), clock)),
+            artifacts: Arc::new(Observed::<dyn ArtifactStore>::new(Arc::<S>::clone(&store), clock)),
+            retention: Arc::new(Observed::<dyn RetentionStore>::new(
+                Arc::<S>::clone(&store),
+                clock,
+            )),
+            rollups: Arc::new(Observed::<dyn RollupStore>::new(Arc::<S>::clone(&store), clock)),
+            search: Arc::new(Observed::<dyn SearchStore>::new(Arc::<S>::clone(&store), clock)),
+            leads: Arc::new(Observed::<dyn Leads>::new(Arc::<S>::clone(&store), clock)),
+            database: Arc::new(Observed::<dyn Inspect>::new(store, clock)),
             storages,
         }
     }
@@ -78,7 +83,7 @@ pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<St
             let storages = storages(config, None)?;
             let options = SqliteOptions { metrics_kept, ..SqliteOptions::default() };
             let store = SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?;
-            Stores::of(store, storages)
+            Stores::of(store, storages, clock)
         }
         StoreChoice::Mongodb { uri, settings } => {
             let options = MongoOptions { metrics_kept, ..mongo_options(uri, settings) };
@@ -91,7 +96,7 @@ pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<St
             };
             let gridfs = GridFs::new(Box::new(connect), Arc::clone(clock));
             let storages = storages(config, Some(Arc::new(gridfs)))?;
-            Stores::of(store, storages)
+            Stores::of(store, storages, clock)
         }
     })
 }

@@ -9,8 +9,6 @@ pub mod leads;
 pub mod metrics;
 pub mod mongo;
 pub mod observed;
-pub mod observed_artifacts;
-pub mod observed_metrics;
 pub mod plan;
 pub mod retention;
 pub mod rollups;
