@@ -1,6 +1,6 @@
 //! One change as watchers get it, shared between all of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -35,69 +35,62 @@ pub struct Event {
     /// When the look-up that found the record began and ended; `None` where the record is exactly the one of
     /// this change.
     pub looked_up: Option<(Instant, Instant)>,
-    /// Bytes it takes in memory, roughly.
-    pub weight: usize,
+    pub(super) made: Made,
+}
+
+/// What is made of an event once, for all watchers.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    weight: OnceLock<usize>,
     encoded: Mutex<Vec<(u64, Bytes)>>,
 }
 
 impl Event {
     /// The deletion of an execution that was found to be gone without an entry in the log.
     pub fn gone(cursor: Cursor, execution_id: &str) -> Self {
-        let key = RecordKey::execution(execution_id);
-        let kind = ChangeKind::Deleted;
-        Event::new(cursor, 0, key, kind, None, None, None, None, (false, false), None)
+        Event {
+            cursor,
+            at: 0,
+            key: RecordKey::execution(execution_id),
+            kind: ChangeKind::Deleted,
+            revision: None,
+            record: None,
+            execution: None,
+            before: None,
+            status_changed: false,
+            metadata_changed: false,
+            looked_up: None,
+            made: Made::default(),
+        }
     }
 
     /// The same change with a record that was loaded for it.
     pub fn with_record(&self, record: Record, looked_up: (Instant, Instant)) -> Self {
-        Event::new(
-            self.cursor.clone(),
-            self.at,
-            self.key.clone(),
-            self.kind,
-            self.revision,
-            Some(record),
-            None,
-            None,
-            (self.status_changed, self.metadata_changed),
-            Some(looked_up),
-        )
+        Event {
+            cursor: self.cursor.clone(),
+            at: self.at,
+            key: self.key.clone(),
+            kind: self.kind,
+            revision: self.revision,
+            record: Some(record),
+            execution: None,
+            before: None,
+            status_changed: self.status_changed,
+            metadata_changed: self.metadata_changed,
+            looked_up: Some(looked_up),
+            made: Made::default(),
+        }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of a plain value, set in one place")]
-    pub fn new(
-        cursor: Cursor,
-        at: Millis,
-        key: RecordKey,
-        kind: ChangeKind,
-        revision: Option<i64>,
-        record: Option<Record>,
-        execution: Option<Arc<Execution>>,
-        before: Option<Arc<Execution>>,
-        (status_changed, metadata_changed): (bool, bool),
-        looked_up: Option<(Instant, Instant)>,
-    ) -> Self {
-        let weight = 256 + record.as_ref().map_or(0, Record::weight);
-        Event {
-            cursor,
-            at,
-            key,
-            kind,
-            revision,
-            record,
-            execution,
-            before,
-            status_changed,
-            metadata_changed,
-            looked_up,
-            weight,
-            encoded: Mutex::new(Vec::new()),
-        }
+    /// Bytes it takes in memory, roughly.
+    pub fn weight(&self) -> usize {
+        let weight = || 256 + self.record.as_ref().map_or(0, Record::weight);
+        *self.made.weight.get_or_init(weight)
     }
 
     /// The encoded form for these watchers, made by whoever needs it first. `variant` tells the forms apart.
     pub fn encoded(&self, variant: u64, encode: impl FnOnce() -> Bytes) -> Bytes {
-        let mut kept = self.encoded.lock();
+        let mut kept = self.made.encoded.lock();
         if let Some((_, bytes)) = kept.iter().find(|(known, _)| *known == variant) {
             return bytes.clone();
         }

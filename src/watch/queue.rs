@@ -65,11 +65,11 @@ struct State {
 impl State {
     fn fits(&self, event: &Event, bounds: &Bounds) -> bool {
         self.events.is_empty()
-            || (self.events.len() < bounds.events && self.bytes + event.weight <= bounds.bytes)
+            || (self.events.len() < bounds.events && self.bytes + event.weight() <= bounds.bytes)
     }
 
     fn add(&mut self, event: &Arc<Event>) -> Option<Waker> {
-        self.bytes += event.weight;
+        self.bytes += event.weight();
         self.events.push_back(Arc::clone(event));
         self.waker.take()
     }
@@ -87,7 +87,7 @@ impl State {
             }
         }
         self.events = kept;
-        self.bytes = self.events.iter().map(|event| event.weight).sum();
+        self.bytes = self.events.iter().map(|event| event.weight()).sum();
         before - self.events.len()
     }
 }
@@ -118,7 +118,7 @@ impl Queue {
             coalesced = state.coalesce();
             // Half empty at least, or the next pushes would coalesce again and again.
             let roomy = state.events.len() <= self.bounds.events / 2
-                && state.bytes + event.weight <= self.bounds.bytes;
+                && state.bytes + event.weight() <= self.bounds.bytes;
             if !roomy && !state.events.is_empty() {
                 state.end = Some(End::Full);
                 let waker = state.waker.take();
@@ -177,7 +177,7 @@ impl Queue {
     fn take(&self, state: &mut State) -> Option<Next> {
         match state.events.pop_front() {
             Some(event) => {
-                state.bytes -= event.weight.min(state.bytes);
+                state.bytes -= event.weight().min(state.bytes);
                 self.drained.notify_one();
                 Some(Next::Event(event))
             }

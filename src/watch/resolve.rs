@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::event::Event;
+use super::event::{Event, Made};
 use crate::domain::Execution;
 use crate::store::{Change, ChangeKind, ChangeLog, Changed, Error, Record, RecordKey, Result};
 
@@ -47,7 +47,7 @@ impl Weighter<String, Arc<Execution>> for ByWeight {
 impl Weighter<(RecordKey, Vec<u8>), Option<Arc<Event>>> for ByWeight {
     fn weight(&self, key: &(RecordKey, Vec<u8>), event: &Option<Arc<Event>>) -> u64 {
         // The encoded form is kept with the event.
-        let event = event.as_ref().map_or(0, |event| event.weight * 2);
+        let event = event.as_ref().map_or(0, |event| event.weight() * 2);
         (128 + key.0.execution_id.len() + key.1.len() + event) as u64
     }
 }
@@ -439,16 +439,18 @@ fn judge(found: &Found, pass: &Pass, steps_of: &HashMap<String, Arc<Execution>>)
 
 fn event(found: Found, judged: Judged, looked_up: Option<(Instant, Instant)>) -> Event {
     let Found { change, key, record, .. } = found;
-    Event::new(
-        change.cursor,
-        change.at,
+    Event {
+        cursor: change.cursor,
+        at: change.at,
         key,
-        change.kind,
-        change.revision,
+        kind: change.kind,
+        revision: change.revision,
         record,
-        judged.0,
-        judged.1,
-        (change.status_changed, change.metadata_changed),
+        execution: judged.0,
+        before: judged.1,
+        status_changed: change.status_changed,
+        metadata_changed: change.metadata_changed,
         looked_up,
-    )
+        made: Made::default(),
+    }
 }

@@ -290,12 +290,12 @@ async fn ten_thousand_watchers_that_come_back_share_two_readers() {
 fn a_queue_holds_no_more_than_its_bounds() {
     let queue = Queue::new(Bounds { events: 64, bytes: 32 * 1024 });
     let event = |step_id: i32, number: i64| {
-        let cursor = Cursor(number.to_be_bytes().to_vec());
-        let key = RecordKey::step("e", step_id);
-        let revision = Some(number);
-        let kind = ChangeKind::Updated;
-        let flags = (false, false);
-        Arc::new(Event::new(cursor, 0, key, kind, revision, None, None, None, flags, None))
+        Arc::new(Event {
+            key: RecordKey::step("e", step_id),
+            kind: ChangeKind::Updated,
+            revision: Some(number),
+            ..Event::gone(Cursor(number.to_be_bytes().to_vec()), "e")
+        })
     };
     // One hot record: only its newest states wait.
     for number in 0..1000 {
