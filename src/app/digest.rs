@@ -44,7 +44,7 @@ impl Passing {
 
     /// Of everything so far, in lower-case hex digits.
     pub async fn hex(&mut self) -> Result<String> {
-        Ok(hex(&self.settled().await?.clone().finalize()))
+        Ok(hex::encode(self.settled().await?.clone().finalize()))
     }
 
     async fn settled(&mut self) -> Result<&Sha256> {
@@ -59,13 +59,6 @@ impl Passing {
             _ => Err(Error::Bytes(blobs::Error::Failed("the digest was lost".into()))),
         }
     }
-}
-
-/// Lower-case hex digits.
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
 }
 
 #[cfg(test)]

@@ -117,9 +117,6 @@ impl Digest {
 
     /// 32 hex digits.
     pub fn finish(self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let hash = self.0.finalize();
-        let nibbles = hash[..16].iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
+        hex::encode(&self.0.finalize()[..16])
     }
 }

@@ -59,7 +59,7 @@ pub fn digest(points: &[MetricPoint]) -> String {
     for point in points {
         point.feed(&mut hash);
     }
-    hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&hash.finalize()[..16])
 }
 
 /// How many points of a request were stored and how many were not, and why.

@@ -46,7 +46,7 @@ pub fn noise(length: usize, seed: u64) -> Bytes {
 /// Lower-case hex digits of the SHA-256.
 pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(sha2::Sha256::digest(bytes))
 }
 
 pub fn first(description: ArtifactDescription) -> UploadArtifactRequest {

@@ -121,11 +121,7 @@ async fn put(args: &Args, path: &Path, connection: &Connection) -> Result<proto:
 /// The same upload has the same id.
 fn upload_id(description: &proto::ArtifactDescription) -> String {
     use prost::Message as _;
-    hex(&Sha256::digest(description.encode_to_vec()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(description.encode_to_vec()))
 }
 
 async fn digest(path: &Path) -> io::Result<(u64, String)> {
@@ -136,7 +132,7 @@ async fn digest(path: &Path) -> io::Result<(u64, String)> {
         let mut piece = vec![0; READ_BYTES];
         loop {
             match file.read(&mut piece)? {
-                0 => return Ok((size, hex(&hash.finalize()))),
+                0 => return Ok((size, hex::encode(hash.finalize()))),
                 read => {
                     hash.update(&piece[..read]);
                     size += read as u64;
