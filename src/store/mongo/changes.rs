@@ -60,27 +60,9 @@ impl Log {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        let _ = write!(text, "{byte:02X}");
-    }
-    text
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    let value = |digit: u8| char::from(digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    digits.chunks_exact(2).map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?)).collect()
-}
-
 /// A resume token as bytes that sort in log order: its key string, then what else it has.
 fn cursor_of(token: &RawDocument) -> Option<Cursor> {
-    let mut bytes = unhex(token.get_str("_data").ok()?)?;
+    let mut bytes = hex::decode(token.get_str("_data").ok()?).ok()?;
     if let Ok(Some(RawBsonRef::Binary(bits))) = token.get("_typeBits") {
         let length = u16::try_from(bits.bytes.len()).ok()?;
         bytes.extend_from_slice(bits.bytes);
@@ -99,9 +81,9 @@ fn token_of(cursor: &Cursor) -> Option<ResumeToken> {
             let start = rest.len().checked_sub(usize::from(u16::from_be_bytes(*length)))?;
             let (data, bits) = rest.split_at(start);
             let bits = Binary { subtype: BinarySubtype::Generic, bytes: bits.to_vec() };
-            doc! { "_data": hex(data), "_typeBits": bits }
+            doc! { "_data": hex::encode_upper(data), "_typeBits": bits }
         }
-        _ => doc! { "_data": hex(&cursor.0) },
+        _ => doc! { "_data": hex::encode_upper(&cursor.0) },
     };
     bson::deserialize_from_document(token).ok()
 }
