@@ -7,6 +7,7 @@ mod digest;
 pub mod engine;
 pub mod error;
 pub mod ids;
+pub mod lanes;
 pub mod leases;
 pub mod metrics;
 mod pace;

@@ -12,7 +12,8 @@ use super::backends::Stores;
 use super::upkeep;
 use crate::app::analytics::Analytics;
 use crate::app::configurations::Configurations;
-use crate::app::engine::{Bounds, Observer};
+use crate::app::engine::Observer;
+use crate::app::lanes::Bounds;
 use crate::app::leases::Keeper;
 use crate::app::metrics::{Metrics, Recorder};
 use crate::app::rollups::{self, Rollups};
@@ -163,9 +164,9 @@ impl Ground<'_> {
                 applied: Arc::clone(&self.written),
             }),
             Bounds {
-                batch_writes: settings.batch_writes,
+                batch_count: settings.batch_writes,
                 batch_bytes: settings.batch_bytes,
-                lane_writes: (settings.queue_writes / self.store.lanes().max(1)).max(1),
+                lane_items: (settings.queue_writes / self.store.lanes().max(1)).max(1),
                 queue_bytes: settings.queue_bytes,
             },
             self.lanes,
@@ -187,8 +188,8 @@ impl Ground<'_> {
             arrivals: Arc::clone(&arrivals),
             recorded: Arc::clone(&self.recorded),
         };
-        let bounds = app::metrics::Bounds {
-            batch_points: BATCH_POINTS,
+        let bounds = Bounds {
+            batch_count: BATCH_POINTS,
             batch_bytes: settings.batch_bytes,
             lane_requests,
             queue_bytes: settings.queue_bytes,

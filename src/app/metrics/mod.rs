@@ -10,7 +10,7 @@ use crate::domain::query::Page;
 use crate::domain::{MetricInterval, MetricPoint, Millis};
 use crate::store::metrics::{IntervalQuery, MetricStore, PointKey, Span};
 
-pub use recorder::{Bounds, Observer, Pending, Recorder, Request};
+pub use recorder::{Observer, Pending, Recorder, Request};
 
 /// Points asked of the store in one query.
 const QUERY_POINTS: usize = 2000;
