@@ -454,3 +454,123 @@ fn a_database_that_is_away_is_unavailable_and_comes_back() {
         }
     });
 }
+
+/// A server on a mongod of its own whose writes fail soon after it freezes.
+async fn with_mongod() -> (Mongod, support::server::Server) {
+    let mongod = Mongod::start();
+    let server = Backend::on(&mongod.uri())
+        .serve_with(|config| {
+            config.mongodb.server_selection_timeout = Some(Duration::from_secs(1));
+        })
+        .await;
+    (mongod, server)
+}
+
+#[test]
+fn writes_wait_for_a_new_stream_after_a_freeze() {
+    run(async {
+        use ingest_request::Write;
+        use ingest_response::Result as Outcome;
+        use tonic_types::RpcStatusExt as _;
+
+        let (mut mongod, s) = with_mongod().await;
+        s.create("e").await;
+        s.start("e", 1).await;
+        let request = |sequence: i64| {
+            let progress = Some(sequence as f64 / 10.0);
+            let write = UpdateStepRequest { progress, ..update_step("e", 1) };
+            IngestRequest { sequence, write: Some(Write::UpdateStep(write)) }
+        };
+        let (send, requests) = tokio::sync::mpsc::channel(16);
+        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+        let mut answers = ok(s.ingest().ingest(requests).await).into_inner();
+        let mut answer = async |sequence: i64| {
+            let answer = ok(in_time("an answer", answers.message()).await).expect("an answer");
+            assert_eq!(answer.sequence, sequence);
+            answer.result.expect("a result")
+        };
+        send.send(request(1)).await.expect("open");
+        assert!(matches!(answer(1).await, Outcome::Step(_)));
+        mongod.signal(Signal::SIGSTOP);
+        send.send(request(2)).await.expect("open");
+        send.send(request(3)).await.expect("open");
+        let Outcome::Error(failed) = answer(2).await else { panic!("it is applied") };
+        assert_eq!(failed.code, Code::Unavailable as i32, "{failed:?}");
+        mongod.signal(Signal::SIGCONT);
+        for sequence in 4..=8 {
+            send.send(request(sequence)).await.expect("open");
+        }
+        for sequence in 3..=8 {
+            let Outcome::Error(status) = answer(sequence).await else {
+                panic!("{sequence} is applied, {} is not", sequence - 1)
+            };
+            let info = status.get_details_error_info().expect("an ErrorInfo");
+            assert_eq!(info.reason, "EARLIER_WRITE_FAILED");
+            assert_eq!(info.metadata["failed_sequence"], "2");
+        }
+        let progress = eventually("the database is back", async || {
+            s.try_step("e", 1).await.ok().and_then(|step| step.progress)
+        });
+        assert!(progress.await <= 0.3, "what came after the failure is not applied");
+        // Until the server has found its database again, with everything that follows.
+        let mut first = 2;
+        eventually("everything is applied", async || {
+            let requests = tokio_stream::iter((first..=8).map(request));
+            let mut answers = s.ingest().ingest(requests).await.ok()?.into_inner();
+            while let Some(answer) = answers.message().await.ok()? {
+                match answer.result {
+                    Some(Outcome::Step(_)) => first = answer.sequence + 1,
+                    _ => break,
+                }
+            }
+            (first == 9).then_some(())
+        })
+        .await;
+        assert_eq!(s.step("e", 1).await.progress, Some(0.8));
+    });
+}
+
+/// Small records that one client sends, each in a frame of its own.
+const SMALL_RECORDS: i64 = 60_000;
+
+#[test]
+fn a_client_that_sends_faster_than_the_store_takes_is_slowed_down() {
+    run(async {
+        let (mut mongod, s) = with_mongod().await;
+        s.create("e").await;
+        mongod.signal(Signal::SIGSTOP);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&sent);
+        let mut next = 0;
+        let mut flushed = true;
+        let requests = futures::stream::poll_fn(move |context| {
+            flushed = !flushed;
+            if flushed {
+                // The client sends what it has before it asks again.
+                context.waker().wake_by_ref();
+                return std::task::Poll::Pending;
+            }
+            counter.store(next as usize, Ordering::SeqCst);
+            if next == SMALL_RECORDS {
+                return std::task::Poll::Ready(None);
+            }
+            let beat = HeartbeatRequest { execution_id: format!("n{next}") };
+            let write = Some(ingest_request::Write::Heartbeat(beat));
+            let request = IngestRequest { sequence: next, write };
+            next += 1;
+            std::task::Poll::Ready(Some(request))
+        });
+        let mut answers = ok(s.ingest().ingest(requests).await).into_inner();
+        eventually("much is on the wire", async || {
+            (sent.load(Ordering::SeqCst) >= 45_000).then_some(())
+        })
+        .await;
+        mongod.signal(Signal::SIGCONT);
+        let mut answered = 0;
+        while let Some(answer) = ok(in_time("an answer", answers.message()).await) {
+            assert!(answer.result.is_some());
+            answered += 1;
+        }
+        assert_eq!(answered, SMALL_RECORDS);
+    });
+}

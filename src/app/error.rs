@@ -53,6 +53,9 @@ pub enum Error {
     /// The request breaks rules that can be seen without looking anything up.
     #[error("{} invalid field(s)", .0.count())]
     Invalid(Violations),
+    /// The request would take more memory than it may once it is decoded.
+    #[error("the message would take some {bytes} bytes once decoded, more than {limit}")]
+    MessageTooLarge { bytes: usize, limit: usize },
     /// The rules do not allow it.
     #[error("{0:?}")]
     Refused(Refusal),
@@ -71,6 +74,16 @@ pub enum Error {
     /// The storage of the bytes failed.
     #[error(transparent)]
     Bytes(blobs::Error),
+    /// An earlier write of the same execution on the same stream failed for now; this one may or may not have been
+    /// applied.
+    #[error("write {failed} of the same execution failed before")]
+    EarlierWriteFailed {
+        /// The number of that write.
+        failed: i64,
+    },
+    /// Writes of more executions failed for now than a stream remembers.
+    #[error("writes of more than {limit} executions failed")]
+    TooManyFailed { limit: usize },
     /// Retention is being run already, here or on another server.
     #[error("retention is being run already")]
     RetentionRunning,
@@ -104,6 +117,16 @@ impl From<blobs::Error> for Error {
 }
 
 impl Error {
+    /// Whether the same request may well succeed in a moment: its status says when to come back.
+    pub fn is_for_now(&self) -> bool {
+        match self {
+            Error::QueueFull | Error::ShuttingDown | Error::TooManyFailed { .. } => true,
+            Error::Bytes(error) => matches!(error, blobs::Error::Unavailable(_)),
+            Error::Store(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+
     /// One invalid field.
     pub fn invalid(field: impl AsRef<str>, description: impl Into<String>) -> Self {
         let mut violations = Violations::default();

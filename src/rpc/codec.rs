@@ -11,6 +11,7 @@ use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use super::status;
 use super::weight::{Kind, Weights};
+use crate::app::Error;
 
 /// What a request may take once it is decoded, in bytes. It bounds the memory of the process, and a codec is made from
 /// nothing, so it is one for all servers in it.
@@ -41,7 +42,7 @@ where
     type Decoder = Weighed<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        Plain(PhantomData)
+        Plain::default()
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -52,6 +53,12 @@ where
 /// Writes messages.
 pub struct Plain<T>(PhantomData<fn() -> T>);
 
+impl<T> Default for Plain<T> {
+    fn default() -> Self {
+        Plain(PhantomData)
+    }
+}
+
 impl<T: prost::Message> Encoder for Plain<T> {
     type Item = T;
     type Error = Status;
@@ -60,6 +67,20 @@ impl<T: prost::Message> Encoder for Plain<T> {
         into.reserve(item.encoded_len());
         item.encode_raw(into);
         Ok(())
+    }
+}
+
+/// Refuses a request that would take more than it may once it is decoded.
+pub fn weighed<T: prost::Name>(message: &[u8]) -> Result<(), Error> {
+    let Some(request) = Weights::get().request(&T::full_name()) else { return Ok(()) };
+    weighed_as(request, message)
+}
+
+fn weighed_as(request: Kind, message: &[u8]) -> Result<(), Error> {
+    let limit = DECODED_BYTES.load(Ordering::Relaxed);
+    match Weights::get().weigh(request, message, limit) {
+        Some(bytes) => Err(Error::MessageTooLarge { bytes, limit }),
+        None => Ok(()),
     }
 }
 
@@ -83,10 +104,7 @@ impl<T: prost::Message + Default> Decoder for Weighed<T> {
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
         let whole = from.copy_to_bytes(from.remaining());
         if let Some(request) = self.request {
-            let limit = DECODED_BYTES.load(Ordering::Relaxed);
-            if let Some(bytes) = Weights::get().weigh(request, &whole, limit) {
-                return Err(status::message_too_large(bytes, limit));
-            }
+            weighed_as(request, &whole).map_err(|error| status::of(&error))?;
         }
         // The words are those of tonic's own codec, which the edge turns into the contract's error.
         T::decode(whole).map(Some).map_err(|error| status::undecodable(&error))

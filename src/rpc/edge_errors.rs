@@ -29,20 +29,33 @@ pub fn rewrite(code: Code, message: &str) -> Option<Status> {
     if (code, message) == CUT_OFF {
         return Some(status::of(&Error::BrokenOff));
     }
-    let (field, description) = match code {
-        Code::OutOfRange => too_large(message)?,
-        Code::ResourceExhausted => too_large_unpacked(message)?,
-        Code::Internal => unreadable(message)?,
-        _ => return None,
-    };
+    let (field, description) = bad_message(code, message)?;
     Some(status::of(&Error::invalid(field, description)))
+}
+
+/// The field and what is wrong with it, where the library complains of a message.
+pub fn bad_message(code: Code, message: &str) -> Option<(String, String)> {
+    match code {
+        Code::OutOfRange => too_large(message),
+        Code::ResourceExhausted => too_large_unpacked(message),
+        Code::Internal => unreadable(message),
+        _ => None,
+    }
 }
 
 fn too_large(message: &str) -> Option<(String, String)> {
     let rest = message.strip_prefix("Error, decoded message length too large: found ")?;
     let (size, rest) = rest.split_once(" bytes, the limit is: ")?;
     let limit = rest.strip_suffix(" bytes")?;
-    Some((MESSAGE.to_owned(), format!("is {size} bytes, more than the limit of {limit}")))
+    Some(larger_than(size, limit))
+}
+
+/// What is wrong with a message of so many bytes.
+pub fn larger_than(
+    size: impl std::fmt::Display,
+    limit: impl std::fmt::Display,
+) -> (String, String) {
+    (MESSAGE.to_owned(), format!("is {size} bytes, more than the limit of {limit}"))
 }
 
 fn too_large_unpacked(message: &str) -> Option<(String, String)> {
@@ -51,7 +64,8 @@ fn too_large_unpacked(message: &str) -> Option<(String, String)> {
     Some((MESSAGE.to_owned(), format!("is unpacked more than the limit of {limit} bytes")))
 }
 
-fn unreadable(message: &str) -> Option<(String, String)> {
+/// What is wrong with a message that cannot be read, by the library's words: the field, and how.
+pub fn unreadable(message: &str) -> Option<(String, String)> {
     if let Some(reason) = message.strip_prefix("failed to decode Protobuf message: ") {
         let (field, reason) = field_and_reason(reason);
         if reason == "recursion limit reached" {

@@ -36,12 +36,19 @@ struct Answer {
     details: ErrorDetails,
     /// Of a request that breaks rules; they join the details as far as there is room.
     violations: Option<Violations>,
+    /// Of the ErrorInfo.
+    metadata: HashMap<String, String>,
 }
 
 impl Answer {
     fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Answer { code, reason, message, details: ErrorDetails::new(), violations: None }
+        let (message, details) = (message.into(), ErrorDetails::new());
+        Answer { code, reason, message, details, metadata: HashMap::new(), violations: None }
+    }
+
+    fn metadata(mut self, name: &str, value: impl ToString) -> Self {
+        self.metadata.insert(name.to_owned(), value.to_string());
+        self
     }
 
     fn resource(mut self, kind: &str, name: impl Into<String>) -> Self {
@@ -65,30 +72,26 @@ impl Answer {
 
 /// The status of a failure.
 pub fn of(error: &Error) -> Status {
-    with_metadata(answer(error), HashMap::new())
+    status(answer(error))
 }
 
 /// The status of a message of a stream of metrics that was refused, with what became of the others.
 pub fn of_metric_stream(error: &Error, message: u64, counts: MetricCounts) -> Status {
-    let mut answer = answer(error);
+    let mut answer = answer(error)
+        .metadata("message", message)
+        .metadata("accepted", counts.accepted)
+        .metadata("too_old", counts.too_old)
+        .metadata("in_future", counts.in_future);
     answer.message = format!(
         "{} (message {message} of the stream; of the others {} points are stored)",
         answer.message, counts.accepted
     );
-    let metadata = [
-        ("message", message.to_string()),
-        ("accepted", counts.accepted.to_string()),
-        ("too_old", counts.too_old.to_string()),
-        ("in_future", counts.in_future.to_string()),
-    ];
-    let metadata = metadata.map(|(name, value)| (name.to_owned(), value));
-    with_metadata(answer, metadata.into_iter().collect())
+    status(answer)
 }
 
-fn with_metadata(answer: Answer, metadata: HashMap<String, String>) -> Status {
-    let Answer { code, reason, message, mut details, violations } = answer;
+fn status(answer: Answer) -> Status {
+    let Answer { code, reason, message, mut details, mut metadata, violations } = answer;
     let message = cut(message, MESSAGE_BYTES);
-    let mut metadata = metadata;
     if let Some(violations) = &violations {
         metadata.insert("violations".to_owned(), violations.count().to_string());
     }
@@ -142,13 +145,19 @@ pub fn bounded(status: &Status) -> Status {
     Status::new(status.code(), cut(status.message().to_owned(), MESSAGE_BYTES))
 }
 
-/// A message that would take more memory than it may once it is decoded.
-pub fn message_too_large(bytes: usize, limit: usize) -> Status {
-    let message = format!(
-        "message would take some {bytes} bytes of memory once decoded, more than the limit of {limit}"
-    );
-    let answer = Answer::new(Code::InvalidArgument, "MESSAGE_TOO_LARGE", message);
-    with_metadata(answer.field("message"), HashMap::new())
+/// The status of an Ingest stream that ends because a message of it cannot be read.
+pub fn of_bad_message(field: &str, description: &str, last_sequence: Option<i64>) -> Status {
+    let message = format!("{field} {description}");
+    let mut answer = Answer::new(Code::InvalidArgument, "BAD_MESSAGE", message).field(field);
+    if let Some(sequence) = last_sequence {
+        answer = answer.metadata("last_sequence", sequence);
+    }
+    status(answer)
+}
+
+/// A method that this version does not have, as the library says it.
+pub fn unknown_method() -> Status {
+    Status::unimplemented("")
 }
 
 /// A message that is no protobuf, in the words of the library, which `edge_errors` turns into an answer.
@@ -189,6 +198,14 @@ fn looked_up(error: &Error) -> Answer {
             let answer = Answer::new(Code::InvalidArgument, "INVALID_ARGUMENT", message);
             Answer { violations: Some(violations.clone()), ..answer }
         }
+        Error::MessageTooLarge { bytes, limit } => Answer::new(
+            Code::InvalidArgument,
+            "MESSAGE_TOO_LARGE",
+            format!(
+                "message would take some {bytes} bytes of memory once decoded, more than the limit of {limit}"
+            ),
+        )
+        .field("message"),
         Error::Refused(refusal) => refused(refusal),
         Error::BadToken(field) => Answer::new(
             Code::InvalidArgument,
@@ -222,6 +239,23 @@ fn looked_up(error: &Error) -> Answer {
         Error::Bytes(blobs::Error::Missing | blobs::Error::Failed(_)) => {
             Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
         }
+        Error::EarlierWriteFailed { failed } => Answer::new(
+            Code::Aborted,
+            "EARLIER_WRITE_FAILED",
+            format!(
+                "write {failed} of the same execution failed before; open a new stream and send again from that one"
+            ),
+        )
+        .metadata("failed_sequence", failed),
+        Error::TooManyFailed { limit } => Answer::new(
+            Code::Unavailable,
+            "TOO_MANY_WRITES_FAILED",
+            format!(
+                "writes of more than {limit} executions failed on this stream; open a new one and send again from \
+                 the first that failed"
+            ),
+        )
+        .retry(),
         Error::RetentionRunning => Answer::new(
             Code::Aborted,
             "RETENTION_RUNNING",
@@ -453,6 +487,11 @@ mod tests {
         let id = || "e".to_owned();
         let table: Vec<(Error, Code, &str)> = vec![
             (Error::invalid("f", "is bad"), Code::InvalidArgument, "INVALID_ARGUMENT"),
+            (
+                Error::MessageTooLarge { bytes: 2, limit: 1 },
+                Code::InvalidArgument,
+                "MESSAGE_TOO_LARGE",
+            ),
             (Error::BadToken("page_token"), Code::InvalidArgument, "INVALID_TOKEN"),
             (Error::QueueFull, Code::ResourceExhausted, "QUEUE_FULL"),
             (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN"),
@@ -591,6 +630,8 @@ mod tests {
                 "UPLOAD_TAKEN",
             ),
             (Error::BrokenOff, Code::Cancelled, "BROKEN_OFF"),
+            (Error::EarlierWriteFailed { failed: 2 }, Code::Aborted, "EARLIER_WRITE_FAILED"),
+            (Error::TooManyFailed { limit: 2 }, Code::Unavailable, "TOO_MANY_WRITES_FAILED"),
             (
                 Error::Bytes(blobs::Error::Unavailable("secret mongodb://user:pass@host".into())),
                 Code::Unavailable,
@@ -631,6 +672,7 @@ mod tests {
             assert!(!status.message().contains("mongodb://"), "{}", status.message());
             let retry = matches!(code, Code::Unavailable | Code::ResourceExhausted);
             assert!(!retry || details.retry_info().is_some(), "{error:?}");
+            assert_eq!(details.retry_info().is_some(), error.is_for_now(), "{error:?}");
             assert!(code != Code::NotFound || details.resource_info().is_some(), "{error:?}");
         }
     }

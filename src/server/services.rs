@@ -1,5 +1,7 @@
 //! The gRPC port: every service over the parts, and the layers in front of them.
 
+use std::sync::Arc;
+
 use futures::TryStreamExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -8,13 +10,14 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::parts::Parts;
+use crate::app::ingest::Ingest;
 use crate::config::{self, Config};
+use crate::proto;
 use crate::proto::admin_service_server::AdminServiceServer;
 use crate::proto::analytics_service_server::AnalyticsServiceServer;
 use crate::proto::artifact_service_server::ArtifactServiceServer;
 use crate::proto::configuration_service_server::ConfigurationServiceServer;
 use crate::proto::execution_service_server::ExecutionServiceServer;
-use crate::proto::ingest_service_server::IngestServiceServer;
 use crate::proto::metric_service_server::MetricServiceServer;
 use crate::proto::search_service_server::SearchServiceServer;
 use crate::proto::step_service_server::StepServiceServer;
@@ -40,11 +43,12 @@ pub(super) fn serve(
         .http2_keepalive_timeout(Some(settings.ping_timeout))
         .max_concurrent_streams(Some(settings.streams_per_connection))
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .initial_stream_window_size(Some(1024 * 1024))
-        .initial_connection_window_size(Some(8 * 1024 * 1024))
+        .initial_stream_window_size(Some(rpc::eager::STREAM_WINDOW))
+        .initial_connection_window_size(Some(rpc::eager::CONNECTION_WINDOW))
         .layer(rpc::observe::Observe::served(std::process::id()))
         .layer(rpc::edge_errors::EdgeErrors)
         .layer(rpc::whole_requests::WholeRequests)
+        .layer(rpc::eager::Eager::described(proto::DESCRIPTORS))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
 }
@@ -73,7 +77,7 @@ pub(super) fn routes(
         metrics: parts.metrics.clone(),
         stop: stop.clone(),
     });
-    let ingest = IngestServiceServer::new(rpc::ingest::Ingest {
+    let ingest = rpc::ingest::IngestRoutes::new(Arc::new(Ingest {
         app: app(),
         configurations: parts.configurations.clone(),
         metrics: parts.metrics,
@@ -81,8 +85,8 @@ pub(super) fn routes(
         lease_made: parts.lease_made,
         tasks: tasks.clone(),
         stop: stop.clone(),
-        in_flight: config.writes.ingest_in_flight,
-    });
+        in_flight: config.writes.ingest_in_flight.max(1),
+    }));
     let configurations = ConfigurationServiceServer::new(rpc::configurations::Service {
         configurations: parts.configurations,
     });
@@ -109,7 +113,7 @@ pub(super) fn routes(
         .add_service(watches)
         .add_service(steps.max_decoding_message_size(request_bytes))
         .add_service(metrics.max_decoding_message_size(request_bytes))
-        .add_service(ingest.max_decoding_message_size(request_bytes))
+        .add_service(ingest)
         .add_service(configurations.max_decoding_message_size(request_bytes))
         .add_service(search.max_decoding_message_size(request_bytes))
         .add_service(artifacts.max_decoding_message_size(request_bytes))

@@ -7,7 +7,10 @@ use ingest_response::Result as R;
 use stepwell::proto::*;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Status, Streaming};
+use tonic_types::{RpcStatusExt as _, StatusExt as _};
+
+use stepwell::rpc::shared_codec::SharedCodec;
 
 use crate::support::backend::Backend;
 use crate::support::client::*;
@@ -379,4 +382,220 @@ pub async fn a_slow_reader_of_answers_holds_up_only_itself(b: Backend) {
     )
     .await;
     assert_eq!(counted, 20_000, "nothing was dropped");
+}
+
+/// An open stream, written to one message after the other.
+struct Ingesting {
+    send: tokio::sync::mpsc::Sender<IngestRequest>,
+    answers: Streaming<IngestResponse>,
+}
+
+impl Ingesting {
+    async fn open(client: &Client) -> Ingesting {
+        let (send, requests) = tokio::sync::mpsc::channel(64);
+        let answers = client.ingest().ingest(ReceiverStream::new(requests)).await;
+        Ingesting { send, answers: ok(answers).into_inner() }
+    }
+
+    async fn send(&self, sequence: i64, write: W) {
+        let request = IngestRequest { sequence, write: Some(write) };
+        self.send.send(request).await.expect("the stream is open");
+    }
+
+    async fn answer(&mut self, sequence: i64) -> R {
+        let answer = ok(in_time("an answer", self.answers.message()).await).expect("an answer");
+        assert_eq!(answer.sequence, sequence);
+        answer.result.expect("a result")
+    }
+
+    async fn ask(&mut self, sequence: i64, write: W) -> R {
+        self.send(sequence, write).await;
+        self.answer(sequence).await
+    }
+
+    /// That a write is not applied, because of an earlier one.
+    #[track_caller]
+    fn held_up(answer: &R, failed: i64) {
+        let R::Error(status) = answer else { panic!("not held up: {answer:?}") };
+        let info = status.get_details_error_info().expect("an ErrorInfo");
+        assert_eq!(
+            (status.code, info.reason.as_str()),
+            (Code::Aborted as i32, "EARLIER_WRITE_FAILED")
+        );
+        assert_eq!(info.metadata["failed_sequence"], failed.to_string());
+        assert!(status.get_details_retry_info().is_none(), "on this stream never");
+    }
+}
+
+fn numbered(id: &str, number: i64) -> W {
+    let metadata = meta(json!({ "number": number }));
+    W::UpdateExecution(UpdateExecutionRequest { metadata, ..update(id) })
+}
+
+pub async fn nothing_follows_a_write_that_failed_for_now(b: Backend) {
+    let s = b
+        .serve_with(|config| {
+            config.mongodb.server_selection_timeout = Some(std::time::Duration::from_secs(1));
+        })
+        .await;
+    s.create("e").await;
+    s.create("other").await;
+    s.finish("other", ExecutionStatus::Completed).await;
+    let mut stream = Ingesting::open(&s).await;
+    assert!(matches!(stream.ask(1, numbered("e", 1)).await, R::Execution(_)));
+    // Another program holds the execution, on SQLite the file, for longer than a write waits.
+    let foreign = b.open_transaction("e").await;
+    stream.send(2, numbered("e", 2)).await;
+    stream.send(3, numbered("e", 3)).await;
+    let R::Error(failed) = stream.answer(2).await else { panic!("it is applied") };
+    assert!(failed.get_details_retry_info().is_some(), "it failed for now: {failed:?}");
+    Ingesting::held_up(&stream.answer(3).await, 2);
+    foreign.abort().await;
+    // The database is there again, and yet nothing of this execution is applied on this stream.
+    let delete = DeleteExecutionRequest { execution_id: "e".into(), force: true };
+    for (sequence, write) in [
+        (4, numbered("e", 4)),
+        (5, W::StartStep(start("e", 1))),
+        (6, W::Heartbeat(HeartbeatRequest { execution_id: "e".into() })),
+        (7, W::DeleteExecution(delete)),
+    ] {
+        Ingesting::held_up(&stream.ask(sequence, write).await, 2);
+    }
+    let stored = s.execution("e").await;
+    let number = plain_meta(&stored.metadata)["number"].clone();
+    assert!(number == json!(1) || number == json!(2) || number == json!(3), "{number}");
+    refused(s.try_step("e", 1).await, Code::NotFound, "STEP_NOT_FOUND");
+    // Other executions, points and artifacts go on; a malformed write is refused for what it is.
+    assert!(matches!(stream.ask(8, numbered("other", 8)).await, R::Execution(_)));
+    let points = RecordMetricsRequest {
+        execution_id: "e".into(),
+        points: vec![MetricPoint {
+            timestamp: Some(time(wall_clock_ms())),
+            metrics: [("m".to_owned(), 1.0)].into(),
+            ..Default::default()
+        }],
+        request_id: None,
+    };
+    assert!(matches!(stream.ask(9, W::RecordMetrics(points)).await, R::Metrics(_)));
+    let artifact = Artifact {
+        execution_id: "e".into(),
+        artifact_type: "log".into(),
+        artifact_name: "a".into(),
+        ..Default::default()
+    };
+    assert!(matches!(stream.ask(10, W::PutArtifact(artifact)).await, R::Artifact(_)));
+    let malformed = W::UpdateStep(UpdateStepRequest { progress: Some(7.0), ..update_step("e", 1) });
+    let R::Error(status) = stream.ask(11, malformed).await else { panic!("not refused") };
+    assert_eq!(status.code, Code::InvalidArgument as i32);
+    // The same again over a new stream, from the one that failed.
+    let mut again = Ingesting::open(&s).await;
+    for number in 2..=4 {
+        assert!(matches!(again.ask(number, numbered("e", number)).await, R::Execution(_)));
+    }
+    assert!(matches!(again.ask(5, W::StartStep(start("e", 1))).await, R::Step(_)));
+    assert_eq!(plain_meta(&s.execution("e").await.metadata), json!({ "number": 4 }));
+    // The old one ends as its client ends it.
+    drop(stream.send);
+    assert!(ok(in_time("the end", stream.answers.message()).await).is_none());
+}
+
+pub async fn a_refusal_holds_nothing_up(b: Backend) {
+    let s = b.serve().await;
+    let mut stream = Ingesting::open(&s).await;
+    let created = s.create("e").await;
+    let stale = W::UpdateExecution(UpdateExecutionRequest {
+        expected_revision: Some(created.revision - 1),
+        ..update("e")
+    });
+    for (sequence, write, code) in [
+        (1, stale, Code::Aborted),
+        (2, W::UpdateStep(update_step("e", 9)), Code::NotFound),
+        (
+            3,
+            W::CreateExecution(CreateExecutionRequest { app_name: "x".into(), ..create("e") }),
+            Code::AlreadyExists,
+        ),
+    ] {
+        let R::Error(status) = stream.ask(sequence, write).await else { panic!("not refused") };
+        assert_eq!(status.code, code as i32, "{status:?}");
+        let number = 10 * sequence;
+        assert!(matches!(stream.ask(number, numbered("e", number)).await, R::Execution(_)));
+    }
+}
+
+/// A stream of messages as they are on the wire.
+async fn ingest_raw(
+    s: &Client,
+    messages: Vec<Vec<u8>>,
+) -> (Vec<IngestResponse>, Result<(), Status>) {
+    let mut client = tonic::client::Grpc::new(s.channel.clone());
+    client.ready().await.expect("connected");
+    let codec = SharedCodec::<IngestResponse>::default();
+    let messages = tokio_stream::iter(messages.into_iter().map(bytes::Bytes::from));
+    let path = http::uri::PathAndQuery::from_static("/stepwell.v1.IngestService/Ingest");
+    let answers = client.streaming(tonic::Request::new(messages), path, codec).await;
+    let mut answers = ok(answers).into_inner();
+    let mut all = Vec::new();
+    loop {
+        match in_time("an answer", answers.message()).await {
+            Ok(Some(answer)) => all.push(answer),
+            Ok(None) => return (all, Ok(())),
+            Err(status) => return (all, Err(status)),
+        }
+    }
+}
+
+pub async fn a_message_that_cannot_be_read_is_a_refusal_while_its_sequence_can(b: Backend) {
+    use prost::Message as _;
+
+    let s = b.serve_with(|config| {
+        config.limits.request_bytes = 1024 * 1024;
+        config.limits.payload_bytes = 1024 * 1024;
+    });
+    let s = s.await;
+    let message =
+        |sequence: i64, write: W| IngestRequest { sequence, write: Some(write) }.encode_to_vec();
+    let created =
+        |sequence: i64| message(sequence, W::CreateExecution(create(&format!("e{sequence}"))));
+    let deep = (0..60).fold(json!(1), |inner, _| json!([inner]));
+    let deep = StartStepRequest { input: Some(value(deep)), ..start("e1", 1) };
+    let large = value(json!("x".repeat(2 * 1024 * 1024)));
+    let large = StartStepRequest { input: Some(large), ..start("e1", 2) };
+    let no_utf8 = [created(4), vec![0x1a, 2, 0xff, 0xfe]].concat();
+    let messages = vec![
+        created(1),
+        message(2, W::StartStep(deep)),
+        message(-3, W::StartStep(large)),
+        no_utf8,
+        created(5),
+    ];
+    let (answers, end) = ingest_raw(&s, messages.clone()).await;
+    end.expect("the stream goes on, and ends with its client");
+    let mut answers: HashMap<i64, R> = answers
+        .into_iter()
+        .map(|answer| (answer.sequence, answer.result.expect("a result")))
+        .collect();
+    assert_eq!(answers.len(), 5);
+    for (sequence, field, why) in [
+        (2, "write", "nests deeper than the limit of 30"),
+        (-3, "message", "bytes, more than the limit of 1048576"),
+        (4, "", "is not valid protobuf"),
+    ] {
+        let Some(R::Error(status)) = answers.remove(&sequence) else { panic!("{answers:?}") };
+        assert_eq!(status.code, Code::InvalidArgument as i32);
+        let violations = status.get_details_bad_request().expect("a BadRequest").field_violations;
+        assert!(violations[0].field.contains(field), "{violations:?}");
+        assert!(violations[0].description.contains(why), "{violations:?}");
+    }
+    assert!(answers.values().all(|answer| matches!(answer, R::Execution(_))), "{answers:?}");
+
+    // What cannot be told apart ends the stream; everything before it is answered.
+    let (answers, end) = ingest_raw(&s, vec![created(6), vec![0xff; 9], created(7)]).await;
+    assert!(matches!(answers.as_slice(), [IngestResponse { sequence: 6, .. }]), "{answers:?}");
+    let details = check_refusal(&end.expect_err("it ended"), Code::InvalidArgument, "BAD_MESSAGE");
+    assert_eq!(details.error_info().expect("ErrorInfo").metadata["last_sequence"], "6");
+    refused(s.try_execution("e7").await, Code::NotFound, "EXECUTION_NOT_FOUND");
+    let (_, end) = ingest_raw(&s, vec![vec![0xff; 9]]).await;
+    let details = end.expect_err("it ended").get_error_details();
+    assert!(details.error_info().expect("ErrorInfo").metadata.is_empty(), "there was none");
 }

@@ -225,6 +225,9 @@ cases! {
         a_whole_step_is_kept_as_it_is: "3.put",
         a_put_record_is_watched_and_goes_on_like_any_other: "3.put" "4.2",
         a_slow_reader_of_answers_holds_up_only_itself: "3.Ingest",
+        nothing_follows_a_write_that_failed_for_now: "3.Ingest.failed",
+        a_refusal_holds_nothing_up: "3.Ingest" "3.Ingest.failed",
+        a_message_that_cannot_be_read_is_a_refusal_while_its_sequence_can: "3.Ingest.unreadable",
     }
     metrics {
         points_come_back_by_time_and_in_order_of_arrival: "1.metrics" "3.RecordMetrics" "3.QueryMetrics",

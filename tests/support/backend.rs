@@ -455,4 +455,13 @@ impl Foreign {
             Foreign::Mongodb(mut session) => session.commit_transaction().await.expect("committed"),
         }
     }
+
+    pub async fn abort(self) {
+        match self {
+            Foreign::Sqlite(connection) => {
+                connection.execute_batch("ROLLBACK").expect("rolled back")
+            }
+            Foreign::Mongodb(mut session) => session.abort_transaction().await.expect("aborted"),
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use mongodb::bson::doc;
+use nix::sys::signal::Signal;
 use stepwell::clock::SystemClock;
 use stepwell::domain::limits::Limits;
 use stepwell::store::Store as _;
@@ -84,6 +85,11 @@ impl Mongod {
     /// Kills it, as a power cut would.
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+
+    /// Freezes it (SIGSTOP), or lets it go on (SIGCONT).
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Starts it again on the same files and waits until it takes writes.

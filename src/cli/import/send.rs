@@ -63,7 +63,8 @@ pub struct Sender {
     /// Sent on this stream and not answered.
     in_flight: BTreeMap<i64, Outgoing>,
     in_flight_bytes: usize,
-    /// Answered with "not now"; they are still in flight as far as the window is concerned.
+    /// Answered with "not now"; they are still in flight as far as the window is concerned. What belongs to the same
+    /// executions is held up on this stream, so these go over a new one once everything else is answered.
     later: BTreeSet<i64>,
     /// Nothing is sent before this.
     pause_until: Option<Instant>,
@@ -113,7 +114,7 @@ impl Sender {
     ) -> Result<(), Stopped> {
         let mut reading = true;
         loop {
-            if self.pause_until.is_none() {
+            if self.pause_until.is_none() && self.later.is_empty() {
                 self.fill(listener).await?;
             }
             if !reading && self.queue.is_empty() && self.in_flight.is_empty() {
@@ -141,14 +142,12 @@ impl Sender {
                         }
                     }
                 }
-                Woken::PauseOver => {
-                    self.pause_until = None;
-                    self.resend_later();
-                }
+                Woken::PauseOver => self.pause_until = None,
             }
-            if self.later.is_empty() || self.pause_until.is_some() {
+            if self.later.is_empty() || self.later.len() < self.in_flight.len() {
                 continue;
             }
+            self.put_back();
             let reason = "the server has no room just now";
             self.pause(reason, listener)?;
         }
@@ -253,8 +252,8 @@ impl Sender {
         if first && revision >= self.began { Outcome::Stored } else { Outcome::AlreadyThere }
     }
 
-    /// The stream ended with records unanswered, or could not be opened.
-    fn broke(&mut self, status: &Status, listener: &mut dyn Listener) -> Result<(), Stopped> {
+    /// Gives the stream up; what is in flight comes first on the next one, in the same order. How many that are.
+    fn put_back(&mut self) -> usize {
         self.stream = None;
         self.later.clear();
         let unanswered = std::mem::take(&mut self.in_flight);
@@ -263,6 +262,12 @@ impl Sender {
         for (_, record) in unanswered.into_iter().rev() {
             self.queue.push_front(record);
         }
+        count
+    }
+
+    /// The stream ended with records unanswered, or could not be opened.
+    fn broke(&mut self, status: &Status, listener: &mut dyn Listener) -> Result<(), Stopped> {
+        let count = self.put_back();
         match status.code() {
             Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied => {
                 Err(Stopped(connection::describe(status)))
@@ -295,16 +300,6 @@ impl Sender {
         let pause = self.first_pause.saturating_mul(1 << (self.tries - 1)).min(LONGEST_PAUSE);
         self.pause_until = Some(Instant::now() + pause);
         Ok(())
-    }
-
-    /// Sends those again that were answered with "not now".
-    fn resend_later(&mut self) {
-        for sequence in std::mem::take(&mut self.later) {
-            if let (Some(record), Some(stream)) = (self.in_flight.get(&sequence), &self.stream) {
-                let write = Some(record.write.clone());
-                let _ = stream.requests.try_send(proto::IngestRequest { sequence, write });
-            }
-        }
     }
 }
 

@@ -30,22 +30,23 @@ struct Misbehaving {
 /// The revision of a record that is stored now; the import of these tests began at 1000.
 const NOW: i64 = 2000;
 
+fn error(code: Code, message: &str) -> Answer {
+    Answer::Error(tonic_types::Status {
+        code: code as i32,
+        message: message.to_owned(),
+        details: Vec::new(),
+    })
+}
+
 impl Misbehaving {
     fn answer(&self, record: &proto::Execution) -> Result<Answer, Status> {
         let mut memory = self.memory.lock().expect("not poisoned");
         let seen = memory.seen.entry(record.execution_id.clone()).or_default();
         *seen += 1;
         let first = *seen == 1;
-        let error = |code: Code, message: &str| {
-            Ok(Answer::Error(tonic_types::Status {
-                code: code as i32,
-                message: message.to_owned(),
-                details: Vec::new(),
-            }))
-        };
         match record.app_name.as_str() {
-            "refused" => return error(Code::InvalidArgument, "app_name is refused"),
-            "busy" if first => return error(Code::Unavailable, "not now"),
+            "refused" => return Ok(error(Code::InvalidArgument, "app_name is refused")),
+            "busy" if first => return Ok(error(Code::Unavailable, "not now")),
             "breaks" if first => return Err(Status::unavailable("going away")),
             "poison" => return Err(Status::internal("cannot be decoded")),
             "unwelcome" => return Err(Status::permission_denied("not you")),
@@ -75,16 +76,23 @@ impl IngestService for Misbehaving {
         request: Request<Streaming<proto::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let server = self.clone();
-        let answers = futures::stream::try_unfold(request.into_inner(), move |mut requests| {
+        let begun = (request.into_inner(), false);
+        let answers = futures::stream::try_unfold(begun, move |(mut requests, failed)| {
             let server = server.clone();
             async move {
                 let Some(request) = requests.message().await? else { return Ok(None) };
                 let Some(Write::PutExecution(record)) = request.write else {
                     return Err(Status::internal("only executions here"));
                 };
-                let result = Some(server.answer(&record)?);
-                let answer = proto::IngestResponse { sequence: request.sequence, result };
-                Ok(Some((answer, requests)))
+                // As if all records were of one execution: what follows one that failed for now is held up.
+                let result = match failed {
+                    true => error(Code::Aborted, "an earlier write failed"),
+                    false => server.answer(&record)?,
+                };
+                let failed = matches!(&result, Answer::Error(error) if is_passing(Code::from_i32(error.code)));
+                let answer =
+                    proto::IngestResponse { sequence: request.sequence, result: Some(result) };
+                Ok(Some((answer, (requests, failed))))
             }
         });
         Ok(Response::new(Box::pin(answers)))
@@ -179,6 +187,19 @@ async fn what_was_not_answered_is_sent_again() {
     assert_eq!(heard.outcomes, stored);
     assert!(heard.troubles >= 3, "{}", heard.troubles);
     assert_eq!(server.memory.lock().expect("not poisoned").stored.len(), 5);
+}
+
+#[tokio::test]
+async fn what_failed_for_now_goes_over_a_new_stream_with_what_it_holds_up() {
+    let records = [("a", "busy"), ("b", "busy"), ("c", "refused"), ("d", "fine")];
+    let (heard, server, ended) = import(&records).await;
+    ended.expect("all answered");
+    let refused = refused("app_name is refused (INVALID_ARGUMENT)");
+    let stored = |line| (line, Outcome::Stored);
+    assert_eq!(heard.outcomes, [stored(1), stored(2), (3, refused), stored(4)]);
+    assert_eq!(heard.troubles, 2, "one for each stream");
+    let seen = &server.memory.lock().expect("not poisoned").seen;
+    assert_eq!([seen["a"], seen["b"], seen["c"], seen["d"]], [2, 2, 1, 1]);
 }
 
 #[tokio::test]
