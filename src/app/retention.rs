@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Error, Result};
-use super::pace::{Applied, Pace};
 use super::{BYTES_WAITED_FOR, Sweeps, ids};
 use crate::clock::Clock;
 use crate::domain::Millis;
 use crate::domain::retention::{Kind, Policy};
-use crate::store::retention::{Aged, Removed, RetentionStore};
+use crate::follow::pace::{Applied, EXPIRING, Newest, Pace};
+use crate::store::leads::{Claim, Leads};
+use crate::store::retention::{Aged, LEAD, Removed, RetentionStore};
 use crate::telemetry::metrics;
 
 /// Records looked at, and deleted, at a time.
@@ -72,6 +73,7 @@ impl Counts {
 /// Retention of one database.
 pub struct Retention {
     store: Arc<dyn RetentionStore>,
+    leads: Arc<dyn Leads>,
     policy: Arc<Policy>,
     clock: Arc<dyn Clock>,
     sweeps: Arc<Sweeps>,
@@ -82,35 +84,33 @@ impl Retention {
     /// `sweeps` is asked for the bytes of the artifacts that a run has marked; `applied` tells of writers.
     pub fn new(
         store: Arc<dyn RetentionStore>,
+        leads: Arc<dyn Leads>,
         policy: Policy,
         clock: Arc<dyn Clock>,
         sweeps: Arc<Sweeps>,
         applied: Applied,
     ) -> Self {
-        Retention { store, policy: Arc::new(policy), clock, sweeps, applied }
+        Retention { store, leads, policy: Arc::new(policy), clock, sweeps, applied }
     }
 
     /// Begins a run: from now on no other one begins until this one ends.
     pub async fn begin(&self, dry_run: bool) -> Result<Run> {
-        self.try_begin(dry_run, None).await?.ok_or(Error::RetentionRunning)
+        self.try_begin(dry_run, Claim::IfFree).await?.ok_or(Error::RetentionRunning)
     }
 
-    async fn try_begin(
-        &self,
-        dry_run: bool,
-        unless_ended_within: Option<Duration>,
-    ) -> Result<Option<Run>> {
+    async fn try_begin(&self, dry_run: bool, claim: Claim) -> Result<Option<Run>> {
         let holder = ids::retention_run();
-        let taken = self.store.take_lease(&holder, LEASE, unless_ended_within).await?;
+        let taken = self.leads.lead(LEAD, &holder, LEASE, claim).await?;
         Ok(taken.then(|| Run {
             store: Arc::clone(&self.store),
+            leads: Arc::clone(&self.leads),
             policy: Arc::clone(&self.policy),
             now: self.clock.now().millis(),
             dry_run,
             holder,
             counts: Counts::default(),
             sweeps: Arc::clone(&self.sweeps),
-            pace: Pace::new(Arc::clone(&self.store), Arc::clone(&self.applied)),
+            pace: Pace::new(EXPIRING, Arc::clone(&self.applied)),
         }))
     }
 
@@ -121,7 +121,7 @@ impl Retention {
         }
         let look = (interval / 4).clamp(LOOKS[0], LOOKS[1]);
         while stop.run_until_cancelled(tokio::time::sleep(look)).await.is_some() {
-            let outcome = match self.try_begin(false, Some(interval)).await {
+            let outcome = match self.try_begin(false, Claim::UnlessDoneWithin(interval)).await {
                 Ok(Some(run)) => run.finish(&stop, |_| {}).await,
                 Ok(None) => continue,
                 Err(error) => Err(error),
@@ -145,6 +145,7 @@ impl Retention {
 /// One run, which is the only one.
 pub struct Run {
     store: Arc<dyn RetentionStore>,
+    leads: Arc<dyn Leads>,
     policy: Arc<Policy>,
     /// Ages are those of the beginning.
     now: Millis,
@@ -156,11 +157,11 @@ pub struct Run {
 }
 
 /// Gives signs of life, whatever the run is at. Ends when another server has begun.
-async fn keep(store: Arc<dyn RetentionStore>, holder: String) {
+async fn keep(leads: Arc<dyn Leads>, holder: String) {
     loop {
         tokio::time::sleep(LEASE / 3).await;
         // A database that is away now knows of nobody else either.
-        if let Ok(false) = store.keep_lease(&holder, LEASE).await {
+        if let Ok(false) = leads.lead(LEAD, &holder, LEASE, Claim::IfFree).await {
             return;
         }
     }
@@ -173,14 +174,14 @@ impl Run {
         stop: &CancellationToken,
         mut progress: impl FnMut(&Counts),
     ) -> Result<Counts> {
-        let lease = keep(Arc::clone(&self.store), self.holder.clone());
+        let lease = keep(Arc::clone(&self.leads), self.holder.clone());
         let outcome = tokio::select! {
             outcome = self.all(stop, &mut progress) => outcome,
             // It took too long, and another server has begun.
             () = lease => Err(Error::RetentionRunning),
         };
         let ended = outcome.is_ok() && !self.dry_run;
-        if let Err(error) = self.store.drop_lease(&self.holder, ended).await {
+        if let Err(error) = self.leads.cede(LEAD, &self.holder, ended).await {
             tracing::debug!(%error, "the lease of retention was not given back; it runs out");
         }
         match ended && self.counts.artifacts.records > 0 {
@@ -311,7 +312,9 @@ impl Run {
 
     /// Leaves the database to others, if there are any, for as long as it was kept busy.
     async fn pause(&mut self, began: Instant, stop: &CancellationToken) -> Result<()> {
-        let pause = self.pace.rest(began.elapsed()).await;
+        let worked = began.elapsed();
+        let newest = self.store.newest().await.map_or(Newest::Unknown, Newest::Is);
+        let pause = self.pace.rest(worked, newest);
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return Err(Error::ShuttingDown);
         }

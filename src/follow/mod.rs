@@ -6,6 +6,8 @@
 //! While writes come in fast it pauses after each batch, in proportion to what the batch took, and takes more at a
 //! time: the writers need the database more. It catches up when they are done.
 
+pub mod pace;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +16,9 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::leads::Leads;
+use pace::{Applied, FOLLOWING, Newest, Pace};
+
+use crate::store::leads::{Claim, Leads};
 use crate::store::{Change, ChangeLog, ChangeReader, Cursor, Error, Result, Store};
 
 /// How long a server leads without a sign of life; it gives one three times as often.
@@ -25,11 +29,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const CHANGES_AT_ONCE: usize = 4_000;
 /// Changes read while others are taken in, about.
 const READ_AHEAD: usize = 2_000;
-/// A server that applies more writes in a second than this is busy.
-const BUSY_WRITES: u64 = 300;
-/// Pause after a batch while the server is busy, as a multiple of what the batch took, and at most.
-const PAUSE_FACTOR: u32 = 5;
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the position is remembered while nothing happens, so that the log still covers it after a restart.
 const REMEMBERED: Duration = Duration::from_secs(30);
 /// Between two looks at how far the server that leads has come, at first and at last.
@@ -64,14 +63,13 @@ pub enum CaughtUp {
     NoLog,
 }
 
-/// How many writes this server has applied so far.
-pub type Applied = Arc<dyn Fn() -> u64 + Send + Sync>;
-
 /// One consumer and its way through the log.
 pub struct Follower {
     store: Arc<dyn Store>,
     leads: Arc<dyn Leads>,
     consumer: Arc<dyn Consumer>,
+    /// Names the lead.
+    lead: String,
     /// Tells this server from others.
     holder: String,
     applied: Applied,
@@ -105,6 +103,7 @@ impl Follower {
         Arc::new(Follower {
             store,
             leads,
+            lead: format!("follow_{}", consumer.name()),
             consumer,
             holder,
             applied,
@@ -115,11 +114,16 @@ impl Follower {
         })
     }
 
+    /// Gets or keeps the lead.
+    async fn lead(&self) -> Result<bool> {
+        self.leads.lead(&self.lead, &self.holder, LEASE, Claim::IfFree).await
+    }
+
     /// Follows the log until the token is cancelled, whenever no other server does.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let name = self.consumer.name();
         loop {
-            let lead = self.leads.lead(name, &self.holder, LEASE, false);
+            let lead = self.lead();
             let pause = match stop.run_until_cancelled(lead).await {
                 None => break,
                 Some(Ok(false)) => LEASE / 3,
@@ -147,7 +151,7 @@ impl Follower {
             }
         }
         // Another server need not wait until the lease runs out.
-        if let Err(error) = self.leads.cede(name, &self.holder).await {
+        if let Err(error) = self.leads.cede(&self.lead, &self.holder, false).await {
             tracing::debug!(%error, name, "the lease on following the log was not given back");
         }
     }
@@ -155,7 +159,6 @@ impl Follower {
     /// Right after the lease was got.
     async fn follow(&self, stop: &CancellationToken) -> Result<Ended> {
         let begun = Instant::now();
-        let name = self.consumer.name();
         let log = match self.store.log() {
             Ok(log) => log,
             Err(Error::NoLog) => return Ok(Ended::NoLog),
@@ -165,17 +168,17 @@ impl Follower {
             Err(Error::NoLog) => return Ok(Ended::NoLog),
             opened => opened?,
         };
-        if !self.leads.lead(name, &self.holder, LEASE, false).await? {
+        if !self.lead().await? {
             return Ok(Ended::Lost);
         }
         let mut led = Instant::now();
         let mut remembered = Instant::now();
-        let mut load = (Instant::now(), (self.applied)());
+        let mut pace = Pace::new(FOLLOWING, Arc::clone(&self.applied));
         self.tell(log.as_ref(), &through);
         self.leading.store(true, Ordering::Release);
         while !stop.is_cancelled() {
             if led.elapsed() > LEASE / 3 {
-                if !self.leads.lead(name, &self.holder, LEASE, false).await? {
+                if !self.lead().await? {
                     return Ok(Ended::Lost);
                 }
                 led = Instant::now();
@@ -201,7 +204,7 @@ impl Follower {
             if !changes.is_empty() || asked || remembered.elapsed() > REMEMBERED {
                 let _turn = self.turn.lock().await;
                 if led.elapsed() > LEASE / 3 {
-                    if !self.leads.lead(name, &self.holder, LEASE, false).await? {
+                    if !self.lead().await? {
                         return Ok(Ended::Lost);
                     }
                     led = Instant::now();
@@ -211,10 +214,12 @@ impl Follower {
                 remembered = Instant::now();
             }
             self.tell(log.as_ref(), &through);
-            if !changes.is_empty() && self.is_busy(&mut load) {
-                let pause = (begun.elapsed() * PAUSE_FACTOR).min(LONGEST_PAUSE);
-                // Who waits for it goes first.
-                let _ = tokio::time::timeout(pause, self.awaited.notified()).await;
+            if !changes.is_empty() {
+                let pause = pace.rest(begun.elapsed(), Newest::NotAsked);
+                if !pause.is_zero() {
+                    // Who waits for it goes first.
+                    let _ = tokio::time::timeout(pause, self.awaited.notified()).await;
+                }
             }
         }
         Ok(Ended::Stopped)
@@ -253,14 +258,6 @@ impl Follower {
         }
     }
 
-    /// Whether writers need the database more.
-    fn is_busy(&self, load: &mut (Instant, u64)) -> bool {
-        let applied = (self.applied)();
-        let (since, before) = std::mem::replace(load, (Instant::now(), applied));
-        let writes = applied.saturating_sub(before) as f64;
-        writes > since.elapsed().as_secs_f64() * BUSY_WRITES as f64
-    }
-
     /// The log from where the consumer is, which is built anew where that is nowhere; and what of it was read
     /// already.
     async fn open(&self, log: &dyn ChangeLog, led: Instant) -> Result<Opened> {
@@ -295,7 +292,7 @@ impl Follower {
         let mut pause = LEASE / 3;
         loop {
             tokio::time::sleep(pause).await;
-            match self.leads.lead(self.consumer.name(), &self.holder, LEASE, false).await {
+            match self.lead().await {
                 Ok(true) => (led, pause) = (Instant::now(), LEASE / 3),
                 Ok(false) => return Error::Unavailable(None),
                 Err(error) if led.elapsed() > LEASE => return error,
@@ -314,7 +311,7 @@ impl Follower {
     pub async fn rebuild(&self) -> Result<()> {
         let log = self.store.log()?;
         let _turn = self.turn.lock().await;
-        self.leads.lead(self.consumer.name(), &self.holder, LEASE, true).await?;
+        self.leads.lead(&self.lead, &self.holder, LEASE, Claim::ByForce).await?;
         let led = Instant::now();
         let through = log.open(None).await?.cursor();
         tokio::select! {

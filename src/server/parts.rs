@@ -96,7 +96,7 @@ impl Parts {
         ));
         let lease_made = ground.leases(&engine);
         ground.sweeps(&artifacts);
-        let retention = ground.retention(stores.retention, &app);
+        let retention = ground.retention(stores.retention, &stores.leads, &app);
         let rollups = ground.rollups(stores.rollups, &stores.leads);
         let search = ground.search(stores.search, &stores.leads, &artifacts);
         let analytics =
@@ -222,12 +222,18 @@ impl Ground<'_> {
         self.tasks.spawn(sweep);
     }
 
-    fn retention(&self, store: Arc<dyn RetentionStore>, app: &Arc<App>) -> Arc<Retention> {
+    fn retention(
+        &self,
+        store: Arc<dyn RetentionStore>,
+        leads: &Arc<dyn Leads>,
+        app: &Arc<App>,
+    ) -> Arc<Retention> {
         for collection in ["executions", "execution_steps", "execution_artifacts"] {
             metrics::retention_removed(collection).increment(0);
         }
         let retention = Arc::new(Retention::new(
             store,
+            Arc::clone(leads),
             policy(&self.config.retention),
             Arc::clone(&self.clock),
             Arc::clone(app.sweeps()),

@@ -1,4 +1,5 @@
-//! The right to be the one server of a cluster that does something in the background.
+//! The right to be the one server of a cluster that does something in the background: the only kind of lease that
+//! servers take on each other.
 
 use std::time::Duration;
 
@@ -6,19 +7,24 @@ use async_trait::async_trait;
 
 use super::Result;
 
+/// When the lead may be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// If nobody has it, or the same holder.
+    IfFree,
+    /// The same, unless it was given back as done within this time.
+    UnlessDoneWithin(Duration),
+    /// From whoever has it.
+    ByForce,
+}
+
 /// A store that knows who leads in what.
 #[async_trait]
 pub trait Leads: Send + Sync + 'static {
-    /// Makes `holder` the one who leads in `name` for `length` from now on, or lets it go on: `false`, somebody else
-    /// does. With `by_force` it is taken from whoever has it. By the clock of the database.
-    async fn lead(
-        &self,
-        name: &str,
-        holder: &str,
-        length: Duration,
-        by_force: bool,
-    ) -> Result<bool>;
+    /// Makes `holder` the one who leads in `name` for `length` from now on, or lets it go on, as far as `claim` allows:
+    /// `false`, it has not. By the clock of the database.
+    async fn lead(&self, name: &str, holder: &str, length: Duration, claim: Claim) -> Result<bool>;
 
-    /// Lets somebody else lead.
-    async fn cede(&self, name: &str, holder: &str) -> Result<()>;
+    /// Lets somebody else lead. `done`: what the lead was for is done for now, as `UnlessDoneWithin` asks.
+    async fn cede(&self, name: &str, holder: &str, done: bool) -> Result<()>;
 }

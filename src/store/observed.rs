@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use super::artifacts::{ArtifactStore, Created, Upload, Usage};
 use super::configurations::{ConfigurationStore, Listed, Stored};
 use super::inspect::{Facts, IndexCheck, Inspect};
-use super::leads::Leads;
+use super::leads::{Claim, Leads};
 use super::metrics::{
     Arrived, EachArrived, IntervalKey, IntervalQuery, MetricStore, PointId, PointKey, Recorded,
     Recording, Span,
@@ -50,7 +50,6 @@ const REGULAR: &[&str] = &[
     "marked_artifacts",
     "newest",
     "ping",
-    "retention_lease",
     "rollup_state",
     "search_cursor",
     "sweep",
@@ -329,13 +328,6 @@ observed! {
 
 observed! {
     RetentionStore {}
-    "retention_lease" take_lease(
-        holder: &str,
-        length: Duration,
-        unless_ended_within: Option<Duration>
-    ) -> bool;
-    "retention_lease" keep_lease(holder: &str, length: Duration) -> bool;
-    "retention_lease" drop_lease(holder: &str, ended: bool) -> ();
     "by_age" by_age(kind: Kind, after: Option<&AgeKey>, limit: usize) -> Page<Aged, AgeKey>;
     "expire" expire_executions(records: Vec<Aged>, policy: Arc<Policy>, now: Millis) -> Vec<String>;
     "expire" expire_parts(kind: Kind, records: Vec<Aged>, policy: Arc<Policy>, now: Millis)
@@ -398,8 +390,8 @@ observed! {
 
 observed! {
     Leads {}
-    "lead" lead(name: &str, holder: &str, length: Duration, by_force: bool) -> bool;
-    "lead" cede(name: &str, holder: &str) -> ();
+    "lead" lead(name: &str, holder: &str, length: Duration, claim: Claim) -> bool;
+    "lead" cede(name: &str, holder: &str, done: bool) -> ();
 }
 
 observed! {
@@ -486,11 +478,11 @@ mod tests {
 
     #[async_trait]
     impl Leads for Away {
-        async fn lead(&self, _: &str, _: &str, _: Duration, _: bool) -> Result<bool> {
+        async fn lead(&self, _: &str, _: &str, _: Duration, _: Claim) -> Result<bool> {
             Ok(true)
         }
 
-        async fn cede(&self, _: &str, _: &str) -> Result<()> {
+        async fn cede(&self, _: &str, _: &str, _: bool) -> Result<()> {
             Err(Error::unavailable("away"))
         }
     }
@@ -500,8 +492,8 @@ mod tests {
         telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(0));
         let observed = Observed::<dyn Leads>::new(Arc::new(Away), &clock);
-        assert!(observed.lead("a", "b", Duration::ZERO, false).await.unwrap());
-        assert!(observed.cede("a", "b").await.is_err());
+        assert!(observed.lead("a", "b", Duration::ZERO, Claim::IfFree).await.unwrap());
+        assert!(observed.cede("a", "b", false).await.is_err());
         let text = telemetry::metrics::render();
         for line in [
             "stepwell_store_operation_seconds_count{operation=\"lead\"} 2",

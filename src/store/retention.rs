@@ -1,8 +1,7 @@
-//! What retention needs of a store: records by age, deletes that decide again whether they may, and the right to be
-//! the only one at it.
+//! What retention needs of a store: records by age, and deletes that decide again whether they may. The right to be
+//! the only one at it is a lead (`leads`).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -10,6 +9,9 @@ use super::Result;
 use crate::domain::Millis;
 use crate::domain::query::Page;
 use crate::domain::retention::{Kind, Owner, Policy};
+
+/// Names the lead that a run of retention has.
+pub const LEAD: &str = "retention";
 
 /// A record as retention sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,21 +66,6 @@ pub struct Piece {
 /// A store whose old records can be deleted.
 #[async_trait]
 pub trait RetentionStore: Send + Sync + 'static {
-    /// Makes `holder` the only one who runs retention on this database, on whatever server, for `length`. `false`:
-    /// somebody else is, or a run has ended within `unless_ended_within`.
-    async fn take_lease(
-        &self,
-        holder: &str,
-        length: Duration,
-        unless_ended_within: Option<Duration>,
-    ) -> Result<bool>;
-
-    /// Keeps the lease for `length` from now on. `false`: it was lost.
-    async fn keep_lease(&self, holder: &str, length: Duration) -> Result<bool>;
-
-    /// Gives the lease back. `ended`: the run has done everything, as `unless_ended_within` asks.
-    async fn drop_lease(&self, holder: &str, ended: bool) -> Result<()>;
-
     /// Records of a kind in the order in which they were stored, of at most `limit` that are looked at. What is
     /// marked as deleted already, or belongs to an execution that is, is left out; so is what has no age.
     async fn by_age(

@@ -8,13 +8,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::oid::ObjectId;
 use bson::raw::cstr;
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc, rawdoc};
-use mongodb::options::WriteConcern;
 use mongodb::{ClientSession, Collection};
 
 use super::command::Fate;
@@ -25,11 +23,9 @@ use super::{Inner, MongoStore, Ready, documents, failure, remove, schema};
 use crate::domain::query::Page;
 use crate::domain::retention::{Kind, Owner, Policy};
 use crate::domain::{ExecutionStatus, Millis};
-use crate::store::retention::{AgeKey, Aged, Piece, Removed, RetentionStore};
+use crate::store::retention::{AgeKey, Aged, LEAD, Piece, Removed, RetentionStore};
 use crate::store::{Error, RecordKey, Result};
 
-/// The document of the lease.
-const LEASE: &str = "retention";
 /// How often a transaction that met another writer is tried.
 const ATTEMPTS: usize = 3;
 
@@ -450,81 +446,14 @@ async fn weigh(inner: &Inner, execution_ids: &[String]) -> Result<Removed> {
     })
 }
 
-impl MongoStore {
-    fn meta(ready: &Ready) -> Collection<Document> {
-        let mut options = mongodb::options::CollectionOptions::default();
-        options.write_concern = Some(WriteConcern::majority());
-        ready.database.collection_with_options(schema::META, options)
-    }
-}
-
 /// Whether somebody runs retention just now.
 pub(super) async fn is_running(inner: &Inner, ready: &Ready) -> Result<bool> {
-    let lease = doc! { "_id": LEASE, "$expr": { "$gt": ["$expires_at", "$$NOW"] } };
-    Ok(inner.call(MongoStore::meta(ready).count_documents(lease)).await? > 0)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+    let lease = doc! { "_id": LEAD, "$expr": { "$gt": ["$expires_at", "$$NOW"] } };
+    Ok(inner.call(ready.leases().count_documents(lease)).await? > 0)
 }
 
 #[async_trait]
 impl RetentionStore for MongoStore {
-    async fn take_lease(
-        &self,
-        holder: &str,
-        length: Duration,
-        unless_ended_within: Option<Duration>,
-    ) -> Result<bool> {
-        let ready = self.inner.ready().await?;
-        let meta = Self::meta(&ready);
-        // By the clock of the database, which all servers share.
-        let time = |field: &str| doc! { "$ifNull": [field, schema::epoch()] };
-        let mut free = vec![doc! { "$lte": [time("$expires_at"), "$$NOW"] }];
-        if let Some(within) = unless_ended_within {
-            let since = doc! { "$subtract": ["$$NOW", millis(within)] };
-            free.push(doc! { "$lte": [time("$ended_at"), since] });
-        }
-        let filter = doc! { "_id": LEASE, "$expr": { "$and": free } };
-        let until = doc! { "$add": ["$$NOW", millis(length)] };
-        let update = vec![doc! { "$set": { "holder": holder, "expires_at": until } }];
-        for _ in 0..2 {
-            let taken = meta.update_one(filter.clone(), update.clone());
-            if self.inner.call(taken).await?.matched_count == 1 {
-                return Ok(true);
-            }
-            match self.inner.try_call(meta.insert_one(doc! { "_id": LEASE })).await? {
-                Ok(_) => {}
-                Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => {
-                    return Ok(false);
-                }
-                Err(error) => return Err(failure::error(error)),
-            }
-        }
-        Ok(false)
-    }
-
-    async fn keep_lease(&self, holder: &str, length: Duration) -> Result<bool> {
-        let ready = self.inner.ready().await?;
-        let until = doc! { "$add": ["$$NOW", millis(length)] };
-        let update = vec![doc! { "$set": { "expires_at": until } }];
-        let meta = Self::meta(&ready);
-        let kept = meta.update_one(doc! { "_id": LEASE, "holder": holder }, update);
-        Ok(self.inner.call(kept).await?.matched_count == 1)
-    }
-
-    async fn drop_lease(&self, holder: &str, ended: bool) -> Result<()> {
-        let ready = self.inner.ready().await?;
-        let mut set = doc! { "expires_at": schema::epoch() };
-        if ended {
-            set.insert("ended_at", "$$NOW");
-        }
-        let update = vec![doc! { "$set": set }, doc! { "$unset": "holder" }];
-        let meta = Self::meta(&ready);
-        let dropped = meta.update_one(doc! { "_id": LEASE, "holder": holder }, update);
-        self.inner.call(dropped).await.map(drop)
-    }
-
     async fn by_age(
         &self,
         kind: Kind,

@@ -9,6 +9,7 @@ mod changes;
 mod configurations;
 pub mod inspect;
 mod known;
+mod leads;
 mod lists;
 mod metrics;
 mod read;
@@ -214,7 +215,8 @@ pub struct SqliteStore {
     secret: [u8; 32],
     clock: Arc<dyn Clock>,
     metrics_kept_ms: Option<i64>,
-    retention: retention::Lease,
+    leads: leads::Table,
+    in_hand: retention::InHand,
 }
 
 impl SqliteStore {
@@ -253,7 +255,7 @@ impl SqliteStore {
             .name("sqlite-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(io(&path))?;
-        let retention = retention::Lease::default();
+        let (leads, in_hand) = (leads::Table::default(), retention::InHand::default());
         Ok(Arc::new(SqliteStore {
             jobs,
             readers,
@@ -262,7 +264,8 @@ impl SqliteStore {
             secret,
             clock,
             metrics_kept_ms,
-            retention,
+            leads,
+            in_hand,
         }))
     }
 
@@ -398,7 +401,7 @@ impl Store for SqliteStore {
         let (now, kept_ms) = (self.clock.now().millis(), self.metrics_kept_ms);
         while self.write(move |batch| metrics::expire(batch.connection, now, kept_ms)).await? {}
         let marked = self.readers.run(remove::marked).await?;
-        self.remove_all(self.retention.not_in_hand(marked)).await.map(drop)
+        self.remove_all(self.not_in_hand(marked)).await.map(drop)
     }
 
     async fn close(&self) {

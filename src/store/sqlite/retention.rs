@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -16,33 +15,19 @@ use super::metrics;
 use crate::domain::query::Page;
 use crate::domain::retention::{Kind, Owner, Policy};
 use crate::domain::{ExecutionStatus, Millis};
-use crate::store::retention::{AgeKey, Aged, Piece, Removed, RetentionStore};
+use crate::store::retention::{AgeKey, Aged, LEAD, Piece, Removed, RetentionStore};
 use crate::store::{Error, RecordKey, Result};
 
-/// Who runs retention. Only one server uses a data directory, so this need not outlive it.
+/// What the run of retention has marked last, which nobody else takes away while it is at it.
 #[derive(Debug, Default)]
-pub struct Lease(Mutex<Held>);
+pub(super) struct InHand(Mutex<HashSet<String>>);
 
-#[derive(Debug, Default)]
-struct Held {
-    holder: Option<(String, Instant)>,
-    ended_at: Option<Instant>,
-    /// What the run has marked last, which nobody else takes away while it is at it.
-    in_hand: HashSet<String>,
-}
-
-impl Held {
-    fn is_held_by(&self, holder: &str) -> bool {
-        self.holder.as_ref().is_some_and(|(held_by, _)| held_by == holder)
-    }
-}
-
-impl Lease {
+impl SqliteStore {
     /// Those that no run of retention is at.
     pub(super) fn not_in_hand(&self, mut marked: Vec<String>) -> Vec<String> {
-        let held = self.0.lock();
-        if held.holder.as_ref().is_some_and(|(_, until)| *until > Instant::now()) {
-            marked.retain(|id| !held.in_hand.contains(id));
+        if self.leads.is_held(LEAD) {
+            let in_hand = self.in_hand.0.lock();
+            marked.retain(|id| !in_hand.contains(id));
         }
         marked
     }
@@ -278,44 +263,6 @@ fn weigh(connection: &Connection, execution_ids: &[String]) -> Result<Removed> {
 
 #[async_trait]
 impl RetentionStore for SqliteStore {
-    async fn take_lease(
-        &self,
-        holder: &str,
-        length: Duration,
-        unless_ended_within: Option<Duration>,
-    ) -> Result<bool> {
-        let now = Instant::now();
-        let mut held = self.retention.0.lock();
-        let recent = held.ended_at.zip(unless_ended_within);
-        if recent.is_some_and(|(ended_at, within)| now.duration_since(ended_at) < within)
-            || held.holder.as_ref().is_some_and(|(_, until)| *until > now)
-        {
-            return Ok(false);
-        }
-        held.holder = Some((holder.to_owned(), now + length));
-        Ok(true)
-    }
-
-    async fn keep_lease(&self, holder: &str, length: Duration) -> Result<bool> {
-        let mut held = self.retention.0.lock();
-        let is_holder = held.is_held_by(holder);
-        if is_holder {
-            held.holder = Some((holder.to_owned(), Instant::now() + length));
-        }
-        Ok(is_holder)
-    }
-
-    async fn drop_lease(&self, holder: &str, ended: bool) -> Result<()> {
-        let mut held = self.retention.0.lock();
-        if held.is_held_by(holder) {
-            held.holder = None;
-            if ended {
-                held.ended_at = Some(Instant::now());
-            }
-        }
-        Ok(())
-    }
-
     async fn newest(&self) -> Result<Vec<u8>> {
         // Nobody else writes here.
         Ok(Vec::new())
@@ -345,7 +292,7 @@ impl RetentionStore for SqliteStore {
         let marking = self.write(move |batch| batch.expire_executions(&records, &policy, now));
         // Before a sweep can see a mark: it looks at marks, and then at what is in hand.
         let ids = owners.into_iter().collect();
-        self.retention.0.lock().in_hand = ids;
+        *self.in_hand.0.lock() = ids;
         marking.await
     }
 

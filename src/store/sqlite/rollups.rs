@@ -14,7 +14,6 @@ use crate::domain::rollup::{
     RULES, Rollup, RollupKey,
 };
 use crate::domain::{Millis, fingerprint};
-use crate::store::leads::Leads;
 use crate::store::rollups::{
     FAILURES_OF_ONE, FailureQuery, Recount, RollupBatch, RollupQuery, RollupState, RollupStore,
     Seen, Selection, failure_id, group_id, read_rollup, rollup_document,
@@ -475,24 +474,6 @@ fn failed_steps(connection: &Connection, execution_id: &str) -> Result<Vec<Failu
         )?));
     }
     Ok(failures)
-}
-
-#[async_trait]
-impl Leads for SqliteStore {
-    async fn lead(
-        &self,
-        _name: &str,
-        _holder: &str,
-        _length: std::time::Duration,
-        _by_force: bool,
-    ) -> Result<bool> {
-        // Only one server uses a data directory.
-        Ok(true)
-    }
-
-    async fn cede(&self, _name: &str, _holder: &str) -> Result<()> {
-        Ok(())
-    }
 }
 
 #[async_trait]

@@ -7,9 +7,7 @@ use mongodb::ClientSession;
 use mongodb::error::Error as DriverError;
 use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
 
-use super::{
-    COUNTED, FAILURE_COUNTS, FAILURES, ROLLUPS, cursor_value, day_of, group_fields, lease_id,
-};
+use super::{COUNTED, FAILURE_COUNTS, FAILURES, LEAD, ROLLUPS, cursor_value, day_of, group_fields};
 use crate::domain::rollup::{Counted, Failure, FailureKey, RULES, RollupKey};
 use crate::store::mongo::remove::is_transient;
 use crate::store::mongo::{Inner, Ready, failure, schema};
@@ -269,7 +267,7 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
     if !set.is_empty() {
         progress.insert("$set", set);
     }
-    let filter = doc! { "_id": lease_id("rollups"), "holder": holder };
+    let filter = doc! { "_id": LEAD, "holder": holder };
     if batch.recounts.is_empty()
         && batch.rollups.is_empty()
         && batch.failures.is_empty()

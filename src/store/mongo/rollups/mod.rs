@@ -21,7 +21,7 @@ use crate::domain::rollup::{
     Rollup, RollupKey,
 };
 use crate::domain::{StepStatus, fingerprint};
-use crate::store::leads::Leads;
+use crate::store::leads::{Claim, Leads};
 use crate::store::rollups::{
     FAILURES_OF_ONE, FailureQuery, RollupBatch, RollupQuery, RollupState, RollupStore, Seen,
     Selection, read_rollup,
@@ -38,10 +38,8 @@ const LEASE_WITHIN: Duration = Duration::from_millis(4_500);
 /// Executions whose failures are asked for in one query.
 const ASKED_AT_ONCE: usize = 100;
 
-/// The document of who leads in `name`; that of the rollups says how far they are, too.
-fn lease_id(name: &str) -> String {
-    format!("follow_{name}")
-}
+/// The document of who leads in the rollups, which says how far they are, too.
+const LEAD: &str = "follow_rollups";
 
 fn day_of(quarter: Option<i64>) -> Option<i64> {
     quarter.map(|quarter| quarter.div_euclid(QUARTERS_OF_DAY))
@@ -60,7 +58,8 @@ impl Ready {
         self.database.collection_with_options(name, options)
     }
 
-    fn leases(&self) -> Collection<Document> {
+    /// Who leads in what; a document's `_id` is the name.
+    pub(super) fn leases(&self) -> Collection<Document> {
         let mut options = CollectionOptions::default();
         options.write_concern = Some(WriteConcern::majority());
         options.selection_criteria = Some(ReadPreference::Primary.into());
@@ -257,25 +256,23 @@ fn seen_filter(fingerprint: &str, selection: &Selection) -> Document {
 
 #[async_trait]
 impl Leads for MongoStore {
-    async fn lead(
-        &self,
-        name: &str,
-        holder: &str,
-        length: Duration,
-        by_force: bool,
-    ) -> Result<bool> {
+    async fn lead(&self, name: &str, holder: &str, length: Duration, claim: Claim) -> Result<bool> {
         let ready = self.inner.ready().await?;
         let leases = ready.leases();
         // By the clock of the database, which all servers share.
-        let expires_at = doc! { "$ifNull": ["$expires_at", schema::epoch()] };
+        let time = |field: &str| doc! { "$ifNull": [field, schema::epoch()] };
         let free = doc! { "$or": [
             { "$eq": ["$holder", holder] },
-            { "$lte": [expires_at, "$$NOW"] },
+            { "$lte": [time("$expires_at"), "$$NOW"] },
         ] };
-        let id = lease_id(name);
-        let filter = match by_force {
-            true => doc! { "_id": &id },
-            false => doc! { "_id": &id, "$expr": free },
+        let filter = match claim {
+            Claim::ByForce => doc! { "_id": name },
+            Claim::IfFree => doc! { "_id": name, "$expr": free },
+            Claim::UnlessDoneWithin(within) => {
+                let since = doc! { "$subtract": ["$$NOW", millis(within)] };
+                let rested = doc! { "$lte": [time("$ended_at"), since] };
+                doc! { "_id": name, "$expr": { "$and": [free, rested] } }
+            }
         };
         let until = doc! { "$add": ["$$NOW", millis(length)] };
         let update = vec![doc! { "$set": { "holder": holder, "expires_at": until } }];
@@ -292,7 +289,7 @@ impl Leads for MongoStore {
             if taken.matched_count == 1 {
                 return Ok(true);
             }
-            match self.inner.try_call(leases.insert_one(doc! { "_id": &id })).await? {
+            match self.inner.try_call(leases.insert_one(doc! { "_id": name })).await? {
                 Ok(_) => {}
                 Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => {
                     return Ok(false);
@@ -303,10 +300,14 @@ impl Leads for MongoStore {
         Ok(false)
     }
 
-    async fn cede(&self, name: &str, holder: &str) -> Result<()> {
+    async fn cede(&self, name: &str, holder: &str, done: bool) -> Result<()> {
         let ready = self.inner.ready().await?;
-        let update = doc! { "$set": { "expires_at": schema::epoch() }, "$unset": { "holder": "" } };
-        let filter = doc! { "_id": lease_id(name), "holder": holder };
+        let mut set = doc! { "expires_at": schema::epoch() };
+        if done {
+            set.insert("ended_at", "$$NOW");
+        }
+        let update = vec![doc! { "$set": set }, doc! { "$unset": "holder" }];
+        let filter = doc! { "_id": name, "holder": holder };
         self.inner.call(ready.leases().update_one(filter, update)).await.map(drop)
     }
 }
@@ -316,7 +317,7 @@ impl RollupStore for MongoStore {
     async fn state(&self) -> Result<RollupState> {
         let ready = self.inner.ready().await?;
         let leases = ready.leases();
-        let found = self.inner.call(leases.find_one(doc! { "_id": lease_id("rollups") })).await?;
+        let found = self.inner.call(leases.find_one(doc! { "_id": LEAD })).await?;
         let Some(found) = found.filter(|found| found.get_i64("rules").ok() == Some(RULES)) else {
             return Ok(RollupState::default());
         };
