@@ -47,6 +47,20 @@ impl Ending {
 
 /// What part of the time until the deadline tasks may take; the rest is for the store and the last traces.
 const TASKS_SHARE: f64 = 0.6;
+/// What part of it the lanes may take after the tasks, to apply what is queued.
+pub const LANES_SHARE: f64 = 0.25;
+/// How long the store may take after that to close.
+pub const CLOSED_WITHIN: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    config::Shutdown::DEFAULT_DEADLINE.as_millis() as f64 * (1.0 - TASKS_SHARE - LANES_SHARE)
+        > CLOSED_WITHIN.as_millis() as f64,
+    "tasks, lanes and the store that take all their time are down before the deadline"
+);
+const _: () = assert!(
+    (config::Shutdown::DEFAULT_STREAMS.as_millis() as f64)
+        < config::Shutdown::DEFAULT_DEADLINE.as_millis() as f64 * TASKS_SHARE,
+    "tasks that are stopped have time to end before they are left behind"
+);
 
 /// Exit code after a second signal: the process was made to end, not asked (128 + SIGINT).
 pub const FORCED_EXIT_CODE: i32 = 130;

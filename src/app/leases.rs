@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use crate::clock::Clock;
 use crate::domain::ExecutionOp;
+use crate::domain::limits::HEARTBEAT_TIMEOUT_MS;
 use crate::store::{Answer, Op, Store};
 
 /// How often to look when nothing needs more.
@@ -17,6 +18,12 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How often to look at most.
 const BUSIEST: Duration = Duration::from_millis(25);
 
+const _: () = assert!(
+    BUSIEST.as_millis() * 4 <= *HEARTBEAT_TIMEOUT_MS.start() as u128
+        && BUSIEST.as_millis() < IDLE.as_millis(),
+    "even at the shortest timeout a look comes within a quarter of it, which leaves another quarter until the mark is \
+     due to look again and to write"
+);
 /// Looks for silent executions.
 pub struct Keeper {
     pub store: Arc<dyn Store>,

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::domain::Millis;
 use crate::domain::retention::{Kind, Policy};
 use crate::follow::pace::{Applied, EXPIRING, Newest, Pace};
-use crate::store::leads::{Claim, Leads};
+use crate::store::leads::{Claim, Leads, TAKEN_WITHIN};
 use crate::store::retention::{Aged, LEAD, Removed, RetentionStore};
 use crate::telemetry::metrics;
 
@@ -25,6 +25,10 @@ const BATCH: usize = 500;
 const WEIGHED_AT_ONCE: usize = 50;
 /// How long a run is the only one without a sign of life; it gives one three times as often.
 const LEASE: Duration = Duration::from_secs(15);
+const _: () = assert!(
+    LEASE.as_millis() / 3 + TAKEN_WITHIN.as_millis() < LEASE.as_millis(),
+    "a run gives a sign of life before another server may begin one"
+);
 /// How often a server looks whether it is time for a run, at most and at least.
 const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15 * 60)];
 

@@ -325,9 +325,14 @@ pub struct Shutdown {
     pub deadline: Duration,
 }
 
+impl Shutdown {
+    pub const DEFAULT_STREAMS: Duration = Duration::from_secs(4);
+    pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(18);
+}
+
 impl Default for Shutdown {
     fn default() -> Self {
-        Shutdown { streams: Duration::from_secs(4), deadline: Duration::from_secs(18) }
+        Shutdown { streams: Self::DEFAULT_STREAMS, deadline: Self::DEFAULT_DEADLINE }
     }
 }
 

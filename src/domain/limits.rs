@@ -10,6 +10,8 @@ pub const PAGE_SIZE_DEFAULT: usize = 50;
 pub const COUNT_DEFAULT: usize = 10_000;
 /// How far executions are counted at most.
 pub const COUNT_MOST: usize = 100_000;
+/// Shortest and longest heartbeat timeout, in milliseconds.
+pub const HEARTBEAT_TIMEOUT_MS: std::ops::RangeInclusive<i64> = 100..=30 * 24 * 3600 * 1000;
 /// Earlier tries kept with a step.
 pub const ATTEMPTS_KEPT: usize = 20;
 /// Length to which the texts of an earlier try's error are cut.

@@ -18,13 +18,21 @@ use tokio_util::sync::CancellationToken;
 
 use pace::{Applied, FOLLOWING, Newest, Pace};
 
-use crate::store::leads::{Claim, Leads};
+use crate::store::leads::{Claim, Leads, TAKEN_WITHIN};
 use crate::store::{Change, ChangeLog, ChangeReader, Cursor, Error, Result, Store};
 
 /// How long a server leads without a sign of life; it gives one three times as often.
 const LEASE: Duration = Duration::from_secs(10);
 /// Pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const _: () = assert!(
+    LEASE.as_millis() / 3 + TAKEN_WITHIN.as_millis() < LEASE.as_millis(),
+    "a lead that is renewed when a third of it is over is renewed before it runs out"
+);
+const _: () = assert!(
+    RETRY_PAUSE.as_millis() < LEASE.as_millis() / 3,
+    "a renewal that failed is tried again while there is time"
+);
 /// Changes taken in at a time, at most.
 const CHANGES_AT_ONCE: usize = 4_000;
 /// Changes read while others are taken in, about.

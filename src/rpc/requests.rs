@@ -8,8 +8,8 @@ use super::convert;
 use crate::app::{Error, Result, Violations};
 use crate::domain::execution::CreateExecution;
 use crate::domain::limits::{
-    ATTEMPTS_KEPT, COUNT_DEFAULT, COUNT_MOST, FILTER_VALUES, Limits, NESTING_DEPTH,
-    PAGE_SIZE_DEFAULT,
+    ATTEMPTS_KEPT, COUNT_DEFAULT, COUNT_MOST, FILTER_VALUES, HEARTBEAT_TIMEOUT_MS, Limits,
+    NESTING_DEPTH, PAGE_SIZE_DEFAULT,
 };
 use crate::domain::query::{ExecutionFilter, ExecutionOrder, parse_path};
 use crate::domain::step::StepFields;
@@ -19,9 +19,6 @@ use crate::domain::{
 };
 use crate::proto;
 use crate::store::Op;
-
-/// Shortest and longest heartbeat timeout, in milliseconds.
-const HEARTBEAT_TIMEOUT_MS: std::ops::RangeInclusive<i64> = 100..=30 * 24 * 3600 * 1000;
 
 /// Longest id of an execution that another program stored and that can still be asked for.
 const FOREIGN_ID_CHARACTERS: usize = 4096;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use crate::app::Engine;
-use crate::shutdown::{Ending, Shutdown};
+use crate::shutdown::{CLOSED_WITHIN, Ending, LANES_SHARE, Shutdown};
 use crate::store::Store;
 
 /// Serves until the calls have drained, or the time for that is over.
@@ -42,10 +42,11 @@ impl Down {
         // The last handle: the lanes apply what is queued and end.
         drop(self.engine);
         self.lanes.close();
-        if tokio::time::timeout(self.deadline / 4, self.lanes.wait()).await.is_err() {
+        let lanes = self.deadline.mul_f64(LANES_SHARE);
+        if tokio::time::timeout(lanes, self.lanes.wait()).await.is_err() {
             tracing::warn!("queued writes were not applied in time; none of them was acknowledged");
         }
-        if tokio::time::timeout(Duration::from_secs(1), self.store.close()).await.is_err() {
+        if tokio::time::timeout(CLOSED_WITHIN, self.store.close()).await.is_err() {
             tracing::warn!("the store did not close in time");
         }
         ending

@@ -7,6 +7,10 @@ use async_trait::async_trait;
 
 use super::Result;
 
+/// How long it takes at most to get or keep a lead that nobody else has, in ordinary times: a server that died in the
+/// middle of its work on the same may have to be waited for.
+pub const TAKEN_WITHIN: Duration = Duration::from_millis(4_500);
+
 /// When the lead may be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {

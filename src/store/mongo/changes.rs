@@ -31,6 +31,10 @@ use crate::store::{
 const WAIT: Duration = Duration::from_millis(800);
 /// How long `next` waits.
 const NEXT: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    WAIT.as_millis() < NEXT.as_millis(),
+    "an idle database says where its log is before `next` gives up on it"
+);
 const CHANGES_AT_ONCE: usize = 500;
 /// Changes read ahead of the reader.
 const READ_AHEAD: usize = 256;

@@ -26,6 +26,20 @@ const BELIEVED: Duration = Duration::from_secs(30);
 /// Marks in one look, and marks remembered. With more of them nothing is trusted.
 pub(super) const MOST: usize = 2000;
 
+const _: () = assert!(
+    TRUST.as_millis() < GRACE.as_millis(),
+    "a step that is inserted while the last look is good is in the database before a delete, whose mark that look did \
+     not see, takes the steps away"
+);
+const _: () = assert!(
+    LOOK_EVERY.as_millis() < TRUST.as_millis(),
+    "the next look begins while the last one is still good, so that no gap is between them"
+);
+const _: () = assert!(
+    BELIEVED.as_millis() < REMEMBERED.as_millis(),
+    "what was found alive is not believed for longer than a mark that came after it is remembered"
+);
+
 #[derive(Default)]
 struct Looks {
     /// Since when no two looks were further apart than `TRUST`.
@@ -236,7 +250,6 @@ mod tests {
         let id = Bson::from("e");
         let first = marks.grace(std::iter::once(&id));
         assert!(first > GRACE / 2 && first <= GRACE);
-        assert!(GRACE > TRUST);
         marks.bury(std::iter::once(&id));
         assert_eq!(marks.grace(std::iter::empty()), Duration::ZERO);
     }

@@ -35,6 +35,15 @@ const QUIET_MS: i64 = 30_000;
 const LONG: Duration = Duration::from_secs(20);
 /// What is left of the quiet time when a batch that relies on an earlier mark has ended, whatever it took.
 const MARGIN: Duration = Duration::from_secs(5);
+const _: () = assert!(
+    QUIET_MS as u128 / 2 > MARKED_WITHIN.as_millis() + MARGIN.as_millis(),
+    "an earlier mark can be relied on for a while, however long an attempt may take: the quiet time is longer than that \
+     by half of itself"
+);
+const _: () = assert!(
+    LONG.as_millis() + MARKED_WITHIN.as_millis() + MARGIN.as_millis() <= QUIET_MS as u128,
+    "a batch that took too long to rely on its mark marks its hours once more before their quiet time is over"
+);
 /// Marks that are remembered.
 const MARKED: usize = 20_000;
 /// A request over more hours than this makes no documents for those that have none.

@@ -38,6 +38,11 @@ const REQUEST_KNOWN_MS: i64 = 24 * 3600 * 1000;
 const ATTEMPT_SLACK: Duration = Duration::from_secs(5);
 /// How long it may take to say that points are about to come.
 pub(super) const MARKED_WITHIN: Duration = Duration::from_secs(3);
+const _: () = assert!(
+    MARKED_WITHIN.as_millis() < ATTEMPT_SLACK.as_millis(),
+    "an attempt that has to mark hours and then takes the time of one call still ends before another server may take \
+     its request over"
+);
 const ROUNDS: usize = 4;
 
 /// One request on its way.

@@ -21,6 +21,10 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// A transaction that was left alone for so long is one of a server that died. A busy machine may take a second
 /// between two commands.
 pub(super) const ABANDONED: Duration = Duration::from_secs(4);
+const _: () = assert!(
+    (ATTEMPTS as u128 - 2) * PAUSE.as_millis() > ABANDONED.as_millis(),
+    "a commit that meets the transaction of a server that died outlasts the time after which that is ended"
+);
 /// Statements in one command.
 const STATEMENTS: usize = 1_000;
 

@@ -21,7 +21,7 @@ use crate::domain::rollup::{
     Rollup, RollupKey,
 };
 use crate::domain::{StepStatus, fingerprint};
-use crate::store::leads::{Claim, Leads};
+use crate::store::leads::{Claim, Leads, TAKEN_WITHIN};
 use crate::store::rollups::{
     FAILURES_OF_ONE, FailureQuery, RollupBatch, RollupQuery, RollupState, RollupStore, Seen,
     Selection, read_rollup,
@@ -33,8 +33,10 @@ pub(super) const FAILURES: &str = "stepwell_rollup_failures";
 pub(super) const ROLLUPS: &str = "stepwell_rollups";
 pub(super) const FAILURE_COUNTS: &str = "stepwell_rollup_failure_counts";
 
-/// How long it takes at most to get a lease that nobody is at.
-const LEASE_WITHIN: Duration = Duration::from_millis(4_500);
+const _: () = assert!(
+    TAKEN_WITHIN.as_millis() > commit::ABANDONED.as_millis(),
+    "whoever waits for a lease that the transaction of a dead server holds can then end that transaction"
+);
 /// Executions whose failures are asked for in one query.
 const ASKED_AT_ONCE: usize = 100;
 
@@ -278,7 +280,7 @@ impl Leads for MongoStore {
         let update = vec![doc! { "$set": { "holder": holder, "expires_at": until } }];
         for _ in 0..2 {
             let taken = leases.update_one(filter.clone(), update.clone()).into_future();
-            let taken = match tokio::time::timeout(LEASE_WITHIN, taken).await {
+            let taken = match tokio::time::timeout(TAKEN_WITHIN, taken).await {
                 Ok(taken) => taken.map_err(failure::error)?,
                 // A server that died in the middle of its transaction still holds the document.
                 Err(_) => {
