@@ -104,7 +104,12 @@ fn fail(execution_id: &str, step_id: i32) -> Write {
 }
 
 fn update(execution_id: &str, metadata: Document) -> Write {
-    let op = ExecutionOp::Update { metadata, pinned: None, expected_revision: None };
+    let op = ExecutionOp::Update {
+        metadata,
+        pinned: None,
+        expected_revision: None,
+        update_sequence: None,
+    };
     write(execution_id, Op::Execution(op))
 }
 
@@ -202,6 +207,7 @@ async fn of_two_servers_that_write_the_same_in_the_same_microsecond_one_has_writ
             metadata: doc! { "claimed": true },
             pinned: None,
             expected_revision: Some(created.revision),
+            update_sequence: None,
         };
         // To the last bit the same write, of the same moment.
         let claim = write(&id, Op::Execution(claim));

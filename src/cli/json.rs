@@ -42,6 +42,7 @@ pub fn execution(record: &proto::Execution) -> Json {
         "parent_execution_id": record.parent_execution_id,
         "pinned": record.pinned,
         "configuration_version": record.configuration_version,
+        "update_sequence": record.update_sequence,
     })
 }
 
@@ -67,6 +68,7 @@ pub fn step(record: &proto::Step, payloads: bool) -> Json {
         "parent_step_id": record.parent_step_id,
         "progress": record.progress,
         "progress_message": record.progress_message,
+        "update_sequence": record.update_sequence,
         "attempts": record.attempts.iter().map(attempt).collect::<Vec<_>>(),
     });
     if payloads && let Some(fields) = step.as_object_mut() {

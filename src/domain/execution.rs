@@ -67,6 +67,8 @@ pub struct Execution {
     pub pinned: Option<bool>,
     /// The version of the app's configuration that it ran with, as its client said.
     pub configuration_version: Option<String>,
+    /// Of the latest update that carried one; those that are not greater come too late.
+    pub update_sequence: Option<i64>,
     pub digests: Digests,
     /// Set while the record and its steps are being deleted; such a record exists for nobody.
     pub deleted_at: Option<Millis>,
@@ -125,6 +127,7 @@ pub enum ExecutionOp {
         metadata: Document,
         pinned: Option<bool>,
         expected_revision: Option<i64>,
+        update_sequence: Option<i64>,
     },
     Finish {
         status: ExecutionStatus,
@@ -187,9 +190,15 @@ pub fn decide(
         (ExecutionOp::Create(request), stored) => create(execution_id, stored, request, now),
         (ExecutionOp::Put(record), stored) => put(execution_id, stored, record, now),
         (_, None) => Err(not_found(execution_id)),
-        (ExecutionOp::Update { metadata, pinned, expected_revision }, Some(stored)) => {
-            update(stored, metadata, *pinned, *expected_revision, now)
+        (ExecutionOp::Update { update_sequence, .. }, Some(stored))
+            if is_superseded(stored.update_sequence, *update_sequence) =>
+        {
+            Ok(Decision::Superseded)
         }
+        (
+            ExecutionOp::Update { metadata, pinned, expected_revision, update_sequence },
+            Some(stored),
+        ) => update(stored, metadata, *pinned, *expected_revision, *update_sequence, now),
         (ExecutionOp::Finish { status, error, completed_at, metadata }, Some(stored)) => {
             finish(stored, *status, error.as_ref(), *completed_at, metadata, now)
         }
@@ -293,6 +302,7 @@ fn create(
         parent_execution_id: request.parent_execution_id.clone(),
         pinned: None,
         configuration_version: request.configuration_version.clone(),
+        update_sequence: None,
         digests: Digests { create: Some(digest), ..Digests::default() },
         deleted_at: None,
     }))
@@ -325,6 +335,7 @@ fn put(
         .text("parent_execution_id", record.parent_execution_id.as_deref())
         .integer("pinned", record.pinned.map(i64::from))
         .text("configuration_version", record.configuration_version.as_deref())
+        .integer("update_sequence", record.update_sequence)
         .finish();
     let whole = |revision| Execution {
         execution_id: execution_id.to_owned(),
@@ -351,11 +362,17 @@ fn put(
     }
 }
 
+/// Whether an update comes after a later one of the same client, or once more.
+pub(super) fn is_superseded(stored: Option<i64>, sent: Option<i64>) -> bool {
+    stored.zip(sent).is_some_and(|(stored, sent)| sent <= stored)
+}
+
 fn update(
     stored: &Execution,
     metadata: &Document,
     pinned: Option<bool>,
     expected_revision: Option<i64>,
+    update_sequence: Option<i64>,
     now: Now,
 ) -> Result<Decision<Execution>, Refusal> {
     // Also where the content is what is stored already: of several who claim something with the same words and
@@ -374,6 +391,7 @@ fn update(
     if pinned.is_some() {
         next.pinned = pinned;
     }
+    next.update_sequence = update_sequence.or(next.update_sequence);
     if next == *stored { Ok(Decision::Keep) } else { Ok(changed(next, now)) }
 }
 

@@ -61,6 +61,8 @@ impl Now {
 pub enum Decision<T> {
     /// The request was applied before; the stored record is the answer and nothing is written.
     Keep,
+    /// A later update was applied before; the stored record is the answer and nothing is written.
+    Superseded,
     /// The record is written as this: created, or changed with a new revision.
     Put(T),
     /// The record is written as this, but it is no change: no new revision, no event for watchers.

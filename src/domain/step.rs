@@ -6,7 +6,7 @@
 use bson::{Bson, Document};
 
 use super::digest::Digest;
-use super::execution::error_weight;
+use super::execution::{error_weight, is_superseded};
 use super::limits::{ATTEMPT_ERROR_BYTES, ATTEMPTS_KEPT};
 use super::{Decision, Digests, Millis, Now, Refusal, RunError, duration_ms, value};
 
@@ -115,6 +115,8 @@ pub struct Step {
     pub parent_step_id: Option<i32>,
     pub progress: Option<f64>,
     pub progress_message: Option<String>,
+    /// Of the latest update of this try that carried one; those that are not greater come too late.
+    pub update_sequence: Option<i64>,
     pub attempts: Vec<Attempt>,
     pub digests: Digests,
 }
@@ -195,6 +197,7 @@ pub enum StepOp {
         metadata: Document,
         /// An object is merged into the stored one, anything else replaces it. `None`: not sent.
         output: Option<Bson>,
+        update_sequence: Option<i64>,
     },
     Finish {
         status: StepStatus,
@@ -262,8 +265,23 @@ pub fn decide(
             start(target, stored, step_name, fields, *attempt, now)
         }
         (StepOp::Update { .. }, None) => Err(not_found(target)),
-        (StepOp::Update { progress, progress_message, metadata, output }, Some(stored)) => {
-            update(stored, *progress, progress_message.as_deref(), metadata, output.as_ref(), now)
+        (StepOp::Update { update_sequence, .. }, Some(stored))
+            if is_superseded(stored.update_sequence, *update_sequence) =>
+        {
+            Ok(Decision::Superseded)
+        }
+        (
+            StepOp::Update { progress, progress_message, metadata, output, update_sequence },
+            Some(stored),
+        ) => {
+            let request = Update {
+                progress: *progress,
+                progress_message: progress_message.as_deref(),
+                metadata,
+                output: output.as_ref(),
+                update_sequence: *update_sequence,
+            };
+            update(stored, &request, now)
         }
         (StepOp::Finish { status, output, error, completed_at, step_name, fields }, stored) => {
             let request = Finish {
@@ -343,6 +361,7 @@ fn blank(target: &Target<'_>, step_name: &str, fields: &StepFields, now: Now) ->
         parent_step_id: fields.parent_step_id,
         progress: None,
         progress_message: None,
+        update_sequence: None,
         attempts: Vec::new(),
         digests: Digests::default(),
     }
@@ -506,6 +525,7 @@ fn start(
         next.output = Payload::Value(Bson::Null);
         next.progress = None;
         next.progress_message = None;
+        next.update_sequence = None;
     } else if let Some(attempt) = attempt {
         next.retry_count = attempt - 1;
     }
@@ -592,23 +612,25 @@ fn cut_error(error: &RunError) -> RunError {
     }
 }
 
-fn update(
-    stored: &Step,
+struct Update<'a> {
     progress: Option<f64>,
-    progress_message: Option<&str>,
-    metadata: &Document,
-    output: Option<&Bson>,
-    now: Now,
-) -> Result<Decision<Step>, Refusal> {
+    progress_message: Option<&'a str>,
+    metadata: &'a Document,
+    output: Option<&'a Bson>,
+    update_sequence: Option<i64>,
+}
+
+fn update(stored: &Step, request: &Update<'_>, now: Now) -> Result<Decision<Step>, Refusal> {
     let mut next = stored.clone();
-    if progress.is_some() {
-        next.progress = progress;
+    if request.progress.is_some() {
+        next.progress = request.progress;
     }
-    if let Some(message) = progress_message {
+    if let Some(message) = request.progress_message {
         next.progress_message = Some(message.to_owned());
     }
-    value::merge(&mut next.metadata, metadata);
-    match output {
+    next.update_sequence = request.update_sequence.or(next.update_sequence);
+    value::merge(&mut next.metadata, request.metadata);
+    match request.output {
         None => {}
         Some(Bson::Document(patch)) => match &stored.output {
             Payload::Stored => return Err(Refusal::NeedsPayload),
@@ -739,7 +761,8 @@ fn put(
         .integers("depends_on", &record.depends_on)
         .integer("parent_step_id", record.parent_step_id.map(i64::from))
         .value("progress", record.progress.map(Bson::Double).as_ref())
-        .text("progress_message", record.progress_message.as_deref());
+        .text("progress_message", record.progress_message.as_deref())
+        .integer("update_sequence", record.update_sequence);
     for attempt in &record.attempts {
         digest = digest
             .integer("attempt.started_at", attempt.started_at)

@@ -86,6 +86,7 @@ pub fn execution(record: &domain::Execution) -> proto::Execution {
         parent_execution_id: record.parent_execution_id.clone(),
         pinned: record.pinned,
         configuration_version: record.configuration_version.clone(),
+        update_sequence: record.update_sequence,
     }
 }
 
@@ -129,6 +130,7 @@ pub fn step(record: &domain::Step, payloads: bool) -> proto::Step {
         parent_step_id: record.parent_step_id,
         progress: record.progress,
         progress_message: record.progress_message.clone(),
+        update_sequence: record.update_sequence,
         attempts: record.attempts.iter().map(attempt).collect(),
     }
 }

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::{convert, requests, status, unexpected_answer, write};
 use crate::app::{App, PageRequest, ids};
 use crate::proto;
-use crate::store::Answer;
+use crate::store::{Answer, Record};
 
 /// What the counts of the steps of one execution take in a reply at most.
 const STEP_COUNTS_BYTES: usize = 32;
@@ -143,8 +143,13 @@ impl proto::execution_service_server::ExecutionService for Executions {
         request: Request<proto::UpdateExecutionRequest>,
     ) -> Result<Response<proto::UpdateExecutionResponse>, Status> {
         let asked = requests::update_execution(self.app.limits(), request.into_inner());
-        let execution = self.record(asked).await?;
-        Ok(Response::new(proto::UpdateExecutionResponse { execution }))
+        let (record, superseded) = match write(&self.app, asked).await? {
+            Answer::Execution(record) => (record, false),
+            Answer::Superseded(Record::Execution(record)) => (record, true),
+            _ => return Err(unexpected_answer()),
+        };
+        let execution = Some(convert::execution(&record));
+        Ok(Response::new(proto::UpdateExecutionResponse { execution, superseded }))
     }
 
     async fn finish_execution(

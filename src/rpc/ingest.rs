@@ -24,12 +24,13 @@ use super::{
 use crate::app::ingest::{Answered, Beside, Done, Ended, Ingest, Message, Write};
 use crate::app::{Error, Result, ids};
 use crate::domain::limits::Limits;
+use crate::domain::{Execution, Step};
 use crate::proto;
 use crate::proto::ingest_request::Write as Asked;
 use crate::proto::ingest_response::Result as Outcome;
-use crate::store::Answer;
 use crate::store::artifacts::Created;
 use crate::store::configurations::Stored;
+use crate::store::{Answer, Record};
 
 /// Answers that may wait for the client to read them; then reading pauses too.
 const ANSWERS: usize = 512;
@@ -189,27 +190,36 @@ fn answer(answered: Answered) -> proto::IngestResponse {
 
 /// What became of a write, in short.
 fn short(done: Done) -> Outcome {
-    let step = |step: &crate::domain::Step| proto::IngestedStep {
+    let execution = |execution: &Execution, superseded| proto::IngestedExecution {
+        execution_id: execution.execution_id.clone(),
+        revision: execution.revision,
+        status: convert::execution_status(execution.status).into(),
+        superseded,
+    };
+    let step = |step: &Step, superseded| proto::IngestedStep {
         execution_id: step.execution_id.clone(),
         step_id: Some(step.step_id),
         step_key: step.step_key.clone(),
         revision: step.revision,
         status: convert::step_status(step.status).into(),
+        superseded,
     };
     match done {
-        Done::Record(Answer::Execution(execution)) => {
-            Outcome::Execution(proto::IngestedExecution {
-                execution_id: execution.execution_id.clone(),
-                revision: execution.revision,
-                status: convert::execution_status(execution.status).into(),
-            })
+        Done::Record(Answer::Execution(record)) => Outcome::Execution(execution(&record, false)),
+        Done::Record(Answer::Step(record)) => Outcome::Step(step(&record, false)),
+        Done::Record(Answer::Superseded(Record::Execution(record))) => {
+            Outcome::Execution(execution(&record, true))
         }
-        Done::Record(Answer::Step(record)) => Outcome::Step(step(&record)),
+        Done::Record(Answer::Superseded(Record::Step(record))) => {
+            Outcome::Step(step(&record, true))
+        }
         Done::Record(Answer::Steps(records)) => Outcome::Steps(proto::IngestedSteps {
-            steps: records.iter().map(|record| step(record)).collect(),
+            steps: records.iter().map(|record| step(record, false)).collect(),
         }),
-        // Deletes do not come this way.
-        Done::Record(Answer::Deleted) => Outcome::Deleted(proto::IngestedDeletion::default()),
+        // Deletes do not come this way, and nothing supersedes the record of an artifact.
+        Done::Record(Answer::Deleted | Answer::Superseded(Record::Artifact(_))) => {
+            Outcome::Deleted(proto::IngestedDeletion::default())
+        }
         Done::Heartbeat { cancel_requested } => {
             Outcome::Heartbeat(proto::HeartbeatResponse { cancel_requested })
         }

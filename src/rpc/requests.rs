@@ -434,6 +434,16 @@ pub fn create_execution(
     Ok((id, Op::Execution(ExecutionOp::Create(Box::new(create)))))
 }
 
+impl Check<'_> {
+    /// Chosen by the client.
+    fn update_sequence(&mut self, sent: Option<i64>) -> Option<i64> {
+        if sent.is_some_and(|sequence| sequence <= 0) {
+            self.bad("update_sequence", "must be greater than 0");
+        }
+        sent
+    }
+}
+
 pub fn update_execution(limits: &Limits, request: proto::UpdateExecutionRequest) -> Result<Asked> {
     let mut check = Check::new(limits);
     check.execution_id(&request.execution_id);
@@ -441,6 +451,7 @@ pub fn update_execution(limits: &Limits, request: proto::UpdateExecutionRequest)
         metadata: check.object("metadata", request.metadata.as_ref()),
         pinned: request.pinned,
         expected_revision: request.expected_revision,
+        update_sequence: check.update_sequence(request.update_sequence),
     };
     check.done((request.execution_id, Op::Execution(op)))
 }
@@ -598,6 +609,7 @@ pub fn update_step(limits: &Limits, request: proto::UpdateStepRequest) -> Result
         output: check.payload("output", request.output.as_ref()),
         progress: request.progress,
         progress_message: request.progress_message,
+        update_sequence: check.update_sequence(request.update_sequence),
     };
     check.done((request.execution_id, Op::Step { named, op: Box::new(op) }))
 }
@@ -672,6 +684,7 @@ pub fn put_execution(limits: &Limits, record: proto::Execution) -> Result<Asked>
         parent_execution_id: record.parent_execution_id,
         pinned: record.pinned,
         configuration_version: record.configuration_version,
+        update_sequence: check.update_sequence(record.update_sequence),
         digests: Digests::default(),
         deleted_at: None,
     };
@@ -731,6 +744,7 @@ pub fn put_step(limits: &Limits, record: proto::Step) -> Result<Asked> {
         revision: 0,
         progress: record.progress,
         progress_message: record.progress_message,
+        update_sequence: check.update_sequence(record.update_sequence),
         digests: Digests::default(),
     };
     let op = Op::Step { named, op: Box::new(StepOp::Put(Box::new(step))) };

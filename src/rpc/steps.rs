@@ -10,7 +10,7 @@ use super::{convert, requests, status, unexpected_answer, write};
 use crate::app::configurations::Configurations;
 use crate::app::{App, PageRequest};
 use crate::proto;
-use crate::store::Answer;
+use crate::store::{Answer, Record};
 
 /// Serves StepService.
 pub struct Steps {
@@ -65,7 +65,13 @@ impl proto::step_service_server::StepService for Steps {
         request: Request<proto::UpdateStepRequest>,
     ) -> Result<Response<proto::UpdateStepResponse>, Status> {
         let asked = requests::update_step(self.app.limits(), request.into_inner());
-        Ok(Response::new(proto::UpdateStepResponse { step: self.record(asked).await? }))
+        let (record, superseded) = match write(&self.app, asked).await? {
+            Answer::Step(record) => (record, false),
+            Answer::Superseded(Record::Step(record)) => (record, true),
+            _ => return Err(unexpected_answer()),
+        };
+        let step = Some(convert::step(&record, false));
+        Ok(Response::new(proto::UpdateStepResponse { step, superseded }))
     }
 
     async fn finish_step(

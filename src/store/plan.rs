@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::write::{Answer, Op, RecordKey, Write};
+use super::write::{Answer, Op, Record, RecordKey, Write};
 use crate::domain::limits::Limits;
 use crate::domain::step::{self, Target};
 use crate::domain::{
@@ -212,11 +212,16 @@ impl Work<'_> {
             Op::Execution(op) => self.write_execution(write, op),
             Op::Step { named, op } => {
                 let decided = self.decide_step(write, named, op)?;
-                if matches!(decided.2, Decision::Keep) {
+                let superseded = matches!(decided.2, Decision::Superseded);
+                if superseded || matches!(decided.2, Decision::Keep) {
                     self.sign_of_life(write);
                 }
                 let (key, step) = self.take_step(decided);
-                Ok(Planned { answer: Answer::Step(step), touched: vec![key] })
+                let answer = match superseded {
+                    true => Answer::Superseded(Record::Step(step)),
+                    false => Answer::Step(step),
+                };
+                Ok(Planned { answer, touched: vec![key] })
             }
             Op::Plan(steps) => self.write_plan(write, steps),
         }
@@ -241,7 +246,8 @@ impl Work<'_> {
         let id = &write.execution_id;
         let stored = self.execution(id);
         let mut decision = execution::decide(id, stored.as_deref(), op, write.now)?;
-        if let (Some(stored), Decision::Keep) = (&stored, &decision)
+        let superseded = matches!(decision, Decision::Superseded);
+        if let (Some(stored), Decision::Keep | Decision::Superseded) = (&stored, &decision)
             && op.is_by_client()
             && let Some(alive) = execution::alive(stored, write.now)
         {
@@ -262,7 +268,7 @@ impl Work<'_> {
             stored: false,
         });
         match decision {
-            Decision::Keep => {}
+            Decision::Keep | Decision::Superseded => {}
             Decision::Put(record) => {
                 dirty.after = Some(Arc::new(record));
                 dirty.changed = true;
@@ -279,6 +285,7 @@ impl Work<'_> {
             }
         }
         let answer = match &dirty.after {
+            Some(record) if superseded => Answer::Superseded(Record::Execution(Arc::clone(record))),
             Some(record) => Answer::Execution(Arc::clone(record)),
             None => Answer::Deleted,
         };

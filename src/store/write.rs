@@ -38,6 +38,8 @@ pub enum Answer {
     Execution(Arc<Execution>),
     Step(Arc<Step>),
     Steps(Vec<Arc<Step>>),
+    /// The record as it is: the update came too late and was dropped whole.
+    Superseded(Record),
     Deleted,
 }
 

@@ -213,6 +213,7 @@ pub async fn a_whole_execution_is_kept_as_it_is(b: Backend) {
         parent_execution_id: Some("p".into()),
         pinned: Some(true),
         configuration_version: Some("v7".into()),
+        update_sequence: Some(12),
     };
     let running = Execution {
         execution_id: "running".into(),
@@ -278,6 +279,7 @@ pub async fn a_whole_step_is_kept_as_it_is(b: Backend) {
         parent_step_id: Some(1),
         progress: Some(0.75),
         progress_message: Some("p".into()),
+        update_sequence: Some(13),
         attempts: vec![Attempt {
             started_at: Some(time(1)),
             completed_at: None,

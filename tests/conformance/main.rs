@@ -155,6 +155,7 @@ cases! {
         finishing_an_execution_again_returns_the_stored_record: "2.3",
         finishing_a_step_again_returns_the_stored_record: "2.3",
         a_repeat_is_no_change: "2.3" "2.8" "4.2",
+        a_late_repeat_of_an_update_undoes_nothing: "2.3.update_sequence",
         unary_calls_and_ingest_share_their_idempotence: "2.3" "3.Ingest",
     }
     values {

@@ -6,6 +6,7 @@ use tonic::Code;
 use crate::support::backend::Backend;
 use crate::support::client::*;
 use crate::support::values::*;
+use crate::support::*;
 
 pub async fn creating_again_returns_the_stored_record(b: Backend) {
     let (one, two) = b.pair().await;
@@ -274,4 +275,64 @@ pub async fn unary_calls_and_ingest_share_their_idempotence(b: Backend) {
     assert_eq!(again.revision, started.revision);
     assert_eq!(ended, ended_again);
     assert_eq!(s.end("e", 1, StepStatus::Completed).await.revision, ended.revision);
+}
+
+pub async fn a_late_repeat_of_an_update_undoes_nothing(b: Backend) {
+    let (one, two) = b.pair().await;
+    one.create("e").await;
+    one.start("e", 1).await;
+    let progress = |progress: f64, sequence: i64| UpdateStepRequest {
+        progress: Some(progress),
+        update_sequence: Some(sequence),
+        ..update_step("e", 1)
+    };
+    let send = async |s: &Client, request: UpdateStepRequest| {
+        let mut steps = s.steps();
+        let answer = ok(in_time("update", steps.update_step(request)).await).into_inner();
+        (answer.step.expect("the record"), answer.superseded)
+    };
+    let (_, superseded) = send(&one, progress(0.2, 10)).await;
+    assert!(!superseded);
+    let (newest, superseded) = send(&two, progress(0.9, 11)).await;
+    assert!(!superseded);
+    assert_eq!((newest.progress, newest.update_sequence), (Some(0.9), Some(11)));
+    for late in [progress(0.2, 10), progress(0.9, 11), progress(0.3, 1)] {
+        let (stored, superseded) = send(&one, late.clone()).await;
+        assert!(superseded);
+        assert_eq!(stored, newest, "nothing changes, and that is told");
+        let answers = two.ingest_all(vec![ingest_request::Write::UpdateStep(late)]).await;
+        let ingest_response::Result::Step(answer) = &answers[0] else { panic!("{answers:?}") };
+        assert_eq!((answer.superseded, answer.revision), (true, newest.revision));
+    }
+    // Without a number the last to arrive wins, and the number stays.
+    let plain = UpdateStepRequest { progress: Some(0.5), ..update_step("e", 1) };
+    let (plain, superseded) = send(&one, plain).await;
+    assert_eq!((plain.progress, plain.update_sequence, superseded), (Some(0.5), Some(11), false));
+    // A retry begins anew.
+    one.end("e", 1, StepStatus::Failed).await;
+    let retried = one.start_step(StartStepRequest { attempt: Some(2), ..start("e", 1) }).await;
+    assert_eq!(retried.update_sequence, None);
+    assert!(!send(&two, progress(0.1, 3)).await.1);
+
+    let numbered = |number: i64, sequence: i64| UpdateExecutionRequest {
+        metadata: meta(json!({ "number": number })),
+        update_sequence: Some(sequence),
+        ..update("e")
+    };
+    let send = async |s: &Client, request: UpdateExecutionRequest| {
+        let mut executions = s.executions();
+        let answer = ok(in_time("update", executions.update_execution(request)).await).into_inner();
+        (answer.execution.expect("the record"), answer.superseded)
+    };
+    assert!(!send(&one, numbered(1, 1)).await.1);
+    let (newest, superseded) = send(&two, numbered(2, i64::MAX)).await;
+    assert!(!superseded, "none is refused for being far ahead");
+    // It is looked at before the revision, which is stale.
+    let stale = UpdateExecutionRequest { expected_revision: Some(1), ..numbered(1, 1) };
+    let (stored, superseded) = send(&one, stale).await;
+    assert_eq!((stored, superseded), (newest, true));
+    let zero = UpdateExecutionRequest { update_sequence: Some(0), ..update("e") };
+    let fields =
+        refused(one.try_update_execution(zero).await, Code::InvalidArgument, "INVALID_ARGUMENT");
+    assert_eq!(fields.bad_request().expect("fields").field_violations[0].field, "update_sequence");
 }

@@ -201,7 +201,10 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         ("GetExecutionResponse", "execution steps artifacts steps_truncated"),
         ("ListExecutionsRequest", "filter order page_size page_token"),
         ("ListExecutionsResponse", "executions next_page_token"),
-        ("UpdateExecutionRequest", "execution_id metadata pinned expected_revision"),
+        (
+            "UpdateExecutionRequest",
+            "execution_id metadata pinned expected_revision update_sequence",
+        ),
         ("FinishExecutionRequest", "execution_id status error completed_at metadata"),
         ("HeartbeatRequest", "execution_id"),
         ("HeartbeatResponse", "cancel_requested"),

@@ -146,6 +146,7 @@ fn stored(run: &Run) -> Execution {
         parent_execution_id: None,
         pinned: None,
         configuration_version: None,
+        update_sequence: None,
         digests: Digests::default(),
         deleted_at: None,
     }

@@ -215,6 +215,7 @@ fn new_execution(id: &str, now: Now) -> Execution {
         parent_execution_id: None,
         pinned: None,
         configuration_version: None,
+        update_sequence: None,
         digests: Digests { create: Some(DIGEST.to_owned()), ..Digests::default() },
         deleted_at: None,
     }
@@ -245,6 +246,7 @@ fn new_step(id: &str, step: i32, now: Now) -> Step {
         parent_step_id: None,
         progress: None,
         progress_message: None,
+        update_sequence: None,
         attempts: Vec::new(),
         digests: Digests { start: Some(DIGEST.to_owned()), ..Digests::default() },
     }

@@ -89,6 +89,7 @@ pub fn execution(
         parent_execution_id: fields.text("parent_execution_id")?,
         pinned: fields.boolean("pinned")?,
         configuration_version: fields.text("configuration_version")?,
+        update_sequence: fields.int64("update_sequence")?,
     };
     Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
 }
@@ -126,6 +127,7 @@ pub fn step(
         parent_step_id: fields.int32("parent_step_id")?,
         progress: fields.double("progress")?,
         progress_message: fields.text("progress_message")?,
+        update_sequence: fields.int64("update_sequence")?,
         attempts: fields.attempts()?,
     };
     Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })

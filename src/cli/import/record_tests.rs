@@ -39,7 +39,8 @@ fn a_whole_execution_is_put_as_it_is() {
            "metadata":{"k":{"$date":"2019-01-14T01:49:46.952Z"},"$ref":"r"},
            "created_at":{"$date":0},"updated_at":{"$date":1},"revision":7,"last_change":"e//7",
            "heartbeat_timeout_ms":1000,"last_heartbeat_at":{"$date":2},"cancel_requested_at":{"$date":3},
-           "cancel_reason":"why","parent_execution_id":"p","pinned":true,"configuration_version":"v""#,
+           "cancel_reason":"why","parent_execution_id":"p","pinned":true,"configuration_version":"v",
+           "update_sequence":{"$numberLong":"9"}"#,
     )
     .expect("converted");
     assert!(!converted.assumed);
@@ -62,7 +63,7 @@ fn a_whole_execution_is_put_as_it_is() {
             "updated_at": "1970-01-01T00:00:00.001Z", "revision": 0, "heartbeat_timeout_ms": 1000,
             "last_heartbeat_at": "1970-01-01T00:00:00.002Z",
             "cancel_requested_at": "1970-01-01T00:00:00.003Z", "cancel_reason": "why",
-            "parent_execution_id": "p", "pinned": true, "configuration_version": "v",
+            "parent_execution_id": "p", "pinned": true, "configuration_version": "v", "update_sequence": 9,
         })
     );
 }

@@ -63,6 +63,7 @@ impl Misbehaving {
             execution_id: record.execution_id.clone(),
             revision,
             status: record.status,
+            superseded: false,
         }))
     }
 }

@@ -24,6 +24,7 @@ fn run(ops: &[(i64, ExecutionOp)]) -> (Option<Execution>, Result<&'static str, R
         last = match decide("e", stored.as_ref(), op, at(*ms)) {
             Err(refusal) => Err(refusal),
             Ok(Decision::Keep) => Ok("keep"),
+            Ok(Decision::Superseded) => Ok("superseded"),
             Ok(Decision::Put(record)) => {
                 stored = Some(record);
                 Ok("put")
@@ -43,8 +44,12 @@ fn run(ops: &[(i64, ExecutionOp)]) -> (Option<Execution>, Result<&'static str, R
 
 #[test]
 fn a_repeated_create_keeps_the_record_even_after_other_updates() {
-    let update =
-        ExecutionOp::Update { metadata: doc! {"a": 1}, pinned: None, expected_revision: None };
+    let update = ExecutionOp::Update {
+        metadata: doc! {"a": 1},
+        pinned: None,
+        expected_revision: None,
+        update_sequence: None,
+    };
     let (record, last) = run(&[(1, create("app")), (2, update), (3, create("app"))]);
     assert_eq!(last, Ok("keep"));
     assert_eq!(record.unwrap().metadata, doc! {"a": 1});
@@ -154,6 +159,7 @@ fn a_stale_revision_is_refused_also_where_the_change_is_there_already() {
         metadata: doc! {"a": 1},
         pinned: Some(true),
         expected_revision: Some(expected),
+        update_sequence: None,
     };
     assert!(matches!(
         run(&[(1, create("app")), (2, update(5))]).1,
@@ -163,6 +169,34 @@ fn a_stale_revision_is_refused_also_where_the_change_is_there_already() {
     let twice = [(1, create("app")), (2, update(1000)), (3, update(1000))];
     assert!(matches!(run(&twice).1, Err(Refusal::StaleRevision { expected: 1000, .. })));
     assert_eq!(run(&[(1, create("app")), (2, update(1000)), (3, update(2000))]).1, Ok("keep"));
+}
+
+#[test]
+fn an_update_that_comes_after_a_later_one_is_dropped_whole() {
+    let update = |n: i64, update_sequence| ExecutionOp::Update {
+        metadata: doc! {"n": n},
+        pinned: Some(n == 2),
+        // Stale: it is not looked at.
+        expected_revision: (n == 0).then_some(1),
+        update_sequence,
+    };
+    let newest = [(1, create("app")), (2, update(1, Some(5))), (3, update(2, Some(7)))];
+    for (late, expected) in [
+        (update(1, Some(5)), "superseded"),
+        (update(2, Some(7)), "superseded"),
+        (update(0, Some(6)), "superseded"),
+        (update(3, Some(8)), "put"),
+        (update(3, None), "put"),
+    ] {
+        let mut ops = newest.to_vec();
+        ops.push((4, late));
+        let (record, last) = run(&ops);
+        assert_eq!(last, Ok(expected));
+        let n = if expected == "put" { 3 } else { 2 };
+        let record = record.unwrap();
+        assert_eq!((record.metadata, record.pinned), (doc! {"n": n}, Some(n == 2)));
+        assert!(record.update_sequence >= Some(7));
+    }
 }
 
 #[test]
@@ -199,6 +233,7 @@ fn revisions_never_go_back_whatever_the_clock_says() {
         metadata: doc! {},
         pinned: Some(pinned),
         expected_revision: None,
+        update_sequence: None,
     };
     let (record, _) = run(&[(1000, create("app")), (5, pin(true)), (4, pin(false))]);
     assert_eq!(record.unwrap().revision, 1_000_002);

@@ -28,7 +28,13 @@ fn finish_with(status: StepStatus, output: Option<Bson>, step_name: Option<&str>
 }
 
 fn update(output: Option<Bson>) -> StepOp {
-    StepOp::Update { progress: Some(0.5), progress_message: None, metadata: doc! {"m": 1}, output }
+    StepOp::Update {
+        progress: Some(0.5),
+        progress_message: None,
+        metadata: doc! {"m": 1},
+        output,
+        update_sequence: None,
+    }
 }
 
 fn plan(depends_on: &[i32]) -> StepOp {
@@ -212,4 +218,26 @@ fn plans_know_their_steps_and_never_go_round() {
     let mut planned: Vec<(i32, &[i32])> = vec![(0, &[])];
     planned.extend(chain.iter().map(|(id, edges)| (*id, edges.as_slice())));
     assert_eq!(check(&planned), Ok(()));
+}
+
+#[test]
+fn a_late_repeat_of_an_update_undoes_nothing_and_a_retry_begins_anew() {
+    let progress = |progress, sequence| StepOp::Update {
+        progress: Some(progress),
+        progress_message: None,
+        metadata: doc! {},
+        output: None,
+        update_sequence: Some(sequence),
+    };
+    let ops = [start(None), progress(0.2, 10), progress(0.9, 11), progress(0.2, 10)];
+    let (step, last) = run(&ops);
+    let step = step.unwrap();
+    assert_eq!((step.progress, step.update_sequence, last), (Some(0.9), Some(11), Ok(false)));
+    assert_eq!(one(Some(&step), &progress(0.1, 11), 200), Ok(Decision::Superseded));
+    // Far ahead is no reason to refuse one.
+    let far = run(&[start(None), progress(0.2, i64::MAX)]).0.unwrap();
+    assert_eq!(far.update_sequence, Some(i64::MAX));
+    let retried = [start(None), progress(0.9, 11), finish(StepStatus::Failed), start(Some(2))];
+    let retried = run(&retried).0.unwrap();
+    assert_eq!((retried.progress, retried.update_sequence), (None, None));
 }

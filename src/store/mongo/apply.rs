@@ -1049,6 +1049,7 @@ fn same_execution(written: &Execution, stored: &Execution) -> bool {
         && written.last_heartbeat_at == stored.last_heartbeat_at
         && written.cancel_requested_at == stored.cancel_requested_at
         && written.pinned == stored.pinned
+        && written.update_sequence == stored.update_sequence
         && written.deleted_at == stored.deleted_at
         && written.error == stored.error
         && written.metadata.len() == stored.metadata.len()
@@ -1062,6 +1063,7 @@ fn same_step(written: &Step, stored: &Step) -> bool {
         && written.retry_count == stored.retry_count
         && written.progress == stored.progress
         && written.progress_message == stored.progress_message
+        && written.update_sequence == stored.update_sequence
         && written.error == stored.error
         && written.metadata.len() == stored.metadata.len()
 }

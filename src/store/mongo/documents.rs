@@ -127,6 +127,7 @@ pub(super) fn insert_execution(record: &Execution) -> Result<RawDocumentBuf> {
     present(&mut to, cstr!("parent_execution_id"), record.parent_execution_id.as_deref());
     present(&mut to, cstr!("pinned"), record.pinned);
     present(&mut to, cstr!("configuration_version"), record.configuration_version.as_deref());
+    present(&mut to, cstr!("update_sequence"), record.update_sequence);
     present(&mut to, cstr!("digests"), digests(&record.digests));
     to.append(cstr!("last_change"), record.last_change().as_str());
     Ok(to)
@@ -161,6 +162,7 @@ pub(super) fn insert_step(record: &Step) -> Result<RawDocumentBuf> {
     present(&mut to, cstr!("parent_step_id"), record.parent_step_id);
     present(&mut to, cstr!("progress"), record.progress);
     present(&mut to, cstr!("progress_message"), record.progress_message.as_deref());
+    present(&mut to, cstr!("update_sequence"), record.update_sequence);
     to.append(cstr!("attempts"), attempts(&record.attempts)?);
     present(&mut to, cstr!("digests"), digests(&record.digests));
     to.append(cstr!("last_change"), record.last_change().as_str());
@@ -333,6 +335,7 @@ fn born_step(step: &Step, birth: Birth) -> Result<RawDocumentBuf> {
     present(&mut query, cstr!("parent_step_id"), step.parent_step_id);
     present(&mut query, cstr!("progress"), step.progress);
     present(&mut query, cstr!("progress_message"), step.progress_message.as_deref());
+    present(&mut query, cstr!("update_sequence"), step.update_sequence);
     let size = rawdoc! { "$bsonSize": "$$ROOT" };
     query.append(cstr!("$expr"), rawdoc! { "$eq": [size, birth.bytes] });
     Ok(query)
@@ -375,6 +378,7 @@ fn guarded_step(before: &Step, after: &Step, guard: Guard) -> Result<(RawDocumen
             before.progress_message.as_ref(),
             after.progress_message.as_ref(),
         );
+        rest.value(cstr!("update_sequence"), before.update_sequence, after.update_sequence);
     }
     if guard == Guard::Whole
         || before.retry_count != after.retry_count
@@ -566,6 +570,7 @@ pub(super) fn update_execution(
             before.configuration_version.as_ref(),
             after.configuration_version.as_ref(),
         );
+        rest.value(cstr!("update_sequence"), before.update_sequence, after.update_sequence);
     }
 
     let mut to = Difference::new();
@@ -602,6 +607,11 @@ pub(super) fn update_execution(
         after.cancel_reason.as_deref(),
     );
     to.present(cstr!("pinned"), before.pinned != after.pinned, after.pinned);
+    to.present(
+        cstr!("update_sequence"),
+        before.update_sequence != after.update_sequence,
+        after.update_sequence,
+    );
     to.present(
         cstr!("deleted_at"),
         before.deleted_at != after.deleted_at,
@@ -687,6 +697,11 @@ pub(super) fn update_step(
         cstr!("progress_message"),
         before.progress_message != after.progress_message,
         after.progress_message.as_deref(),
+    );
+    to.present(
+        cstr!("update_sequence"),
+        before.update_sequence != after.update_sequence,
+        after.update_sequence,
     );
     if before.attempts != after.attempts {
         to.set.append(cstr!("attempts"), attempts(&after.attempts)?);
@@ -837,6 +852,7 @@ pub(super) fn read_execution(raw: &RawDocument) -> Result<Execution> {
         parent_execution_id: None,
         pinned: None,
         configuration_version: None,
+        update_sequence: None,
         digests: Digests::default(),
         deleted_at: None,
     };
@@ -866,6 +882,7 @@ pub(super) fn read_execution(raw: &RawDocument) -> Result<Execution> {
             "parent_execution_id" => record.parent_execution_id = text(value),
             "pinned" => record.pinned = value.as_bool(),
             "configuration_version" => record.configuration_version = text(value),
+            "update_sequence" => record.update_sequence = integer(value),
             "digests" => record.digests = read_digests(value),
             "deleted_at" => record.deleted_at = millis(value),
             _ => {}
@@ -913,6 +930,7 @@ pub(super) fn read_step(raw: &RawDocument, payloads: bool) -> Result<Step> {
         parent_step_id: None,
         progress: None,
         progress_message: None,
+        update_sequence: None,
         attempts: Vec::new(),
         digests: Digests::default(),
     };
@@ -949,6 +967,7 @@ pub(super) fn read_step(raw: &RawDocument, payloads: bool) -> Result<Step> {
             "parent_step_id" => record.parent_step_id = small(value),
             "progress" => record.progress = number(value),
             "progress_message" => record.progress_message = text(value),
+            "update_sequence" => record.update_sequence = integer(value),
             "attempts" => record.attempts = read_attempts(value),
             "digests" => record.digests = read_digests(value),
             _ => {}

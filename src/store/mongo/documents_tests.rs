@@ -29,6 +29,7 @@ fn execution() -> Execution {
         parent_execution_id: None,
         pinned: None,
         configuration_version: Some("1.0".to_owned()),
+        update_sequence: Some(5),
         digests: Digests { create: Some("d".to_owned()), ..Digests::default() },
         deleted_at: None,
     }
@@ -57,6 +58,7 @@ fn step() -> Step {
         parent_step_id: Some(1),
         progress: Some(0.5),
         progress_message: Some("half".to_owned()),
+        update_sequence: Some(6),
         attempts: Vec::new(),
         digests: Digests::default(),
     }

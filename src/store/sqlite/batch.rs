@@ -231,6 +231,9 @@ impl Batch<'_> {
                     let record = Record::Step(Arc::clone(record));
                     touched.for_each(|key| touch(key, Some(record.clone())));
                 }
+                Answer::Superseded(record) => {
+                    touched.for_each(|key| touch(key, Some(record.clone())));
+                }
                 Answer::Steps(records) => {
                     for (key, record) in touched.zip(records) {
                         touch(key, Some(Record::Step(Arc::clone(record))));

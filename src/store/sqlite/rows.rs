@@ -17,7 +17,7 @@ pub const INLINE_BYTES: usize = 2048;
 const IS_DOCUMENT: u8 = 0;
 const HOLDS_VALUE: u8 = 1;
 
-pub const EXECUTION_COLUMNS: [&str; 27] = [
+pub const EXECUTION_COLUMNS: [&str; 28] = [
     "execution_id",
     "app_id",
     "app_name",
@@ -41,6 +41,7 @@ pub const EXECUTION_COLUMNS: [&str; 27] = [
     "parent_execution_id",
     "pinned",
     "configuration_version",
+    "update_sequence",
     "create_digest",
     "start_digest",
     "finish_digest",
@@ -48,7 +49,7 @@ pub const EXECUTION_COLUMNS: [&str; 27] = [
 ];
 
 /// Without the execution: `steps.execution` is its row.
-pub const STEP_COLUMNS: [&str; 23] = [
+pub const STEP_COLUMNS: [&str; 24] = [
     "step_id",
     "step_key",
     "step_name",
@@ -68,6 +69,7 @@ pub const STEP_COLUMNS: [&str; 23] = [
     "parent_step_id",
     "progress",
     "progress_message",
+    "update_sequence",
     "attempts",
     "create_digest",
     "start_digest",
@@ -194,6 +196,7 @@ pub fn execution_cells(execution: &Execution) -> [Cell<'_>; EXECUTION_COLUMNS.le
         text(&execution.parent_execution_id),
         integer(execution.pinned),
         text(&execution.configuration_version),
+        integer(execution.update_sequence),
         text(&execution.digests.create),
         text(&execution.digests.start),
         text(&execution.digests.finish),
@@ -224,6 +227,7 @@ pub fn step_cells(step: &Step) -> [Cell<'_>; STEP_COLUMNS.len()] {
         integer(step.parent_step_id),
         step.progress.map_or(Cell::Null, Cell::Real),
         text(&step.progress_message),
+        integer(step.update_sequence),
         if step.attempts.is_empty() { Cell::Null } else { Cell::Attempts(&step.attempts) },
         text(&step.digests.create),
         text(&step.digests.start),
@@ -337,6 +341,7 @@ pub fn execution_of(row: &Row<'_>) -> Result<Execution> {
         parent_execution_id: columns.get()?,
         pinned: columns.get()?,
         configuration_version: columns.get()?,
+        update_sequence: columns.get()?,
         digests: columns.digests()?,
         deleted_at: columns.get()?,
     })
@@ -367,6 +372,7 @@ pub fn step_of(row: &Row<'_>, execution_id: &str, payloads: bool) -> Result<Step
         parent_step_id: columns.get()?,
         progress: columns.get()?,
         progress_message: columns.get()?,
+        update_sequence: columns.get()?,
         attempts: columns.attempts()?,
         digests: columns.digests()?,
     };

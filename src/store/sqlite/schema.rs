@@ -315,6 +315,10 @@ const MIGRATIONS: &[&str] = &["
     ALTER TABLE artifact_uploads ADD COLUMN execution_id TEXT NOT NULL DEFAULT '';
     CREATE INDEX artifact_uploads_execution ON artifact_uploads (execution_id, updated_at);
     CREATE INDEX artifact_uploads_path ON artifact_uploads (storage_path);
+", "
+    -- Of the latest update that carried one.
+    ALTER TABLE executions ADD COLUMN update_sequence INTEGER;
+    ALTER TABLE steps ADD COLUMN update_sequence INTEGER;
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

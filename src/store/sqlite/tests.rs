@@ -75,6 +75,7 @@ fn update_output(id: &str, step_id: i32, output: Bson) -> Write {
         progress_message: None,
         metadata: bson::Document::new(),
         output: Some(output),
+        update_sequence: None,
     };
     write(id, Op::Step { named: by_id(step_id), op: Box::new(op) })
 }
@@ -145,6 +146,7 @@ async fn a_record_comes_back_with_every_type_of_bson() {
         parent_step_id: Some(1),
         progress: Some(0.5),
         progress_message: Some("half".to_owned()),
+        update_sequence: Some(6),
         attempts: vec![
             Attempt {
                 started_at: Some(1),
@@ -179,6 +181,7 @@ async fn a_record_comes_back_with_every_type_of_bson() {
         parent_execution_id: Some("p".to_owned()),
         pinned: Some(false),
         configuration_version: Some("v".to_owned()),
+        update_sequence: Some(5),
         digests: Default::default(),
         deleted_at: None,
     };

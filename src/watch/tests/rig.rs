@@ -344,6 +344,7 @@ impl Rig {
             progress_message: None,
             metadata: bson::Document::new(),
             output: None,
+            update_sequence: None,
         };
         self.write(id, step(step_id, op)).await
     }
@@ -371,7 +372,12 @@ impl Rig {
     }
 
     pub async fn set(&self, id: &str, metadata: bson::Document) -> Record {
-        let op = ExecutionOp::Update { metadata, pinned: None, expected_revision: None };
+        let op = ExecutionOp::Update {
+            metadata,
+            pinned: None,
+            expected_revision: None,
+            update_sequence: None,
+        };
         self.write(id, Op::Execution(op)).await
     }
 
@@ -446,6 +452,7 @@ fn blank_execution() -> Execution {
         parent_execution_id: None,
         pinned: None,
         configuration_version: None,
+        update_sequence: None,
         digests: Default::default(),
         deleted_at: None,
     }
