@@ -41,35 +41,21 @@ pub(super) struct Stores {
 
 impl Stores {
     /// Each role observed.
-    fn of<S>(store: Arc<S>, storages: Storages, clock: &Arc<dyn Clock>) -> Stores
-    where
-        S: Store
-            + ConfigurationStore
-            + MetricStore
-            + ArtifactStore
-            + RetentionStore
-            + RollupStore
-            + SearchStore
-            + Leads
-            + Inspect,
-    {
+    fn observed(self, clock: &Arc<dyn Clock>) -> Stores {
         Stores {
-            records: Arc::new(Observed::<dyn Store>::new(Arc::<S>::clone(&store), clock)),
+            records: Arc::new(Observed::<dyn Store>::new(self.records, clock)),
             configurations: Arc::new(Observed::<dyn ConfigurationStore>::new(
-                Arc::<S>::clone(&store),
+                self.configurations,
                 clock,
             )),
-            metrics: Arc::new(Observed::<dyn MetricStore>::new(Arc::<S>::clone(&store), clock)),
-            artifacts: Arc::new(Observed::<dyn ArtifactStore>::new(Arc::<S>::clone(&store), clock)),
-            retention: Arc::new(Observed::<dyn RetentionStore>::new(
-                Arc::<S>::clone(&store),
-                clock,
-            )),
-            rollups: Arc::new(Observed::<dyn RollupStore>::new(Arc::<S>::clone(&store), clock)),
-            search: Arc::new(Observed::<dyn SearchStore>::new(Arc::<S>::clone(&store), clock)),
-            leads: Arc::new(Observed::<dyn Leads>::new(Arc::<S>::clone(&store), clock)),
-            database: Arc::new(Observed::<dyn Inspect>::new(store, clock)),
-            storages,
+            metrics: Arc::new(Observed::<dyn MetricStore>::new(self.metrics, clock)),
+            artifacts: Arc::new(Observed::<dyn ArtifactStore>::new(self.artifacts, clock)),
+            retention: Arc::new(Observed::<dyn RetentionStore>::new(self.retention, clock)),
+            rollups: Arc::new(Observed::<dyn RollupStore>::new(self.rollups, clock)),
+            search: Arc::new(Observed::<dyn SearchStore>::new(self.search, clock)),
+            leads: Arc::new(Observed::<dyn Leads>::new(self.leads, clock)),
+            database: Arc::new(Observed::<dyn Inspect>::new(self.database, clock)),
+            storages: self.storages,
         }
     }
 }
@@ -78,17 +64,28 @@ impl Stores {
 pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
     let limits = config.limits.clone();
     let metrics_kept = Some(config.retention.metrics).filter(|kept| !kept.is_zero());
-    Ok(match config.store() {
+    let stores = match config.store() {
         StoreChoice::Sqlite { data_dir } => {
             let storages = storages(config, None)?;
             let options = SqliteOptions { metrics_kept, ..SqliteOptions::default() };
             let store = SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?;
-            Stores::of(store, storages, clock)
+            Stores {
+                records: store.clone(),
+                configurations: store.clone(),
+                metrics: store.clone(),
+                artifacts: store.clone(),
+                retention: store.clone(),
+                rollups: store.clone(),
+                search: store.clone(),
+                leads: store.clone(),
+                database: store,
+                storages,
+            }
         }
         StoreChoice::Mongodb { uri, settings } => {
             let options = MongoOptions { metrics_kept, ..mongo_options(uri, settings) };
             let store = MongoStore::connect(options, limits, Arc::clone(clock));
-            let store = store.map_err(|_| malformed(uri))?;
+            let store = store.map_err(|error| unusable(uri, &error))?;
             let database = Arc::clone(&store);
             let connect = move || {
                 let store = Arc::clone(&database);
@@ -96,9 +93,21 @@ pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<St
             };
             let gridfs = GridFs::new(Box::new(connect), Arc::clone(clock));
             let storages = storages(config, Some(Arc::new(gridfs)))?;
-            Stores::of(store, storages, clock)
+            Stores {
+                configurations: store.configuration_store(),
+                metrics: store.metric_store(),
+                artifacts: store.artifact_store(),
+                retention: store.retention_store(),
+                rollups: store.rollup_store(),
+                search: store.search_store(),
+                leads: store.leads(),
+                database: store.inspect(),
+                records: store,
+                storages,
+            }
         }
-    })
+    };
+    Ok(stores.observed(clock))
 }
 
 /// The database of a configuration, to be looked at beside a server that may have it open. Makes nothing.
@@ -110,15 +119,16 @@ pub async fn look_at(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<
             let options = mongo_options(uri, settings);
             match mongo::inspect::Look::at(&options, clock).await {
                 Ok(look) => Box::new(look),
-                Err(store::Error::Failed(_)) => return Err(malformed(uri).into()),
+                Err(error @ store::Error::Failed(_)) => return Err(unusable(uri, &error).into()),
                 Err(error) => return Err(error.into()),
             }
         }
     })
 }
 
-fn malformed(uri: &Secret) -> ConfigError {
-    let reason = "is no connection string that the driver understands";
+fn unusable(uri: &Secret, why: &store::Error) -> ConfigError {
+    let reason =
+        std::error::Error::source(why).map_or_else(|| why.to_string(), ToString::to_string);
     ConfigError::new("mongodb.uri", format!("{uri:?}"), reason)
 }
 

@@ -1,27 +1,28 @@
-//! Artifacts as MongoDB documents and back: the same rules as in `documents`. The id of an artifact is the `_id` of
+//! Artifacts as MongoDB documents and back, by the rules of `records::execution`. The id of an artifact is the `_id` of
 //! its document, in hex. Knows nothing of connections and commands.
 
 use bson::oid::ObjectId;
 use bson::raw::{RawDocument, RawDocumentBuf, cstr};
-use bson::{Document, rawdoc};
+use bson::{DateTime, Document, doc, rawdoc};
 
-use super::documents::{corrupt, date, integer, millis, nullable, object, raw, read_digests};
-use super::documents::{small, text};
-use crate::domain::{Artifact, Millis, Origin};
+use super::db::values::{
+    corrupt, date, field, integer, is_marked, millis, nullable, object, raw, small, text,
+};
+use super::names::ARTIFACTS;
+use super::records::parts::read_digests;
+use crate::domain::{Artifact, Origin};
 use crate::store::Result;
 
-const COLLECTION: &str = super::schema::ARTIFACTS;
-
 /// Between the two parts of `last_change`.
-pub(super) const SEPARATOR: &str = "//";
+const SEPARATOR: &str = "//";
 
 /// The value of `last_change` after any change of an artifact: it has no revision, for it only comes and goes.
-pub(super) fn last_change(execution_id: &str, artifact_id: &str) -> String {
+pub fn last_change(execution_id: &str, artifact_id: &str) -> String {
     format!("{execution_id}{SEPARATOR}{artifact_id}")
 }
 
 /// Execution and artifact out of `last_change`; an execution id may itself have slashes.
-pub(super) fn parse_last_change(text: &str) -> Option<(&str, &str)> {
+pub fn parse_last_change(text: &str) -> Option<(&str, &str)> {
     text.rsplit_once(SEPARATOR).filter(|(_, artifact_id)| ObjectId::parse_str(artifact_id).is_ok())
 }
 
@@ -31,7 +32,7 @@ fn filled(text: &str) -> Option<&str> {
 }
 
 /// A new artifact, with the digest of the request that made it.
-pub(super) fn insert(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawDocumentBuf> {
+pub fn insert(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawDocumentBuf> {
     let mut to = RawDocumentBuf::new();
     to.append(cstr!("_id"), id);
     nullable(&mut to, cstr!("execution_id"), filled(&record.execution_id));
@@ -56,13 +57,13 @@ pub(super) fn insert(id: ObjectId, record: &Artifact, digest: &str) -> Result<Ra
 
 /// A document as some program stored it, with what of it is not part of the record. Only `_id` has to be what
 /// it is elsewhere.
-pub(super) struct Stored {
-    pub(super) record: Artifact,
-    pub(super) digest: Option<String>,
-    pub(super) deleted: bool,
+pub struct Stored {
+    pub record: Artifact,
+    pub digest: Option<String>,
+    pub deleted: bool,
 }
 
-pub(super) fn read_stored(raw: &RawDocument) -> Result<Stored> {
+pub fn read_stored(raw: &RawDocument) -> Result<Stored> {
     let mut id = None;
     let mut digest = None;
     let mut deleted = false;
@@ -83,7 +84,7 @@ pub(super) fn read_stored(raw: &RawDocument) -> Result<Stored> {
         origin: Origin::Foreign,
     };
     for element in raw {
-        let (key, value) = element.map_err(|_| corrupt(COLLECTION, raw, "document"))?;
+        let (key, value) = element.map_err(|_| corrupt(ARTIFACTS, raw, "document"))?;
         match key.as_str() {
             "_id" => id = value.as_object_id(),
             "execution_id" => record.execution_id = text(value).unwrap_or_default(),
@@ -103,29 +104,39 @@ pub(super) fn read_stored(raw: &RawDocument) -> Result<Stored> {
             _ => {}
         }
     }
-    record.artifact_id = id.ok_or_else(|| corrupt(COLLECTION, raw, "_id"))?.to_hex();
+    record.artifact_id = id.ok_or_else(|| corrupt(ARTIFACTS, raw, "_id"))?.to_hex();
     record.origin = Origin::of(&record, record_only, digest.as_deref());
     Ok(Stored { record, digest, deleted })
 }
 
 /// The record alone, of an execution.
-pub(super) fn read(raw: &RawDocument) -> Result<Artifact> {
+pub fn read(raw: &RawDocument) -> Result<Artifact> {
     match read_stored(raw)?.record {
-        record if record.execution_id.is_empty() => Err(corrupt(COLLECTION, raw, "execution_id")),
+        record if record.execution_id.is_empty() => Err(corrupt(ARTIFACTS, raw, "execution_id")),
         record => Ok(record),
     }
 }
 
-/// When the artifact was marked as deleted. Such a document is no artifact any more.
-pub(super) fn deleted_at(raw: &RawDocument) -> Option<Millis> {
-    let at = raw.get("deleted_at").ok().flatten()?;
-    at.as_datetime().map(|at| at.timestamp_millis())
+/// The same of one that is not marked as deleted; such a document is no artifact any more.
+pub fn read_alive(raw: &RawDocument) -> Result<Option<Artifact>> {
+    let artifact = read(raw)?;
+    Ok((!is_marked(raw)).then_some(artifact))
+}
+
+/// The size of an artifact's bytes, as its document says.
+pub fn bytes_of(raw: &RawDocument) -> i64 {
+    field(raw, "size_bytes").and_then(integer).unwrap_or(0)
+}
+
+/// The update that marks artifacts as deleted. The sweep of their bytes takes the documents away.
+pub fn marking(at: DateTime) -> Vec<Document> {
+    let id = doc! { "$toString": "$_id" };
+    let last_change = doc! { "$concat": ["$execution_id", SEPARATOR, id] };
+    vec![doc! { "$set": { "deleted_at": at, "last_change": last_change } }]
 }
 
 #[cfg(test)]
 mod tests {
-    use bson::doc;
-
     use super::*;
     use crate::store::Error;
 
@@ -197,7 +208,7 @@ mod tests {
         let record = read(&raw).unwrap();
         assert_eq!((record.size_bytes, record.mime_type), (Some(12), None));
         assert_eq!(record.metadata, Document::new());
-        assert_eq!(deleted_at(&raw), None);
+        assert!(read_alive(&raw).unwrap().is_some());
         for (raw, field) in [
             (rawdoc! { "_id": "x", "execution_id": "e" }, "_id"),
             (rawdoc! { "_id": id }, "execution_id"),

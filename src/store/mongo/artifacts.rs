@@ -4,32 +4,76 @@
 //! two: the delete marks the execution first and the artifacts then; this stores the artifact first and looks at
 //! the execution then.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bson::oid::ObjectId;
 use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
-use bson::spec::BinarySubtype;
-use bson::{Binary, Document, doc};
+use bson::{Document, doc};
 
-use super::artifact_documents::{last_change, read_stored};
-use super::command::Fate;
-use super::documents::{corrupt, date, integer, millis, raw, text};
-use super::{Inner, MongoStore, Ready, artifact_documents, failure, schema};
-use crate::domain::query::Page;
+use super::artifact_documents::{self, last_change, read_stored};
+use super::db::values::{binary, corrupt, date, epoch, field, integer, millis, raw, text};
+use super::db::{Connection, Db, Fate, Index, failure};
+use super::names::{ARTIFACTS, EXECUTIONS};
+use crate::clock::Clock;
+use crate::domain::limits::Limits;
+use crate::domain::query::{self, ArtifactKey, Page};
 use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
 use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
 use crate::store::{Error, Result};
 
+/// Bytes of artifacts on their way.
+pub const UPLOADS: &str = "stepwell_uploads";
 /// How often a lost race is decided again.
 const ROUNDS: usize = 8;
 /// Documents fetched at a time.
 const FETCHED_AT_ONCE: u32 = 500;
+
+/// Artifacts and uploads.
+pub struct Artifacts {
+    db: Arc<Db>,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+}
+
+impl Artifacts {
+    pub fn new(db: Arc<Db>, limits: Limits, clock: Arc<dyn Clock>) -> Artifacts {
+        Artifacts { db, limits, clock }
+    }
+
+    async fn ready(&self) -> Result<Arc<Connection>> {
+        self.db.ready().await
+    }
+
+    async fn find_upload(&self, ready: &Connection, upload_id: &str) -> Result<Option<Upload>> {
+        let found = ready.call(ready.latest(UPLOADS).find_one(doc! { "_id": upload_id })).await?;
+        found.map(|raw| read_upload(&raw)).transpose()
+    }
+}
+
+pub fn wanted() -> Vec<Index> {
+    let plain = Index::plain;
+    let partial = Index::partial;
+    vec![
+        plain(ARTIFACTS, doc! { "execution_id": 1, "_id": -1 }),
+        plain(ARTIFACTS, doc! { "execution_id": 1, "step_id": 1 }),
+        plain(ARTIFACTS, doc! { "artifact_type": 1 }),
+        plain(ARTIFACTS, doc! { "created_at": -1 }),
+        partial(ARTIFACTS, doc! { "storage_path": 1 }, doc! { "storage_path": { "$gt": "" } }),
+        partial(ARTIFACTS, doc! { "deleted_at": 1 }, doc! { "deleted_at": { "$gt": epoch() } }),
+        Index::unique(ARTIFACTS, doc! { "digests.create": 1 })
+            .only(doc! { "digests.create": { "$gt": "" } }),
+        plain(UPLOADS, doc! { "updated_at": 1, "_id": 1 }),
+        plain(UPLOADS, doc! { "execution_id": 1, "updated_at": 1 }),
+        plain(UPLOADS, doc! { "storage_path": 1 }),
+    ]
+}
 
 fn id_of(artifact_id: &str) -> Option<ObjectId> {
     ObjectId::parse_str(artifact_id).ok()
 }
 
 fn upload_document(upload: &Upload) -> Result<RawDocumentBuf> {
-    let bytes = |bytes: &[u8]| Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() };
     raw(&doc! {
         "_id": &upload.upload_id,
         "execution_id": &upload.execution_id,
@@ -39,17 +83,15 @@ fn upload_document(upload: &Upload) -> Result<RawDocumentBuf> {
         "storage_path": &upload.storage_path,
         "turn": upload.turn,
         "received_bytes": i64::try_from(upload.received_bytes).unwrap_or(i64::MAX),
-        "hash_state": bytes(&upload.hash_state),
-        "storage_state": bytes(&upload.storage_state),
+        "hash_state": binary(&upload.hash_state),
+        "storage_state": binary(&upload.storage_state),
         "finished": upload.finished,
         "updated_at": date(upload.updated_at),
     })
 }
 
 fn read_upload(raw: &RawDocument) -> Result<Upload> {
-    let field = |key: &'static str| {
-        raw.get(key).ok().flatten().ok_or_else(|| corrupt(schema::UPLOADS, raw, key))
-    };
+    let field = |key: &'static str| field(raw, key).ok_or_else(|| corrupt(UPLOADS, raw, key));
     let words = |key| field(key).map(|value| text(value).unwrap_or_default());
     let number = |key| field(key).map(|value| integer(value).unwrap_or(0));
     let bytes = |key| {
@@ -76,29 +118,29 @@ fn read_upload(raw: &RawDocument) -> Result<Upload> {
 }
 
 /// Whether an execution is there, as the primary has it.
-async fn is_there(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<bool> {
-    let find = ready
-        .executions
+async fn is_there(ready: &Connection, execution_id: &str) -> Result<bool> {
+    let executions = ready.latest(EXECUTIONS);
+    let find = executions
         .find_one(doc! { "execution_id": execution_id })
         .projection(doc! { "_id": 1, "deleted_at": 1 });
-    let found = inner.call(find).await?;
+    let found = ready.call(find).await?;
     Ok(found.is_some_and(|found| found.get_datetime("deleted_at").is_err()))
 }
 
-async fn usage(inner: &Inner, ready: &Ready, execution_id: &str) -> Result<Usage> {
+async fn usage(ready: &Connection, execution_id: &str) -> Result<Usage> {
     let group = doc! { "$group": {
         "_id": null,
         "artifacts": { "$sum": 1 },
         "bytes": { "$sum": { "$cond": [{ "$gt": ["$sha256", null] }, "$size_bytes", 0] } },
     } };
     let only = doc! { "$match": { "execution_id": execution_id, "deleted_at": null } };
-    let found = inner.aggregate(&ready.artifacts, [only, group]).await?;
+    let found = ready.collect(ready.latest(ARTIFACTS).aggregate([only, group])).await?;
     let Some(found) = found.first() else { return Ok(Usage::default()) };
-    let field = |key: &str| {
-        let value = found.get(key).ok().flatten().and_then(integer).unwrap_or(0);
+    let number = |name| {
+        let value = field(found, name).and_then(integer).unwrap_or(0);
         u64::try_from(value).unwrap_or(0)
     };
-    Ok(Usage { artifacts: field("artifacts"), bytes: field("bytes") })
+    Ok(Usage { artifacts: number("artifacts"), bytes: number("bytes") })
 }
 
 /// The update that frees the digest of a record, and writes down what only the digest told.
@@ -123,19 +165,20 @@ enum Holder {
     Freed,
 }
 
-async fn holder(inner: &Inner, ready: &Ready, id: ObjectId, digest: &str) -> Result<Holder> {
-    let same = ready.artifacts.find_one(doc! { "digests.create": digest });
-    if let Some(raw) = inner.call(same).await? {
+async fn holder(ready: &Connection, id: ObjectId, digest: &str) -> Result<Holder> {
+    let artifacts = ready.latest(ARTIFACTS);
+    let same = artifacts.find_one(doc! { "digests.create": digest });
+    if let Some(raw) = ready.call(same).await? {
         let stored = read_stored(&raw)?;
         if !stored.deleted {
             return Ok(Holder::Same(stored.record));
         }
         let gone = doc! { "_id": id_of(&stored.record.artifact_id) };
-        let free = ready.artifacts.update_one(gone, free_digest(&stored.record, Document::new()));
-        inner.call(free).await?;
+        let free = artifacts.update_one(gone, free_digest(&stored.record, Document::new()));
+        ready.call(free).await?;
         return Ok(Holder::Freed);
     }
-    let taken = inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?;
+    let taken = ready.call(artifacts.find_one(doc! { "_id": id })).await?;
     match taken.map(|raw| read_stored(&raw)).transpose()? {
         None => Ok(Holder::Nobody),
         Some(stored) if stored.digest.as_deref() == Some(digest) && !stored.deleted => {
@@ -145,8 +188,8 @@ async fn holder(inner: &Inner, ready: &Ready, id: ObjectId, digest: &str) -> Res
     }
 }
 
-async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Created> {
-    let ready = inner.ready().await?;
+async fn create(artifacts: &Artifacts, record: &Artifact, digest: &str) -> Result<Created> {
+    let ready = artifacts.ready().await?;
     let id = id_of(&record.artifact_id)
         .ok_or_else(|| Error::failed("an artifact id that is no ObjectId"))?;
     let unknown = || {
@@ -155,7 +198,7 @@ async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Create
     };
     let document = artifact_documents::insert(id, record, digest)?;
     for _ in 0..ROUNDS {
-        match holder(inner, &ready, id, digest).await? {
+        match holder(&ready, id, digest).await? {
             Holder::Nobody => {}
             Holder::Freed => continue,
             Holder::Same(record) => return Ok(Created::Found(record)),
@@ -165,23 +208,21 @@ async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Create
             }
         }
         if !record.execution_id.is_empty() {
-            if !is_there(inner, &ready, &record.execution_id).await? {
+            if !is_there(&ready, &record.execution_id).await? {
                 return Err(unknown());
             }
-            let usage = usage(inner, &ready, &record.execution_id).await?;
-            usage.admits(record.uploaded_bytes(), &inner.limits)?;
+            let usage = usage(&ready, &record.execution_id).await?;
+            usage.admits(record.uploaded_bytes(), &artifacts.limits)?;
         }
-        let fates =
-            ready.commander.insert(schema::ARTIFACTS, std::slice::from_ref(&document)).await;
+        let fates = ready.commander().insert(ARTIFACTS, std::slice::from_ref(&document)).await;
         match fates.first() {
             Some(Fate::Done) => {}
             Some(Fate::Duplicate | Fate::Unmatched | Fate::Doubtful) => continue,
             Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
             Some(Fate::Unknown) | None => return Err(failure::timeout()),
         }
-        if !record.execution_id.is_empty() && !is_there(inner, &ready, &record.execution_id).await?
-        {
-            mark(inner, &ready, &record.artifact_id, inner.clock.now().millis()).await?;
+        if !record.execution_id.is_empty() && !is_there(&ready, &record.execution_id).await? {
+            mark(&ready, &record.artifact_id, artifacts.clock.now().millis()).await?;
             return Err(unknown());
         }
         return Ok(Created::New(record.clone()));
@@ -189,9 +230,10 @@ async fn create(inner: &Inner, record: &Artifact, digest: &str) -> Result<Create
     Err(Error::Contention)
 }
 
-async fn mark(inner: &Inner, ready: &Ready, artifact_id: &str, at: Millis) -> Result<bool> {
+async fn mark(ready: &Connection, artifact_id: &str, at: Millis) -> Result<bool> {
     let Some(id) = id_of(artifact_id) else { return Ok(false) };
-    let found = inner.call(ready.artifacts.find_one(doc! { "_id": id })).await?;
+    let artifacts = ready.latest(ARTIFACTS);
+    let found = ready.call(artifacts.find_one(doc! { "_id": id })).await?;
     let Some(stored) =
         found.map(|raw| read_stored(&raw)).transpose()?.filter(|found| !found.deleted)
     else {
@@ -201,32 +243,32 @@ async fn mark(inner: &Inner, ready: &Ready, artifact_id: &str, at: Millis) -> Re
     let last_change = last_change(&record.execution_id, &record.artifact_id);
     let change = free_digest(record, doc! { "deleted_at": date(at), "last_change": last_change });
     let only = doc! { "_id": id, "deleted_at": null };
-    let done = inner.call(ready.artifacts.update_one(only, change)).await?;
+    let done = ready.call(artifacts.update_one(only, change)).await?;
     Ok(done.matched_count > 0)
 }
 
-async fn page(inner: &Inner, query: &ArtifactQuery) -> Result<Page<Artifact, String>> {
-    let ready = inner.ready().await?;
+async fn page(artifacts: &Artifacts, query: &ArtifactQuery) -> Result<Page<Artifact, String>> {
+    let ready = artifacts.ready().await?;
     let mut filter = doc! { "execution_id": &query.execution_id };
     if let Some(after) = query.after.as_deref().and_then(id_of) {
         filter.insert("_id", doc! { "$lt": after });
     }
-    let find = ready
-        .committed_artifacts
+    let committed = ready.committed(ARTIFACTS);
+    let find = committed
         .find(filter)
         .sort(doc! { "_id": -1 })
         .batch_size(FETCHED_AT_ONCE.min(u32::try_from(query.limit + 1).unwrap_or(u32::MAX)))
         .limit(i64::try_from(query.examine.saturating_add(1)).unwrap_or(i64::MAX));
-    let mut cursor = inner.call(find).await?;
+    let mut rows = ready.rows(find).await?;
     let mut page = Page { records: Vec::new(), next: None };
     let (mut examined, mut last) = (0, None);
-    while inner.call(cursor.advance()).await? {
+    while let Some(raw) = rows.next().await? {
         if page.records.len() == query.limit || examined == query.examine {
             page.next = last;
             break;
         }
         examined += 1;
-        match read_stored(cursor.current()) {
+        match read_stored(raw) {
             Ok(stored) => {
                 last = Some(stored.record.artifact_id.clone());
                 if !stored.deleted && query.admits(&stored.record) {
@@ -242,72 +284,108 @@ async fn page(inner: &Inner, query: &ArtifactQuery) -> Result<Page<Artifact, Str
     Ok(page)
 }
 
+/// The artifacts of one execution, as its whole state has them.
+pub async fn of_execution(
+    artifacts: &Artifacts,
+    query: &query::ArtifactQuery,
+) -> Result<Page<Artifact, ArtifactKey>> {
+    let ready = artifacts.ready().await?;
+    let mut filter = doc! { "execution_id": &query.execution_id };
+    if let Some(after) = &query.after {
+        let after = after.0.as_slice().try_into().map_err(|_| Error::BadCursor)?;
+        filter.insert("_id", doc! { "$gt": ObjectId::from_bytes(after) });
+    }
+    let limit = query.limit.max(1);
+    let committed = ready.committed(ARTIFACTS);
+    let find = committed
+        .find(filter)
+        .sort(doc! { "_id": 1 })
+        .batch_size(u32::try_from(limit + 1).unwrap_or(FETCHED_AT_ONCE));
+    let mut rows = ready.rows(find).await?;
+    let mut page = Page { records: Vec::new(), next: None };
+    let mut last = None;
+    while let Some(raw) = rows.next().await? {
+        if page.records.len() == limit {
+            page.next = last;
+            break;
+        }
+        match artifact_documents::read_alive(raw) {
+            Ok(None) => {}
+            Ok(Some(artifact)) => {
+                last = raw.get_object_id("_id").ok().map(|id| ArtifactKey(id.bytes().to_vec()));
+                page.records.push(artifact);
+            }
+            Err(Error::Corrupt { collection, id, field }) => {
+                tracing::warn!(collection, id, field, "a stored record cannot be read");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(page)
+}
+
 #[async_trait]
-impl ArtifactStore for MongoStore {
+impl ArtifactStore for Artifacts {
     async fn create_artifact(&self, record: &Artifact, digest: &str) -> Result<Created> {
-        create(&self.inner, record, digest).await
+        create(self, record, digest).await
     }
 
     async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>> {
-        let ready = self.inner.ready().await?;
-        let find = ready.committed_artifacts.find_one(doc! { "digests.create": digest });
-        let found = self.inner.call(find).await?.map(|raw| read_stored(&raw)).transpose()?;
+        let ready = self.ready().await?;
+        let committed = ready.committed(ARTIFACTS);
+        let find = committed.find_one(doc! { "digests.create": digest });
+        let found = ready.call(find).await?.map(|raw| read_stored(&raw)).transpose()?;
         Ok(found.filter(|found| !found.deleted).map(|found| found.record))
     }
 
     async fn artifact(&self, artifact_id: &str) -> Result<Option<Artifact>> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         let Some(id) = id_of(artifact_id) else { return Ok(None) };
-        let find = ready.committed_artifacts.find_one(doc! { "_id": id });
-        let found = self.inner.call(find).await?.map(|raw| read_stored(&raw)).transpose()?;
+        let committed = ready.committed(ARTIFACTS);
+        let found = ready
+            .call(committed.find_one(doc! { "_id": id }))
+            .await?
+            .map(|raw| read_stored(&raw))
+            .transpose()?;
         Ok(found.filter(|found| !found.deleted).map(|found| found.record))
     }
 
     async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, String>> {
-        page(&self.inner, query).await
+        page(self, query).await
     }
 
     async fn artifact_usage(&self, execution_id: &str) -> Result<Usage> {
-        let ready = self.inner.ready().await?;
-        usage(&self.inner, &ready, execution_id).await
+        let ready = self.ready().await?;
+        usage(&ready, execution_id).await
     }
 
     async fn mark_artifact(&self, artifact_id: &str, at: Millis) -> Result<bool> {
-        let ready = self.inner.ready().await?;
-        mark(&self.inner, &ready, artifact_id, at).await
+        let ready = self.ready().await?;
+        mark(&ready, artifact_id, at).await
     }
 
     async fn marked_artifacts(&self, after: Option<&str>, limit: usize) -> Result<Vec<Artifact>> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         // Other ids are those of other programs, and none of ours follows from them.
         let after = after.and_then(id_of).unwrap_or(ObjectId::from_bytes([0; 12]));
-        let filter = doc! { "deleted_at": { "$gt": schema::epoch() }, "_id": { "$gt": after } };
+        let filter = doc! { "deleted_at": { "$gt": epoch() }, "_id": { "$gt": after } };
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let find = ready.artifacts.find(filter).sort(doc! { "_id": 1 }).limit(limit);
-        let found = self
-            .inner
-            .call(async {
-                let mut found = Vec::new();
-                let mut cursor = find.await?;
-                while cursor.advance().await? {
-                    found.extend(read_stored(cursor.current()).map(|stored| stored.record));
-                }
-                Ok(found)
-            })
-            .await?;
-        Ok(found)
+        let artifacts = ready.latest(ARTIFACTS);
+        let find = artifacts.find(filter).sort(doc! { "_id": 1 }).limit(limit);
+        let found = ready.collect(find).await?;
+        Ok(found.iter().filter_map(|raw| Some(read_stored(raw).ok()?.record)).collect())
     }
 
     async fn remove_artifact(&self, artifact_id: &str) -> Result<()> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         let Some(id) = id_of(artifact_id) else { return Ok(()) };
-        let only = doc! { "_id": id, "deleted_at": { "$gt": schema::epoch() } };
-        self.inner.call(ready.artifacts.delete_one(only)).await?;
+        let only = doc! { "_id": id, "deleted_at": { "$gt": epoch() } };
+        ready.call(ready.latest(ARTIFACTS).delete_one(only)).await?;
         Ok(())
     }
 
     async fn record_has_bytes(&self, paths: &[String], except: Option<&str>) -> Result<bool> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         // One that is marked, too, is no reason to keep them: else two of them wait for each other.
         let others = doc! {
             "storage_path": { "$in": paths },
@@ -315,12 +393,11 @@ impl ArtifactStore for MongoStore {
             "deleted_at": { "$not": { "$type": "date" } },
             "record_only": { "$ne": true },
         };
-        let find = ready.artifacts.find(others).batch_size(FETCHED_AT_ONCE);
-        let mut cursor = self.inner.call(find).await?;
-        while self.inner.call(cursor.advance()).await? {
+        let artifacts = ready.latest(ARTIFACTS);
+        let mut rows = ready.rows(artifacts.find(others).batch_size(FETCHED_AT_ONCE)).await?;
+        while let Some(raw) = rows.next().await? {
             // What cannot be read may have bytes as well.
-            if !matches!(read_stored(cursor.current()), Ok(found) if found.record.origin == Origin::Imported)
-            {
+            if !matches!(read_stored(raw), Ok(found) if found.record.origin == Origin::Imported) {
                 return Ok(true);
             }
         }
@@ -328,19 +405,19 @@ impl ArtifactStore for MongoStore {
     }
 
     async fn upload_has_bytes(&self, paths: &[String], artifact_id: &str) -> Result<bool> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         let others =
             doc! { "storage_path": { "$in": paths }, "artifact_id": { "$ne": artifact_id } };
-        Ok(self.inner.call(ready.uploads.find_one(others)).await?.is_some())
+        Ok(ready.call(ready.latest(UPLOADS).find_one(others)).await?.is_some())
     }
 
     async fn begin_upload(&self, upload: &Upload) -> Result<Upload> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         for _ in 0..ROUNDS {
-            if let Some(found) = self.upload(&upload.upload_id).await? {
+            if let Some(found) = self.find_upload(&ready, &upload.upload_id).await? {
                 return Ok(found);
             }
-            match self.inner.call(ready.uploads.insert_one(upload_document(upload)?)).await {
+            match ready.call(ready.latest(UPLOADS).insert_one(upload_document(upload)?)).await {
                 Ok(_) => return Ok(upload.clone()),
                 Err(Error::Failed(_)) => {}
                 Err(error) => return Err(error),
@@ -350,22 +427,23 @@ impl ArtifactStore for MongoStore {
     }
 
     async fn upload(&self, upload_id: &str) -> Result<Option<Upload>> {
-        let ready = self.inner.ready().await?;
-        let found = self.inner.call(ready.uploads.find_one(doc! { "_id": upload_id })).await?;
-        found.map(|raw| read_upload(&raw)).transpose()
+        let ready = self.ready().await?;
+        self.find_upload(&ready, upload_id).await
     }
 
     async fn replace_upload(&self, turn: i64, upload: &Upload) -> Result<bool> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         let only = doc! { "_id": &upload.upload_id, "turn": turn };
-        let replace = ready.uploads.replace_one(only, upload_document(upload)?);
-        Ok(self.inner.call(replace).await?.matched_count > 0)
+        let uploads = ready.latest(UPLOADS);
+        let replace = uploads.replace_one(only, upload_document(upload)?);
+        Ok(ready.call(replace).await?.matched_count > 0)
     }
 
     async fn remove_upload(&self, upload_id: &str, turn: i64) -> Result<bool> {
-        let ready = self.inner.ready().await?;
-        let remove = ready.uploads.delete_one(doc! { "_id": upload_id, "turn": turn });
-        Ok(self.inner.call(remove).await?.deleted_count > 0)
+        let ready = self.ready().await?;
+        let uploads = ready.latest(UPLOADS);
+        let remove = uploads.delete_one(doc! { "_id": upload_id, "turn": turn });
+        Ok(ready.call(remove).await?.deleted_count > 0)
     }
 
     async fn idle_uploads(
@@ -374,7 +452,7 @@ impl ArtifactStore for MongoStore {
         after: Option<(Millis, &str)>,
         limit: usize,
     ) -> Result<Vec<Upload>> {
-        let ready = self.inner.ready().await?;
+        let ready = self.ready().await?;
         let mut filter = doc! { "updated_at": { "$lt": date(before) } };
         if let Some((at, id)) = after {
             let at = date(at);
@@ -383,22 +461,11 @@ impl ArtifactStore for MongoStore {
                 "$or": [{ "updated_at": { "$gt": at } }, { "_id": { "$gt": id } }],
             };
         }
-        let find = ready
-            .uploads
+        let uploads = ready.latest(UPLOADS);
+        let find = uploads
             .find(filter)
             .sort(doc! { "updated_at": 1, "_id": 1 })
             .limit(i64::try_from(limit).unwrap_or(i64::MAX));
-        let found = self
-            .inner
-            .call(async {
-                let mut found = Vec::new();
-                let mut cursor = find.await?;
-                while cursor.advance().await? {
-                    found.push(cursor.current().to_owned());
-                }
-                Ok(found)
-            })
-            .await?;
-        found.iter().map(|raw| read_upload(raw)).collect()
+        ready.collect(find).await?.iter().map(|raw| read_upload(raw)).collect()
     }
 }

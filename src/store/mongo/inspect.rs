@@ -1,14 +1,13 @@
 //! A look at a MongoDB deployment: its indexes against the lookups of the data model, and how it is put up.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
-use mongodb::options::{Acknowledgment, ConnectionString, ReadPreference, SelectionCriteria};
-use mongodb::{Client, Database};
+use mongodb::options::Acknowledgment;
 
-use super::{MongoOptions, MongoStore, failure, schema};
+use super::db::values::number_of;
+use super::db::{self, Connection, Db, MongoOptions};
 use crate::clock::Clock;
 use crate::store::inspect::{
     Deployment, Disk, Durability, Facts, History, IndexCheck, Inspect, LOOKUPS, Lookup,
@@ -20,39 +19,22 @@ const FULL: f64 = 0.9;
 
 /// A connection of its own to look at a database with.
 pub struct Look {
-    client: Client,
-    database: Database,
-    patience: Duration,
+    connection: Connection,
     clock: Arc<dyn Clock>,
 }
 
 impl Look {
     /// Connects as a server would, and makes nothing. `Error::Failed`: the URI is malformed.
     pub async fn at(options: &MongoOptions, clock: Arc<dyn Clock>) -> Result<Look> {
-        let parsed = ConnectionString::parse(&options.uri)
-            .map_err(|_| Error::failed("the MongoDB URI is malformed"))?;
-        let default_ms = options.server_selection_timeout_ms.max(1);
-        let patience = parsed.server_selection_timeout.unwrap_or(Duration::from_millis(default_ms));
         // One question at a time needs one connection.
-        let options = MongoOptions { min_pool_size: 0, ..options.clone() };
-        let client = super::connect(&options, patience).await?;
-        let database = client.database(&options.database);
-        Ok(Look { client, database, patience, clock })
-    }
-
-    async fn ask(&self, database: &Database, command: Document) -> Result<Document> {
-        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-        let call = database.run_command(command).selection_criteria(primary);
-        match tokio::time::timeout(self.patience * 2, call).await {
-            Ok(answer) => answer.map_err(failure::error),
-            Err(_) => Err(failure::timeout()),
-        }
+        let connection = Connection::open_one(options, options.check()?).await?;
+        Ok(Look { connection, clock })
     }
 
     /// Options of a collection. `None`: it is not there.
     async fn options(&self, collection: &str) -> Result<Option<Document>> {
         let list = doc! { "listCollections": 1, "filter": { "name": collection } };
-        let reply = self.ask(&self.database, list).await?;
+        let reply = self.connection.command(list).await?;
         let cursor = reply.get_document("cursor").ok();
         let first = cursor.and_then(|cursor| cursor.get_array("firstBatch").ok()?.first());
         let found = first.and_then(Bson::as_document);
@@ -92,22 +74,21 @@ impl Look {
     }
 
     async fn history(&self) -> Result<History> {
-        let local = self.client.database("local");
         let end = |way: i32| {
             doc! { "find": "oplog.rs", "sort": { "$natural": way }, "limit": 1,
             "projection": { "ts": 1 }, "singleBatch": true }
         };
         let mut seconds = [0_i64; 2];
         for (seconds, way) in seconds.iter_mut().zip([1, -1]) {
-            let reply = self.ask(&local, end(way)).await?;
+            let reply = self.connection.command_on("local", end(way)).await?;
             let cursor = reply.get_document("cursor").map_err(Error::failed)?;
             let entry = cursor.get_array("firstBatch").map_err(Error::failed)?.first();
             let entry = entry.and_then(Bson::as_document);
             let at = entry.and_then(|entry| entry.get_timestamp("ts").ok());
             *seconds = at.map_or(0, |at| i64::from(at.time));
         }
-        let stats = self.ask(&local, doc! { "collStats": "oplog.rs" }).await?;
-        let number = |key: &str| stats.get(key).and_then(number);
+        let stats = self.connection.command_on("local", doc! { "collStats": "oplog.rs" }).await?;
+        let number = |key: &str| stats.get(key).and_then(number_of);
         let full = match (number("size"), number("maxSize")) {
             (Some(size), Some(most)) if most > 0.0 => size >= most * FULL,
             _ => false,
@@ -116,31 +97,22 @@ impl Look {
     }
 
     async fn disk(&self) -> Option<Disk> {
-        let stats = self.ask(&self.database, doc! { "dbStats": 1 }).await.ok()?;
-        let number = |key: &str| stats.get(key).and_then(number);
+        let stats = self.connection.command(doc! { "dbStats": 1 }).await.ok()?;
+        let number = |key: &str| stats.get(key).and_then(number_of);
         let (total, used) = (number("fsTotalSize")?, number("fsUsedSize")?);
         Some(Disk { free_bytes: (total - used).max(0.0) as u64, total_bytes: total as u64 })
-    }
-}
-
-fn number(value: &Bson) -> Option<f64> {
-    match value {
-        Bson::Int32(value) => Some(f64::from(*value)),
-        Bson::Int64(value) => Some(*value as f64),
-        Bson::Double(value) => Some(*value),
-        _ => None,
     }
 }
 
 fn begins_with(index: &Document, lookup: &Lookup) -> bool {
     let wanted: Document =
         lookup.keys.iter().map(|(key, way)| ((*key).to_owned(), Bson::from(*way))).collect();
-    index.get_document("key").is_ok_and(|keys| schema::begins_with(keys, &wanted))
+    index.get_document("key").is_ok_and(|keys| db::begins_with(keys, &wanted))
 }
 
 /// Whether an index, as listIndexes describes it, serves a lookup.
 fn serves(index: &Document, lookup: &Lookup) -> bool {
-    if !begins_with(index, lookup) || !schema::is_plain(index) {
+    if !begins_with(index, lookup) || !db::is_plain(index) {
         return false;
     }
     let partial = index.contains_key("partialFilterExpression");
@@ -157,11 +129,7 @@ impl Inspect for Look {
         let mut there = (String::new(), Vec::new());
         for lookup in LOOKUPS {
             if there.0 != lookup.collection {
-                let found = schema::existing(&self.database, lookup.collection);
-                let found = match tokio::time::timeout(self.patience * 2, found).await {
-                    Ok(found) => found?,
-                    Err(_) => return Err(failure::timeout()),
-                };
+                let found = db::existing(&self.connection, lookup.collection).await?;
                 there = (lookup.collection.to_owned(), found);
             }
             checks.push(self.check(lookup, &there.1).await?);
@@ -171,9 +139,9 @@ impl Inspect for Look {
 
     async fn facts(&self) -> Result<Facts> {
         let asked = self.clock.now();
-        let hello = self.ask(&self.database, doc! { "hello": 1 }).await?;
+        let hello = self.connection.command(doc! { "hello": 1 }).await?;
         let answered = self.clock.now();
-        let build = self.ask(&self.database, doc! { "buildInfo": 1 }).await?;
+        let build = self.connection.command(doc! { "buildInfo": 1 }).await?;
         let midway = (asked.micros + (answered.micros - asked.micros) / 2).div_euclid(1000);
         let local = hello.get_datetime("localTime").ok();
         let deployment = if hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid") {
@@ -192,7 +160,7 @@ impl Inspect for Look {
             Deployment::ReplicaSet { .. } => self.history().await.ok(),
             _ => None,
         };
-        let durability = match self.client.write_concern().and_then(|concern| concern.w.clone()) {
+        let durability = match self.connection.write_concern().w.clone() {
             None | Some(Acknowledgment::Majority) => {
                 Durability::Safe("a write is answered when a majority has it".to_owned())
             }
@@ -221,20 +189,25 @@ impl Inspect for Look {
     }
 }
 
-impl MongoStore {
+/// A look over the connection that the store has.
+pub struct Inside {
+    db: Arc<Db>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Inside {
+    pub fn new(db: Arc<Db>, clock: Arc<dyn Clock>) -> Inside {
+        Inside { db, clock }
+    }
+
     async fn look(&self) -> Result<Look> {
-        let ready = self.inner.ready().await?;
-        Ok(Look {
-            client: ready.client.clone(),
-            database: ready.database.clone(),
-            patience: self.inner.patience,
-            clock: Arc::clone(&self.inner.clock),
-        })
+        let connection = self.db.ready().await?.as_ref().clone();
+        Ok(Look { connection, clock: Arc::clone(&self.clock) })
     }
 }
 
 #[async_trait]
-impl Inspect for MongoStore {
+impl Inspect for Inside {
     async fn indexes(&self) -> Result<Vec<IndexCheck>> {
         self.look().await?.indexes().await
     }

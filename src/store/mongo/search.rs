@@ -1,17 +1,17 @@
 //! The index of search: one document of each text with its terms as an array, which an index with a key per term
 //! serves. `o` is the order in which texts were first indexed, so that a word that many have is read newest first.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::oid::ObjectId;
-use bson::spec::BinarySubtype;
-use bson::{Binary, Bson, Document, doc};
+use bson::raw::RawDocument;
+use bson::{Bson, Document, doc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use mongodb::options::{CollectionOptions, WriteConcern};
-use mongodb::{Collection, Cursor};
 
-use super::{MongoStore, Ready, failure, schema};
+use super::db::values::{binary, field, small, text};
+use super::db::{Connection, Db, Index, META, Rows, update_document};
 use crate::domain::Millis;
 use crate::domain::search::query::Term;
 use crate::domain::search::{Kind, RULES};
@@ -20,7 +20,7 @@ use crate::store::search::{
 };
 use crate::store::{self, Error, Result};
 
-pub(super) const TEXTS: &str = "stepwell_search_texts";
+const TEXTS: &str = "stepwell_search_texts";
 /// The document that says how far the index is.
 const PROGRESS: &str = "search";
 /// Texts written with one command; and their bytes, terms included.
@@ -33,9 +33,23 @@ const READ_AT_ONCE: u32 = 200;
 /// How long the database may sort texts that begin with something very common.
 const SORTING: Duration = Duration::from_secs(10);
 
-/// The index that finds texts by their terms.
-pub(super) fn texts_by_term() -> Document {
-    doc! { "t": 1, "o": -1 }
+/// Texts and their terms.
+pub struct Texts {
+    db: Arc<Db>,
+}
+
+impl Texts {
+    pub fn new(db: Arc<Db>) -> Texts {
+        Texts { db }
+    }
+}
+
+pub fn wanted() -> Vec<Index> {
+    vec![
+        // Finds texts by their terms.
+        Index::plain(TEXTS, doc! { "t": 1, "o": -1 }),
+        Index::plain(TEXTS, doc! { "v": 1 }),
+    ]
 }
 
 fn id(key: &EntryKey) -> Document {
@@ -72,18 +86,19 @@ fn has_one_of(ways: &[Vec<Term>]) -> Document {
     }
 }
 
-fn entry(document: &Document) -> Option<Entry> {
+fn entry(document: &RawDocument) -> Option<Entry> {
     let id = document.get_document("_id").ok()?;
+    let words = |name| field(document, name).and_then(text);
     let key = EntryKey {
         execution_id: id.get_str("e").ok()?.to_owned(),
         kind: Kind::from_number(id.get_i32("k").ok()?)?,
-        step_id: document.get_i32("s").ok(),
-        artifact_id: document.get_str("a").ok().map(str::to_owned),
+        step_id: field(document, "s").and_then(small),
+        artifact_id: words("a"),
     };
     Some(Entry {
         key,
-        name: document.get_str("n").ok().map(str::to_owned),
-        text: document.get_str("x").ok()?.to_owned(),
+        name: words("n"),
+        text: words("x")?,
         truncated: document.get_bool("c").unwrap_or(false),
     })
 }
@@ -101,57 +116,47 @@ fn update(entry: &Entry, terms: &[String], seen: Millis) -> (Document, usize) {
         "t": terms,
     };
     let change = doc! { "$set": set, "$setOnInsert": { "o": ObjectId::new() } };
-    (doc! { "q": { "_id": id(key) }, "u": change, "upsert": true }, bytes)
+    let mut update = update_document(doc! { "_id": id(key) }, change);
+    update.insert("upsert", true);
+    (update, bytes)
 }
 
-impl Ready {
-    fn texts(&self) -> Collection<Document> {
-        self.database.collection(TEXTS)
+async fn put(ready: &Connection, updates: Vec<Document>) -> Result<()> {
+    if updates.is_empty() {
+        return Ok(());
     }
-
-    fn progress(&self) -> Collection<Document> {
-        let mut options = CollectionOptions::default();
-        options.write_concern = Some(WriteConcern::majority());
-        self.database.collection_with_options(schema::META, options)
-    }
-}
-
-impl MongoStore {
-    async fn put(&self, ready: &Ready, updates: Vec<Document>) -> Result<()> {
-        if updates.is_empty() {
-            return Ok(());
-        }
-        let command = doc! { "update": TEXTS, "updates": updates, "ordered": false };
-        let answer = self.inner.call(ready.database.run_command(command)).await?;
-        match answer.contains_key("writeErrors") {
-            true => Err(Error::failed("the database refused to index a text")),
-            false => Ok(()),
-        }
+    let command = doc! {
+        "update": TEXTS,
+        "updates": updates,
+        "ordered": false,
+        "writeConcern": { "w": "majority" },
+    };
+    let answer = ready.command(command).await?;
+    match answer.contains_key("writeErrors") {
+        true => Err(Error::failed("the database refused to index a text")),
+        false => Ok(()),
     }
 }
 
 #[async_trait]
-impl SearchStore for MongoStore {
+impl SearchStore for Texts {
     async fn search_cursor(&self) -> Result<Option<store::Cursor>> {
-        let ready = self.inner.ready().await?;
-        let found = ready.progress();
-        let found = self.inner.call(found.find_one(doc! { "_id": PROGRESS })).await?;
+        let ready = self.db.ready().await?;
+        let found = ready.call(ready.own(META).find_one(doc! { "_id": PROGRESS })).await?;
         let found = found.filter(|found| found.get_i64("rules").ok() == Some(RULES));
-        Ok(match found.as_ref().and_then(|found| found.get("cursor")) {
-            Some(Bson::Binary(binary)) => Some(store::Cursor(binary.bytes.clone())),
-            _ => None,
-        })
+        let cursor = found.as_ref().and_then(|found| found.get_binary("cursor").ok());
+        Ok(cursor.map(|cursor| store::Cursor(cursor.bytes.to_vec())))
     }
 
     async fn index(&self, batch: SearchBatch) -> Result<()> {
-        let ready = self.inner.ready().await?;
-        let texts = ready.texts();
+        let ready = self.db.ready().await?;
+        let texts = ready.own(TEXTS);
         for id in &batch.gone_executions {
-            self.inner.call(texts.delete_many(of_execution(id))).await?;
+            ready.call(texts.delete_many(of_execution(id))).await?;
         }
         for piece in batch.gone.chunks(WRITTEN_AT_ONCE) {
             let ids: Vec<Document> = piece.iter().map(id).collect();
-            self.inner.call(texts.delete_many(doc! { "_id": { "$in": ids } })).await?;
+            ready.call(texts.delete_many(doc! { "_id": { "$in": ids } })).await?;
         }
         let (mut pieces, mut bytes) = (vec![Vec::new()], 0);
         for (entry, terms) in &batch.put {
@@ -167,42 +172,39 @@ impl SearchStore for MongoStore {
                 }
             }
         }
-        stream::iter(pieces.into_iter().map(|piece| self.put(&ready, piece)))
+        stream::iter(pieces.into_iter().map(|piece| put(&ready, piece)))
             .buffer_unordered(COMMANDS_AT_ONCE)
             .try_collect::<()>()
             .await?;
         if let Some(cursor) = batch.cursor {
-            let bytes = Binary { subtype: BinarySubtype::Generic, bytes: cursor.0 };
-            let set = doc! { "$set": { "cursor": bytes, "rules": RULES } };
-            let progress = ready.progress();
-            let moved = progress.update_one(doc! { "_id": PROGRESS }, set).upsert(true);
-            self.inner.call(moved).await?;
+            let set = doc! { "$set": { "cursor": binary(&cursor.0), "rules": RULES } };
+            let meta = ready.own(META);
+            let moved = meta.update_one(doc! { "_id": PROGRESS }, set).upsert(true);
+            ready.call(moved).await?;
         }
         Ok(())
     }
 
     async fn forget(&self, before: Millis) -> Result<()> {
-        let ready = self.inner.ready().await?;
+        let ready = self.db.ready().await?;
         let stale = doc! { "v": { "$lt": before } };
-        self.inner.call(ready.texts().delete_many(stale)).await.map(drop)
+        ready.call(ready.own(TEXTS).delete_many(stale)).await.map(drop)
     }
 
     async fn texts_with(&self, ways: &[Vec<Term>], most: u64) -> Result<u64> {
-        let ready = self.inner.ready().await?;
-        let texts = ready.texts();
-        self.inner.call(texts.count_documents(has_one_of(ways)).limit(most)).await
+        let ready = self.db.ready().await?;
+        let texts = ready.own(TEXTS);
+        ready.call(texts.count_documents(has_one_of(ways)).limit(most)).await
     }
 
     fn candidates(&self, query: CandidateQuery) -> Candidates<'_> {
-        let opened = stream::once(self.found(query)).map_ok(|cursor| {
-            stream::try_unfold(cursor, async |mut cursor| {
-                if !self.inner.call(cursor.advance()).await? {
-                    return Ok(None);
-                }
-                let document = cursor.deserialize_current().map_err(failure::error)?;
+        let opened = stream::once(self.found(query)).map_ok(|rows| {
+            stream::try_unfold(rows, async |mut rows| {
+                let Some(document) = rows.next().await? else { return Ok(None) };
                 let place = document.get_object_id("o").map(|o| o.bytes().to_vec());
                 let place = place.map_err(|_| Error::failed("a text has no place"))?;
-                Ok(Some((Candidate { place, entry: entry(&document) }, cursor)))
+                let candidate = Candidate { place, entry: entry(document) };
+                Ok(Some((candidate, rows)))
             })
         });
         opened.try_flatten().boxed()
@@ -214,10 +216,10 @@ fn place(bytes: &[u8]) -> Result<ObjectId> {
     Ok(ObjectId::from_bytes(bytes))
 }
 
-impl MongoStore {
+impl Texts {
     /// One query for all: where only beginnings of words are asked for the database has to sort, and does it once.
-    async fn found(&self, query: CandidateQuery) -> Result<Cursor<Document>> {
-        let ready = self.inner.ready().await?;
+    async fn found(&self, query: CandidateQuery) -> Result<Rows> {
+        let ready = self.db.ready().await?;
         let mut all: Vec<Document> = query.needs.iter().map(|ways| has_one_of(ways)).collect();
         if let Some(before) = &query.before {
             all.push(doc! { "o": { "$lt": place(before)? } });
@@ -229,7 +231,7 @@ impl MongoStore {
             let kinds: Vec<i32> = query.kinds.iter().map(|kind| *kind as i32).collect();
             all.push(doc! { "_id.k": { "$in": kinds } });
         }
-        let texts = ready.texts();
+        let texts = ready.own(TEXTS);
         let find = texts
             .find(doc! { "$and": all })
             .projection(doc! { "t": 0 })
@@ -238,9 +240,6 @@ impl MongoStore {
             .batch_size(READ_AT_ONCE)
             .max_time(SORTING)
             .allow_disk_use(true);
-        match tokio::time::timeout(SORTING + self.inner.patience, find).await {
-            Ok(found) => found.map_err(failure::error),
-            Err(_) => Err(failure::timeout()),
-        }
+        ready.rows_within(find, SORTING + ready.patience()).await
     }
 }

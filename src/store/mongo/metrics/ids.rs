@@ -13,7 +13,7 @@ const SERVER_BITS: u32 = 30;
 
 /// Gives ids. An id is the second (32 bits, where every ObjectId has it), the millisecond in it (10), the server
 /// (30, at random), and a number (24).
-pub(in crate::store::mongo) struct Ids {
+pub struct Ids {
     server: u64,
     /// The millisecond of the last id, and the next number in it.
     last: Mutex<(Millis, u64)>,
@@ -51,7 +51,7 @@ fn id(at: Millis, rest: u64) -> ObjectId {
 }
 
 /// The id that is so many after the first of a row.
-pub(super) fn nth(first: ObjectId, n: usize) -> ObjectId {
+pub fn nth(first: ObjectId, n: usize) -> ObjectId {
     let mut bytes = first.bytes();
     let mut rest = [0; 8];
     rest.copy_from_slice(&bytes[4..]);
@@ -61,18 +61,18 @@ pub(super) fn nth(first: ObjectId, n: usize) -> ObjectId {
 }
 
 /// The least id that anybody, also another program, gives from this moment on.
-pub(super) fn least(since: Millis) -> ObjectId {
+pub fn least(since: Millis) -> ObjectId {
     let mut bytes = [0; 12];
     let seconds = u32::try_from(since.div_euclid(1000)).unwrap_or(0);
     bytes[..4].copy_from_slice(&seconds.to_be_bytes());
     ObjectId::from_bytes(bytes)
 }
 
-pub(super) fn point_id(id: ObjectId) -> PointId {
+pub fn point_id(id: ObjectId) -> PointId {
     PointId(id.bytes())
 }
 
-pub(super) fn object_id(id: PointId) -> ObjectId {
+pub fn object_id(id: PointId) -> ObjectId {
     ObjectId::from_bytes(id.0)
 }
 

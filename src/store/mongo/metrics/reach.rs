@@ -5,34 +5,35 @@
 
 use bson::{DateTime, RawDocumentBuf, doc};
 
-use super::METRICS;
-use super::number;
-use super::read::{time_of, within};
+use super::points::{BUCKETS, METRICS, time_of, within};
+use super::room::Metrics;
 use crate::domain::Millis;
-use crate::store::Result;
-use crate::store::mongo::{Inner, Ready, failure};
+
+use crate::store::mongo::db::Connection;
+use crate::store::mongo::db::values::{field, millis, number};
+use crate::store::{Error, Result};
 
 /// Buckets looked at for one stretch of time. With more of them the stretch ends earlier.
-const BUCKETS: i64 = 20_000;
+const BUCKETS_AT_ONCE: i64 = 20_000;
 
 /// What there is from one time to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reach {
+pub struct Reach {
     /// Points up to `end`, at most.
     pub points: usize,
     /// Before this there are no more points than may be looked at. `None`: so it is with all of them.
     pub end: Option<Millis>,
 }
 
-pub(super) async fn reach(
-    inner: &Inner,
-    ready: &Ready,
+pub async fn reach(
+    room: &Metrics,
+    ready: &Connection,
     execution_id: &str,
     (from, until): (Millis, Millis),
     most: usize,
 ) -> Result<Reach> {
-    if ready.metrics.time_series
-        && let Some(buckets) = buckets(inner, ready, execution_id, (from, until)).await?
+    if room.time_series()
+        && let Some(buckets) = buckets(ready, execution_id, (from, until)).await?
     {
         let reach = along(&buckets, most);
         // Buckets that overlap say too little.
@@ -40,13 +41,12 @@ pub(super) async fn reach(
             return Ok(reach);
         }
     }
-    counted(inner, ready, execution_id, (from, until), most).await
+    counted(ready, execution_id, (from, until), most).await
 }
 
 /// Buckets by the time from which they hold points, with how many. `None`: they are not for us to see.
 async fn buckets(
-    inner: &Inner,
-    ready: &Ready,
+    ready: &Connection,
     execution_id: &str,
     (from, until): (Millis, Millis),
 ) -> Result<Option<Vec<(Millis, usize)>>> {
@@ -59,35 +59,28 @@ async fn buckets(
             "control.max.timestamp": { "$gte": DateTime::from_millis(from) },
         } },
         doc! { "$sort": { "control.min.timestamp": 1 } },
-        doc! { "$limit": BUCKETS },
+        doc! { "$limit": BUCKETS_AT_ONCE },
         doc! { "$project": {
             "_id": 0,
             "t": "$control.min.timestamp",
             "n": { "$ifNull": ["$control.count", { "$size": unpacked }] },
         } },
     ];
-    let mut found = Vec::new();
-    let read = async {
-        let aggregate = ready.metrics.buckets.aggregate(pipeline).batch_size(BUCKETS as u32);
-        let mut cursor = aggregate.with_type::<RawDocumentBuf>().await?;
-        while cursor.advance().await? {
-            let raw = cursor.current();
-            if let (Ok(at), Some(points)) =
-                (raw.get_datetime("t"), raw.get("n").ok().flatten().and_then(number))
-            {
-                found.push((at.timestamp_millis(), points as usize));
-            }
+    let buckets = ready.committed(BUCKETS);
+    let read = buckets.aggregate(pipeline).batch_size(BUCKETS_AT_ONCE as u32);
+    match ready.collect(read).await {
+        Ok(found) => {
+            let bucket = |raw: &RawDocumentBuf| {
+                let points = field(raw, "n").and_then(number)?;
+                Some((field(raw, "t").and_then(millis)?, points as usize))
+            };
+            Ok(Some(found.iter().filter_map(bucket).collect()))
         }
-        Ok::<_, mongodb::error::Error>(())
-    };
-    match tokio::time::timeout(inner.patience * 2, read).await {
-        Ok(Ok(())) => Ok(Some(found)),
-        Ok(Err(error)) if failure::is_passing(&error) => Err(failure::error(error)),
-        Ok(Err(error)) => {
-            tracing::debug!(collection = METRICS, error = %failure::words(&error), "no buckets");
+        Err(Error::Failed(source)) => {
+            tracing::debug!(collection = METRICS, error = %source, "no buckets");
             Ok(None)
         }
-        Err(_) => Err(failure::timeout()),
+        Err(error) => Err(error),
     }
 }
 
@@ -100,19 +93,20 @@ fn along(buckets: &[(Millis, usize)], most: usize) -> Reach {
         points += more;
     }
     match buckets.last() {
-        Some((at, _)) if buckets.len() as i64 >= BUCKETS => Reach { points, end: Some(*at) },
+        Some((at, _)) if buckets.len() as i64 >= BUCKETS_AT_ONCE => {
+            Reach { points, end: Some(*at) }
+        }
         _ => Reach { points, end: None },
     }
 }
 
 async fn counted(
-    inner: &Inner,
-    ready: &Ready,
+    ready: &Connection,
     execution_id: &str,
     (from, until): (Millis, Millis),
     most: usize,
 ) -> Result<Reach> {
-    let points = &ready.metrics.committed_points;
+    let points = &ready.committed(METRICS);
     let filter =
         doc! { "execution_id": execution_id, "timestamp": within(Some(from), Some(until)) };
     let skip = most as u64;
@@ -122,12 +116,11 @@ async fn counted(
         .projection(doc! { "_id": 0, "timestamp": 1 })
         .skip(skip)
         .limit(1);
-    let mut cursor = inner.call(find).await?;
-    if inner.call(cursor.advance()).await? {
-        return Ok(Reach { points: most, end: time_of(cursor.current()) });
+    if let Some(beyond) = ready.rows(find).await?.next().await? {
+        return Ok(Reach { points: most, end: time_of(beyond) });
     }
     let count = points.count_documents(filter);
-    let count = inner.call(count).await?;
+    let count = ready.call(count).await?;
     Ok(Reach { points: usize::try_from(count).unwrap_or(usize::MAX), end: None })
 }
 
@@ -142,7 +135,7 @@ mod tests {
         assert_eq!(along(&buckets, 7), Reach { points: 7, end: Some(30) });
         assert_eq!(along(&buckets, 6), Reach { points: 3, end: Some(20) });
         assert_eq!(along(&buckets, 0), Reach { points: 0, end: Some(10) });
-        let many = vec![(5, 1); BUCKETS as usize];
+        let many = vec![(5, 1); BUCKETS_AT_ONCE as usize];
         assert_eq!(along(&many, usize::MAX), Reach { points: many.len(), end: Some(5) });
         assert_eq!(along(&[], 0), Reach { points: 0, end: None });
     }

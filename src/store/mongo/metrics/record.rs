@@ -23,21 +23,23 @@ use bson::oid::ObjectId;
 use bson::{DateTime, Document, RawDocumentBuf, doc};
 use mongodb::error::ErrorKind;
 
-use super::hours::Marks;
+use super::delete::delete;
+use super::dirty::{MARKED_WITHIN, Marks};
 use super::ids::{nth, point_id};
-use super::{METRIC_REQUESTS, delete, read_point, write_point};
+use super::points::{METRIC_REQUESTS, METRICS, read_point, write_point};
+use super::room::Metrics;
 use crate::domain::metric::admit;
 use crate::domain::{MetricCounts, MetricPoint, Millis, Refusal};
 use crate::store::metrics::{Arrived, Recorded, Recording, RequestId};
-use crate::store::mongo::failure::{self, DUPLICATE_KEY};
-use crate::store::mongo::{Inner, Ready};
+use crate::store::mongo::db::failure::{self, DUPLICATE_KEY, again};
+use crate::store::mongo::db::values::{is_marked, raw};
+use crate::store::mongo::db::{Connection, update_statement};
+use crate::store::mongo::names::EXECUTIONS;
 use crate::store::{Error, Result};
 
 const REQUEST_KNOWN_MS: i64 = 24 * 3600 * 1000;
 /// What an attempt may take beyond the time of one call.
 const ATTEMPT_SLACK: Duration = Duration::from_secs(5);
-/// How long it may take to say that points are about to come.
-pub(super) const MARKED_WITHIN: Duration = Duration::from_secs(3);
 const _: () = assert!(
     MARKED_WITHIN.as_millis() < ATTEMPT_SLACK.as_millis(),
     "an attempt that has to mark hours and then takes the time of one call still ends before another server may take \
@@ -63,9 +65,9 @@ struct Attempt {
     arriving: Vec<Arrived>,
 }
 
-pub(super) async fn record(inner: &Inner, requests: Vec<Recording>) -> Vec<Result<Recorded>> {
+pub async fn record(room: &Metrics, requests: Vec<Recording>) -> Vec<Result<Recorded>> {
     let mut outcomes: Vec<Option<Result<Recorded>>> = requests.iter().map(|_| None).collect();
-    match attempts(inner, requests, &mut outcomes).await {
+    match attempts(room, requests, &mut outcomes).await {
         Ok(()) => {}
         Err(error) => {
             for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
@@ -77,21 +79,13 @@ pub(super) async fn record(inner: &Inner, requests: Vec<Recording>) -> Vec<Resul
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
 }
 
-/// The same failure for another request of the batch.
-fn again(error: &Error) -> Error {
-    match error {
-        Error::Unavailable(_) => Error::Unavailable(None),
-        other => Error::failed(other.to_string()),
-    }
-}
-
 async fn attempts(
-    inner: &Inner,
+    room: &Metrics,
     requests: Vec<Recording>,
     outcomes: &mut [Option<Result<Recorded>>],
 ) -> Result<()> {
-    let ready = inner.ready().await?;
-    let before = living(inner, &ready, requests.iter()).await?;
+    let ready = room.ready().await?;
+    let before = living(&ready, requests.iter()).await?;
     let mut attempts = Vec::with_capacity(requests.len());
     for (place, request) in requests.into_iter().enumerate() {
         if !request.put && !before.contains(&request.execution_id) {
@@ -99,7 +93,7 @@ async fn attempts(
             outcomes[place] = Some(Err(Refusal::ExecutionNotFound { execution_id }.into()));
             continue;
         }
-        match begin(inner, &ready, place, request).await {
+        match begin(room, &ready, place, request).await {
             Ok(Begun::Attempt(attempt)) => attempts.push(*attempt),
             Ok(Begun::Known(counts)) => {
                 outcomes[place] = Some(Ok(Recorded { counts, stored: Vec::new() }));
@@ -107,12 +101,12 @@ async fn attempts(
             Err(error) => outcomes[place] = Some(Err(error)),
         }
     }
-    let failed = insert(inner, &ready, &attempts).await;
+    let failed = insert(room, &ready, &attempts).await;
     // What a deletion may have missed.
     let at_risk = |attempt: &&Attempt| before.contains(&attempt.request.execution_id);
     let at_risk: Vec<&Recording> =
         attempts.iter().filter(at_risk).map(|attempt| &attempt.request).collect();
-    let after = living(inner, &ready, at_risk.iter().copied()).await?;
+    let after = living(&ready, at_risk.iter().copied()).await?;
     let gone: HashSet<&str> = at_risk
         .iter()
         .map(|request| request.execution_id.as_str())
@@ -134,7 +128,7 @@ async fn attempts(
     }
     if !done.is_empty() {
         // One that is not marked is found to be complete when it comes again.
-        let _ = ready.commander.update(METRIC_REQUESTS, &done, None).await;
+        let _ = ready.commander().update(METRIC_REQUESTS, &done, None).await;
     }
     for attempt in attempts {
         let outcome = &mut outcomes[attempt.place];
@@ -147,8 +141,7 @@ async fn attempts(
 
 /// Which of the executions are there and not being deleted.
 async fn living<'a>(
-    inner: &Inner,
-    ready: &Ready,
+    ready: &Connection,
     requests: impl Iterator<Item = &'a Recording>,
 ) -> Result<HashSet<String>> {
     let ids: HashSet<&str> = requests.map(|request| request.execution_id.as_str()).collect();
@@ -157,8 +150,8 @@ async fn living<'a>(
     }
     let filter = doc! { "execution_id": { "$in": ids.into_iter().collect::<Vec<_>>() } };
     let projection = doc! { "_id": 0, "execution_id": 1, "deleted_at": 1 };
-    let found = inner.all(&ready.executions, filter, Some(projection)).await?;
-    let living = found.iter().filter(|raw| raw.get_datetime("deleted_at").is_err());
+    let found = ready.all(&ready.latest(EXECUTIONS), filter, Some(projection)).await?;
+    let living = found.iter().filter(|raw| !is_marked(raw));
     Ok(living.filter_map(|raw| raw.get_str("execution_id").ok().map(str::to_owned)).collect())
 }
 
@@ -169,8 +162,8 @@ enum Begun {
 }
 
 async fn begin(
-    inner: &Inner,
-    ready: &Ready,
+    room: &Metrics,
+    ready: &Connection,
     place: usize,
     mut request: Recording,
 ) -> Result<Begun> {
@@ -179,26 +172,26 @@ async fn begin(
     let mut attempt = Attempt {
         place,
         counts: MetricCounts::default(),
-        first: inner.ids.take(came, points.len()),
+        first: room.ids.take(came, points.len()),
         came,
         again: false,
-        owner: inner.ids.take(came, 1),
+        owner: room.ids.take(came, 1),
         deadline: None,
         arriving: Vec::with_capacity(points.len()),
         request,
     };
     if let Some(id) = attempt.request.request.clone()
-        && let Some(counts) = attempt.claim(inner, ready, &id, &points).await?
+        && let Some(counts) = attempt.claim(room, ready, &id, &points).await?
     {
         return Ok(Begun::Known(counts));
     }
-    attempt.counts = admit(&mut points, attempt.came, inner.metrics_kept_ms());
+    attempt.counts = admit(&mut points, attempt.came, room.kept_ms());
     let first = attempt.first;
     let numbered = points.into_iter().enumerate();
     attempt.arriving =
         numbered.map(|(n, point)| Arrived { id: point_id(nth(first, n)), point }).collect();
     if attempt.again || attempt.request.put {
-        attempt.leave_out_known(inner, ready).await?;
+        attempt.leave_out_known(ready).await?;
     }
     Ok(Begun::Attempt(Box::new(attempt)))
 }
@@ -211,39 +204,37 @@ impl Attempt {
     /// Makes the request this attempt's own. `Some`: it was stored before.
     async fn claim(
         &mut self,
-        inner: &Inner,
-        ready: &Ready,
+        room: &Metrics,
+        ready: &Connection,
         id: &RequestId,
         points: &[MetricPoint],
     ) -> Result<Option<MetricCounts>> {
-        let requests = &ready.metrics.requests;
+        let requests = &ready.latest(METRIC_REQUESTS);
         let now = self.request.now;
         // From now on, and not from when it came: it may have waited for its turn.
-        self.deadline = Some(Instant::now() + attempt_time(inner));
-        let length = i64::try_from(attempt_time(inner).as_millis()).unwrap_or(i64::MAX / 4);
-        let until = inner.clock.now().millis().saturating_add(length);
+        self.deadline = Some(Instant::now() + attempt_time(ready));
+        let length = i64::try_from(attempt_time(ready).as_millis()).unwrap_or(i64::MAX / 4);
+        let until = room.clock.now().millis().saturating_add(length);
         let until = DateTime::from_millis(until);
-        let fresh = rawdoc_of(doc! {
+        let fresh = raw(&doc! {
             "_id": self.key(id),
             "execution_id": &self.request.execution_id,
             "digest": &id.digest,
             "first": self.first,
             "came": DateTime::from_millis(self.came),
-            "known_until": self.known_until(inner, points).map(DateTime::from_millis),
+            "known_until": self.known_until(room, points).map(DateTime::from_millis),
             "done": false,
             "owner": self.owner,
             "until": until,
         })?;
         for _ in 0..ROUNDS {
-            let inserted = tokio::time::timeout(inner.patience * 2, requests.insert_one(&fresh));
-            match inserted.await {
-                Ok(Ok(_)) => return Ok(None),
-                Ok(Err(error)) if failure::code(&error) == Some(DUPLICATE_KEY) => {}
-                Ok(Err(error)) => return Err(failure::error(error)),
-                Err(_) => return Err(failure::timeout()),
+            match ready.try_call(requests.insert_one(&fresh)).await? {
+                Ok(_) => return Ok(None),
+                Err(error) if failure::code(&error) == Some(DUPLICATE_KEY) => {}
+                Err(error) => return Err(failure::error(error)),
             }
             let find = requests.find_one(doc! { "_id": self.key(id) });
-            let Some(known) = inner.call(find).await? else { continue };
+            let Some(known) = ready.call(find).await? else { continue };
             let time = |name| known.get_datetime(name).map(|at| at.timestamp_millis()).ok();
             let unreadable = |field| Error::Corrupt {
                 collection: METRIC_REQUESTS,
@@ -254,7 +245,7 @@ impl Attempt {
                 // The database lets go of it within a minute; for us it is gone.
                 let over = doc! { "$lte": DateTime::from_millis(now) };
                 let gone = doc! { "_id": self.key(id), "known_until": over };
-                inner.call(requests.delete_one(gone)).await?;
+                ready.call(requests.delete_one(gone)).await?;
                 continue;
             }
             if known.get_str("digest").ok() != Some(id.digest.as_str()) {
@@ -281,7 +272,7 @@ impl Attempt {
                 doc! { "_id": self.key(id), "owner": owner, "done": false },
                 doc! { "$set": { "owner": self.owner, "until": until } },
             );
-            if inner.call(taken).await?.matched_count == 1 {
+            if ready.call(taken).await?.matched_count == 1 {
                 self.first = known.get_object_id("first").map_err(|_| unreadable("first"))?;
                 self.came = time("came").ok_or_else(|| unreadable("came"))?;
                 self.again = true;
@@ -292,22 +283,23 @@ impl Attempt {
     }
 
     /// Until when the request is known; `None`: for ever.
-    fn known_until(&self, inner: &Inner, points: &[MetricPoint]) -> Option<Millis> {
+    fn known_until(&self, room: &Metrics, points: &[MetricPoint]) -> Option<Millis> {
         if !self.request.put {
             return Some(self.came.saturating_add(REQUEST_KNOWN_MS));
         }
         let newest = points.iter().map(|point| point.at).max();
-        let kept = inner.metrics_kept_ms()?;
+        let kept = room.kept_ms()?;
         Some(newest.unwrap_or(self.came).max(self.came).saturating_add(kept))
     }
 
     /// Leaves out the points that are stored: those with their own ids, and for points that are put as they are
     /// also equal ones, each as often as it is stored.
-    async fn leave_out_known(&mut self, inner: &Inner, ready: &Ready) -> Result<()> {
+    async fn leave_out_known(&mut self, ready: &Connection) -> Result<()> {
         let times = self.arriving.iter().map(|arriving| arriving.point.at);
         let (Some(first), Some(last)) = (times.clone().min(), times.max()) else { return Ok(()) };
         let (first, last) = (DateTime::from_millis(first), DateTime::from_millis(last));
-        let find = ready.metrics.points.find(doc! {
+        let points = ready.latest(METRICS);
+        let find = points.find(doc! {
             "execution_id": &self.request.execution_id,
             "timestamp": { "$gte": first, "$lte": last },
         });
@@ -317,26 +309,20 @@ impl Attempt {
         if self.request.put {
             equal.extend(self.arriving.iter().map(|arriving| (arriving.point.digest(), 0)));
         }
-        inner
-            .call(async {
-                let mut cursor = find.await?;
-                while cursor.advance().await? {
-                    let found = cursor.current();
-                    let id = found.get_object_id("_id").map(point_id);
-                    if let Ok(id) = id
-                        && own.contains(&id)
-                    {
-                        there.insert(id);
-                    } else if self.request.put
-                        && let Some(point) = read_point(found)
-                        && let Some(count) = equal.get_mut(&point.digest())
-                    {
-                        *count += 1;
-                    }
-                }
-                Ok(())
-            })
-            .await?;
+        let mut rows = ready.rows(find).await?;
+        while let Some(found) = rows.next().await? {
+            let id = found.get_object_id("_id").map(point_id);
+            if let Ok(id) = id
+                && own.contains(&id)
+            {
+                there.insert(id);
+            } else if self.request.put
+                && let Some(point) = read_point(found)
+                && let Some(count) = equal.get_mut(&point.digest())
+            {
+                *count += 1;
+            }
+        }
         let before = self.arriving.len();
         self.arriving.retain(|arriving| {
             if there.contains(&arriving.id) {
@@ -359,33 +345,27 @@ impl Attempt {
     /// The statement that marks the request as stored.
     fn done(&self) -> Option<RawDocumentBuf> {
         let id = self.request.request.as_ref()?;
-        rawdoc_of(doc! {
-            "q": { "_id": self.key(id), "owner": self.owner },
-            "u": { "$set": {
-                "done": true,
-                "accepted": self.counts.accepted,
-                "too_old": self.counts.too_old,
-                "in_future": self.counts.in_future,
-            } },
-        })
-        .ok()
+        let own = doc! { "_id": self.key(id), "owner": self.owner };
+        let done = doc! { "$set": {
+            "done": true,
+            "accepted": self.counts.accepted,
+            "too_old": self.counts.too_old,
+            "in_future": self.counts.in_future,
+        } };
+        Some(update_statement(raw(&own).ok()?, raw(&done).ok()?))
     }
 }
 
-fn attempt_time(inner: &Inner) -> Duration {
-    inner.patience * 2 + ATTEMPT_SLACK
-}
-
-fn rawdoc_of(document: Document) -> Result<RawDocumentBuf> {
-    RawDocumentBuf::try_from(&document).map_err(Error::failed)
+fn attempt_time(ready: &Connection) -> Duration {
+    ready.patience() * 2 + ATTEMPT_SLACK
 }
 
 /// Inserts the points of all attempts together. Which attempts failed, by their place.
-async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<usize, Error> {
+async fn insert(room: &Metrics, ready: &Connection, attempts: &[Attempt]) -> HashMap<usize, Error> {
     let mut failed = HashMap::new();
     let mut documents = Vec::new();
     let mut places = Vec::new();
-    let latest = Instant::now() + inner.patience * 2 + MARKED_WITHIN;
+    let latest = Instant::now() + ready.patience() * 2 + MARKED_WITHIN;
     for attempt in attempts {
         // A repetition that took the request over would store the same again.
         if attempt.deadline.is_some_and(|deadline| latest > deadline) {
@@ -413,22 +393,24 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
         let times = attempt.arriving.iter().map(|arriving| arriving.point.at);
         (attempt.request.execution_id.as_str(), times)
     });
-    let marks = match Marks::of(inner, requests) {
+    let kept = (ready.patience(), room.kept_ms());
+    let marks = match Marks::of(&room.marked, kept, requests) {
         Ok(marks) => marks,
         Err(error) => {
             failed.extend(places.into_iter().map(|place| (place, again(&error))));
             return failed;
         }
     };
-    let marked = tokio::time::timeout(MARKED_WITHIN, marks.set(inner, ready)).await;
+    let marked = tokio::time::timeout(MARKED_WITHIN, marks.set(ready)).await;
     if let Err(error) = marked.unwrap_or_else(|_| Err(failure::timeout())) {
         failed.extend(places.into_iter().map(|place| (place, again(&error))));
         return failed;
     }
     // Through the driver, which repeats a lost command under its transaction number: executed once.
-    let inserted = ready.metrics.points.insert_many(&documents).ordered(false);
-    let inserted = tokio::time::timeout(inner.patience * 2, inserted).await;
-    marks.after(inner, ready, matches!(inserted, Ok(Ok(_)))).await;
+    let points = ready.latest(METRICS);
+    let inserted = points.insert_many(&documents).ordered(false);
+    let inserted = tokio::time::timeout(ready.patience() * 2, inserted).await;
+    marks.after(ready, matches!(inserted, Ok(Ok(_)))).await;
     let error = match inserted {
         Ok(Ok(_)) => return failed,
         Ok(Err(error)) => error,
@@ -443,7 +425,7 @@ async fn insert(inner: &Inner, ready: &Ready, attempts: &[Attempt]) -> HashMap<u
     {
         for error in errors {
             // The driver's own repetition on an ordinary collection: the id is ours, so the point is as well.
-            if error.code == DUPLICATE_KEY && !ready.metrics.time_series {
+            if error.code == DUPLICATE_KEY && !room.time_series() {
                 continue;
             }
             if let Some(place) = places.get(error.index) {

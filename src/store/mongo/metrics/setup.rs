@@ -1,69 +1,53 @@
 //! The collection of points as it has to be, or as it is.
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
-use mongodb::options::CollectionOptions;
-use mongodb::{Collection, Database};
 use std::time::Duration;
 
-use super::hours::METRIC_HOURS;
-use super::{METRIC_REQUESTS, METRICS, Metrics};
-use crate::store::Result;
-use crate::store::mongo::failure;
-use crate::store::mongo::schema;
+use bson::{Bson, Document, doc};
 
-/// Where the database packs the points of the time series.
-const BUCKETS: &str = "system.buckets.execution_metrics";
+use super::points::{METRIC_HOURS, METRIC_REQUESTS, METRICS};
+use crate::store::Result;
+use crate::store::mongo::db::values::integer_of;
+use crate::store::mongo::db::{self, Connection, Index, failure};
+
 const NAMESPACE_EXISTS: i32 = 48;
 /// The greatest age that an index can have: 68 years.
 const LONGEST_SECONDS: i64 = i32::MAX as i64;
 
-/// Makes what is missing, and sets how long points are kept (`None`: for ever).
-pub(in crate::store::mongo) async fn prepare(
-    database: &Database,
-    kept: Option<Duration>,
-    options: CollectionOptions,
-    committed: CollectionOptions,
-) -> Result<Metrics> {
+/// Makes what is missing, and sets how long points are kept (`None`: for ever). Whether the points are in a time series.
+pub async fn prepare(ready: &Connection, kept: Option<Duration>) -> Result<bool> {
     let kept = kept.map(|kept| i64::try_from(kept.as_secs()).unwrap_or(i64::MAX).max(1));
-    let time_series = match existing(database).await? {
-        Some(found) => adopt(database, &found, kept).await?,
-        None => match create(database, kept).await? {
+    let time_series = match existing(ready).await? {
+        Some(found) => adopt(ready, &found, kept).await?,
+        None => match create(ready, kept).await? {
             true => true,
             // Another server was first.
-            false => match existing(database).await? {
-                Some(found) => adopt(database, &found, kept).await?,
+            false => match existing(ready).await? {
+                Some(found) => adopt(ready, &found, kept).await?,
                 None => false,
             },
         },
     };
-    schema::make(database, METRICS, doc! { "execution_id": 1, "timestamp": 1 }, None).await?;
-    schema::make(database, METRIC_REQUESTS, doc! { "execution_id": 1 }, None).await?;
-    schema::make(database, METRIC_REQUESTS, doc! { "known_until": 1 }, Some(0)).await?;
-    schema::make(database, METRIC_HOURS, doc! { "dirty": 1, "at": 1 }, None).await?;
-    schema::make(database, METRIC_HOURS, doc! { "ends": 1 }, Some(0)).await?;
-    let collection = |name, options| -> Collection<RawDocumentBuf> {
-        database.collection_with_options(name, options)
-    };
-    Ok(Metrics {
-        points: collection(METRICS, options.clone()),
-        committed_points: collection(METRICS, committed.clone()),
-        buckets: collection(BUCKETS, committed),
-        requests: collection(METRIC_REQUESTS, options.clone()),
-        hours: collection(METRIC_HOURS, options),
-        time_series,
-    })
+    let indexes = vec![
+        Index::plain(METRICS, doc! { "execution_id": 1, "timestamp": 1 }),
+        Index::plain(METRIC_REQUESTS, doc! { "execution_id": 1 }),
+        Index::ending(METRIC_REQUESTS, doc! { "known_until": 1 }, Some(0)),
+        Index::plain(METRIC_HOURS, doc! { "dirty": 1, "at": 1 }),
+        Index::ending(METRIC_HOURS, doc! { "ends": 1 }, Some(0)),
+    ];
+    db::make(ready, indexes).await?;
+    Ok(time_series)
 }
 
-async fn existing(database: &Database) -> Result<Option<Document>> {
+async fn existing(ready: &Connection) -> Result<Option<Document>> {
     let command = doc! { "listCollections": 1, "filter": { "name": METRICS } };
-    let reply = database.run_command(command).await.map_err(failure::error)?;
+    let reply = ready.command(command).await?;
     let cursor = reply.get_document("cursor").ok();
     let batch = cursor.and_then(|cursor| cursor.get_array("firstBatch").ok());
     Ok(batch.and_then(|batch| batch.first()).and_then(Bson::as_document).cloned())
 }
 
 /// `false`: it is there already.
-async fn create(database: &Database, kept: Option<i64>) -> Result<bool> {
+async fn create(ready: &Connection, kept: Option<i64>) -> Result<bool> {
     let mut command = doc! {
         "create": METRICS,
         "timeseries": { "timeField": "timestamp", "metaField": "execution_id" },
@@ -72,7 +56,7 @@ async fn create(database: &Database, kept: Option<i64>) -> Result<bool> {
     if let Some(kept) = kept {
         command.insert("expireAfterSeconds", kept);
     }
-    match database.run_command(command).await {
+    match ready.try_command(command).await? {
         Ok(_) => Ok(true),
         Err(error) if failure::code(&error) == Some(NAMESPACE_EXISTS) => Ok(false),
         Err(error) if failure::is_passing(&error) => Err(failure::error(error)),
@@ -82,16 +66,16 @@ async fn create(database: &Database, kept: Option<i64>) -> Result<bool> {
                 error = %failure::words(&error),
                 "a time series cannot be made; an ordinary collection does it as well, but slower"
             );
-            age_by_index(database, kept).await?;
+            age_by_index(ready, kept).await?;
             Ok(false)
         }
     }
 }
 
 /// Takes the collection as it is but for the age of its points. Whether it is a time series.
-async fn adopt(database: &Database, found: &Document, kept: Option<i64>) -> Result<bool> {
+async fn adopt(ready: &Connection, found: &Document, kept: Option<i64>) -> Result<bool> {
     if found.get_str("type").ok() != Some("timeseries") {
-        age_by_index(database, kept).await?;
+        age_by_index(ready, kept).await?;
         return Ok(false);
     }
     let options = found.get_document("options").ok();
@@ -104,28 +88,28 @@ async fn adopt(database: &Database, found: &Document, kept: Option<i64>) -> Resu
              with their execution"
         );
     }
-    let set = options.and_then(|options| whole(options.get("expireAfterSeconds")));
+    let set = options.and_then(|options| integer_of(options.get("expireAfterSeconds")?));
     if set != kept {
         let seconds = kept.map_or(Bson::from("off"), Bson::from);
-        modify(database, doc! { "collMod": METRICS, "expireAfterSeconds": seconds }).await?;
+        modify(ready, doc! { "collMod": METRICS, "expireAfterSeconds": seconds }).await?;
         tracing::info!(before = set, now = kept, "metrics are kept for another time, in seconds");
     }
     Ok(true)
 }
 
 /// In an ordinary collection an index on the time ends points.
-async fn age_by_index(database: &Database, kept: Option<i64>) -> Result<()> {
+async fn age_by_index(ready: &Connection, kept: Option<i64>) -> Result<()> {
     let by_time = doc! { "timestamp": 1 };
-    let index = schema::existing(database, METRICS).await?.into_iter().find(|index| {
+    let index = db::existing(ready, METRICS).await?.into_iter().find(|index| {
         index
             .get_document("key")
             .is_ok_and(|keys| keys.len() == 1 && keys.contains_key("timestamp"))
     });
     let seconds = kept.map(|kept| kept.min(LONGEST_SECONDS));
     let Some(index) = index else {
-        return schema::make(database, METRICS, by_time, seconds).await;
+        return db::make(ready, vec![Index::ending(METRICS, by_time, seconds)]).await.map(drop);
     };
-    let set = whole(index.get("expireAfterSeconds"));
+    let set = index.get("expireAfterSeconds").and_then(integer_of);
     // An age that was set cannot be taken back, only made to be never reached.
     let wanted = seconds.or(set.map(|_| LONGEST_SECONDS));
     if set == wanted {
@@ -133,13 +117,13 @@ async fn age_by_index(database: &Database, kept: Option<i64>) -> Result<()> {
     }
     let name = index.get_str("name").unwrap_or_default();
     let index = doc! { "name": name, "expireAfterSeconds": wanted };
-    modify(database, doc! { "collMod": METRICS, "index": index }).await?;
+    modify(ready, doc! { "collMod": METRICS, "index": index }).await?;
     tracing::info!(before = set, now = wanted, "metrics are kept for another time, in seconds");
     Ok(())
 }
 
-async fn modify(database: &Database, command: Document) -> Result<()> {
-    match database.run_command(command).await {
+async fn modify(ready: &Connection, command: Document) -> Result<()> {
+    match ready.try_command(command).await? {
         Ok(_) => Ok(()),
         Err(error) if failure::is_passing(&error) => Err(failure::error(error)),
         Err(error) => {
@@ -150,14 +134,5 @@ async fn modify(database: &Database, command: Document) -> Result<()> {
             );
             Ok(())
         }
-    }
-}
-
-fn whole(value: Option<&Bson>) -> Option<i64> {
-    match value? {
-        Bson::Int32(value) => Some(i64::from(*value)),
-        Bson::Int64(value) => Some(*value),
-        Bson::Double(value) => Some(*value as i64),
-        _ => None,
     }
 }

@@ -1,30 +1,24 @@
 //! One batch as one transaction.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bson::{Bson, DateTime, Document, doc};
-use mongodb::ClientSession;
-use mongodb::error::Error as DriverError;
-use mongodb::options::{ReadConcern, ReadPreference, SelectionCriteria, WriteConcern};
+use futures::FutureExt as _;
 
-use super::{COUNTED, FAILURE_COUNTS, FAILURES, LEAD, ROLLUPS, cursor_value, day_of, group_fields};
+use super::documents::{COUNTED, FAILURE_COUNTS, FAILURES, LEAD, ROLLUPS, day_of, group_fields};
 use crate::domain::rollup::{Counted, Failure, FailureKey, RULES, RollupKey};
-use crate::store::mongo::remove::is_transient;
-use crate::store::mongo::{Inner, Ready, failure, schema};
+use crate::store::Result;
+use crate::store::mongo::db::values::binary;
+use crate::store::mongo::db::{
+    Connection, Db, Effort, Ended, Failed, META, Transaction, delete_document, update_document,
+};
+use crate::store::mongo::leads::ABANDONED;
 use crate::store::rollups::{Recount, RollupBatch, failure_id, group_id, numbers, rollup_document};
-use crate::store::{Error, Result};
 
-/// How often a transaction that met another writer is tried.
-const ATTEMPTS: usize = 24;
-/// Pause after all but the first: longer in all than the transaction of a dead server is left alone.
-const PAUSE: Duration = Duration::from_millis(250);
-/// A transaction that was left alone for so long is one of a server that died. A busy machine may take a second
-/// between two commands.
-pub(super) const ABANDONED: Duration = Duration::from_secs(4);
-const _: () = assert!(
-    (ATTEMPTS as u128 - 2) * PAUSE.as_millis() > ABANDONED.as_millis(),
-    "a commit that meets the transaction of a server that died outlasts the time after which that is ended"
-);
+/// For how long a batch is tried: longer than the transaction of a dead server is left alone.
+const EFFORT: Effort = Effort { within: Duration::from_secs(6), abandoned: ABANDONED };
+const _: () = assert!(EFFORT.within.as_millis() > EFFORT.abandoned.as_millis());
 /// Statements in one command.
 const STATEMENTS: usize = 1_000;
 
@@ -44,11 +38,17 @@ impl Changes {
     }
 
     fn put(&mut self, id: impl Into<Bson>, document: Document) {
-        self.updates.push(doc! { "q": { "_id": id }, "u": document, "upsert": true });
+        self.upsert(doc! { "_id": id }, document);
+    }
+
+    fn upsert(&mut self, filter: Document, update: Document) {
+        let mut statement = update_document(filter, update);
+        statement.insert("upsert", true);
+        self.updates.push(statement);
     }
 
     fn remove(&mut self, id: impl Into<Bson>) {
-        self.deletes.push(doc! { "q": { "_id": id }, "limit": 1 });
+        self.deletes.push(delete_document(doc! { "_id": id }));
     }
 
     /// Makes a document what it should be. `None`: it should not be.
@@ -70,9 +70,9 @@ impl Changes {
         let mut increments = doc! { "n": counted };
         increments.extend(numbers.into_iter().map(|(at, n)| (format!("p.{at}"), Bson::from(n))));
         let update = doc! { "$inc": increments, "$setOnInsert": fixed };
-        self.updates.push(doc! { "q": { "_id": &id }, "u": update, "upsert": true });
+        self.upsert(doc! { "_id": &id }, update);
         if counted < 0 {
-            self.deletes.push(doc! { "q": { "_id": id, "n": { "$lte": 0_i64 } }, "limit": 1 });
+            self.deletes.push(delete_document(doc! { "_id": id, "n": { "$lte": 0_i64 } }));
         }
     }
 }
@@ -195,11 +195,7 @@ impl Statements {
         }
     }
 
-    async fn send(
-        &self,
-        ready: &Ready,
-        session: &mut ClientSession,
-    ) -> std::result::Result<(), Sent> {
+    async fn send(&self, transaction: &mut Transaction<'_>) -> Result<(), Failed> {
         for (collection, changes) in &self.0 {
             for (name, field, all) in [
                 ("insert", "documents", &changes.inserts),
@@ -208,10 +204,7 @@ impl Statements {
             ] {
                 for piece in all.chunks(STATEMENTS) {
                     let command = doc! { name: *collection, field: piece.to_vec() };
-                    let reply = ready.database.run_command(command).session(&mut *session).await?;
-                    if reply.contains_key("writeErrors") {
-                        return Err(Sent::Refused);
-                    }
+                    transaction.command(command).await?;
                 }
             }
         }
@@ -219,50 +212,36 @@ impl Statements {
     }
 }
 
-enum Sent {
-    Failed(DriverError),
-    Refused,
-}
-
-impl From<DriverError> for Sent {
-    fn from(error: DriverError) -> Self {
-        Sent::Failed(error)
-    }
-}
-
-/// One attempt. Dropping the session takes back what is not committed.
+/// Whether the batch is in: else somebody else leads.
 async fn attempt(
-    ready: &Ready,
+    ready: &Connection,
     statements: &Statements,
-    filter: Document,
-    progress: Document,
-) -> std::result::Result<bool, Sent> {
-    let mut session = ready.client.start_session().await?;
-    let concern = ready.client.write_concern().cloned().unwrap_or_else(WriteConcern::majority);
-    session
-        .start_transaction()
-        .read_concern(ReadConcern::snapshot())
-        .write_concern(concern)
-        .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-        .await?;
-    let meta = ready.database.collection::<Document>(schema::META);
-    let led = meta.update_one(filter, progress).session(&mut session).await?;
-    if led.matched_count == 0 {
-        session.abort_transaction().await?;
-        return Ok(false);
-    }
-    statements.send(ready, &mut session).await?;
-    session.commit_transaction().await?;
-    Ok(true)
+    filter: &Document,
+    progress: &Document,
+) -> Result<Result<bool, Failed>> {
+    let meta = &ready.own(META);
+    let work = ready.transaction(EFFORT, |transaction| {
+        async move {
+            let lead = meta.update_one(filter.clone(), progress.clone());
+            if lead.session(transaction.session()).await?.matched_count == 0 {
+                return Ok(Ended::Abort(false));
+            }
+            statements.send(transaction).await?;
+            Ok(Ended::Commit(true))
+        }
+        .boxed()
+    });
+    work.await
 }
 
-pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> Result<bool> {
-    let ready = inner.ready().await?;
+pub async fn commit(db: &Arc<Db>, holder: &str, batch: &RollupBatch) -> Result<bool> {
+    let ready = db.ready().await?;
+    let meta = ready.own(META);
     // Always a change, so that whoever takes the lease by force meets it.
     let mut progress = doc! { "$inc": { "commits": 1_i64 } };
     let mut set = Document::new();
     if let Some(cursor) = &batch.cursor {
-        set.insert("cursor", cursor_value(cursor));
+        set.insert("cursor", binary(&cursor.0));
         set.insert("rules", RULES);
     }
     if let Some(at) = batch.exact_since {
@@ -278,33 +257,18 @@ pub(super) async fn commit(inner: &Inner, holder: &str, batch: &RollupBatch) -> 
         && batch.deltas.rollups.is_empty()
         && batch.deltas.failures.is_empty()
     {
-        let moved = inner.call(ready.leases().update_one(filter, progress)).await?;
+        let moved = ready.call(meta.update_one(filter, progress)).await?;
         return Ok(moved.matched_count == 1);
     }
     let mut statements = Statements::of(batch);
-    let mut refused = 0;
-    let mut last = None;
-    for sent in 0..ATTEMPTS {
-        if sent > 1 {
-            tokio::time::sleep(PAUSE).await;
-            inner.end_abandoned(&ready, ABANDONED).await;
+    // A document that should not be there is: another program put it there, or has two executions of one id.
+    let refused = "the database refused to change a rollup";
+    match attempt(&ready, &statements, &filter, &progress).await? {
+        Err(Failed::Refused) => {
+            statements.cautious();
+            let done = attempt(&ready, &statements, &filter, &progress).await?;
+            done.map_err(|failed| failed.error(refused))
         }
-        let tried = attempt(&ready, &statements, filter.clone(), progress.clone());
-        match tokio::time::timeout(inner.patience * 2, tried).await {
-            Err(_) => return Err(failure::timeout()),
-            Ok(Ok(led)) => return Ok(led),
-            // The lease was renewed just then, or a server died in the middle of its transaction.
-            Ok(Err(Sent::Failed(error))) if is_transient(&error) => last = Some(error),
-            Ok(Err(Sent::Failed(error))) => return Err(failure::error(error)),
-            // A document that should not be there is: another program put it there, or has two executions of one id.
-            Ok(Err(Sent::Refused)) if refused == 0 => {
-                refused += 1;
-                statements.cautious();
-            }
-            Ok(Err(Sent::Refused)) => {
-                return Err(Error::failed("the database refused to change a rollup"));
-            }
-        }
+        done => done.map_err(|failed| failed.error(refused)),
     }
-    Err(last.map_or_else(failure::timeout, failure::error))
 }

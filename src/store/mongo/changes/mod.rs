@@ -1,0 +1,9 @@
+//! The log of changes: `tail` reads the change stream, `token` makes cursors of its tokens, `event` says what an event
+//! means, `log` is what the store promises.
+
+mod event;
+mod log;
+mod tail;
+mod token;
+
+pub use log::Log;

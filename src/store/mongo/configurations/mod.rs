@@ -1,0 +1,8 @@
+//! Configurations: `documents` says how they look, `switch` makes one of them the active one, `store` is the rest.
+
+mod documents;
+mod store;
+mod switch;
+
+pub use documents::wanted;
+pub use store::{Configurations, sweep};

@@ -1,0 +1,290 @@
+//! Storing configurations, and lists of them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bson::{Bson, Document, doc};
+use mongodb::options::Hint;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::documents::{
+    Found, by_app, by_name, by_time, found, in_scope, of_version, published_id, switch_id,
+};
+use super::switch::{Switched, Why, finish, insert, stored, switch};
+use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
+use crate::domain::query::Page;
+use crate::domain::{Configuration, Refusal};
+use crate::store::configurations::{ConfigurationStore, Listed, Stored};
+use crate::store::mongo::db::values::{field, small, text};
+use crate::store::mongo::db::{Connection, Db, META, failure};
+use crate::store::mongo::names::CONFIGURATIONS;
+use crate::store::{Error, Result};
+
+/// Rounds of looking and writing before a race counts as lost.
+const ROUNDS: usize = 5;
+/// Unfinished switches taken up by one sweep.
+const SWEPT_AT_ONCE: i64 = 100;
+
+/// Configurations. Every write of one waits for the majority, whatever the connection string says: lists are read as of
+/// one moment, which is a moment of the majority.
+pub struct Configurations {
+    db: Arc<Db>,
+    /// Writes come one at a time from this server; they are few, and would only be in each other's way.
+    turn: Mutex<()>,
+}
+
+impl Configurations {
+    pub fn new(db: Arc<Db>) -> Configurations {
+        Configurations { db, turn: Mutex::new(()) }
+    }
+
+    async fn turn(&self) -> Result<MutexGuard<'_, ()>> {
+        let turn = tokio::time::timeout(self.db.patience(), self.turn.lock());
+        turn.await.map_err(|_| failure::timeout())
+    }
+}
+
+/// The active one. Of several (other programs, a switch under way without transactions) the intended one.
+async fn active(ready: &Connection, scope: &Scope) -> Result<Option<Configuration>> {
+    let mut filter = in_scope(scope);
+    filter.insert("active", true);
+    let mut rows = ready.at_one_moment(CONFIGURATIONS, |all| all.find(filter)).await?;
+    let mut all = Vec::new();
+    while let Some(raw) = rows.next().await? {
+        all.push(found(raw).record);
+    }
+    if all.len() > 1 {
+        let intent = doc! { "_id": switch_id(scope) };
+        let intent = ready.call(ready.own(META).find_one(intent)).await?.unwrap_or_default();
+        let intended = intent.get_str("version").unwrap_or_default();
+        if let Some(index) = all.iter().position(|record| record.version == intended) {
+            return Ok(Some(all.swap_remove(index)));
+        }
+    }
+    Ok(all.pop())
+}
+
+fn exists(record: &Configuration) -> Error {
+    Error::Refused(Refusal::ConfigurationExists {
+        scope: record.scope().to_string(),
+        version: record.version.clone(),
+    })
+}
+
+async fn put(room: &Configurations, record: Configuration) -> Result<Stored> {
+    let ready = room.db.ready().await?;
+    let _turn = room.turn().await?;
+    let scope = record.scope();
+    for _ in 0..ROUNDS {
+        let there = stored(&ready, &scope, &record.version).await?;
+        if let Some(Found { record: before, .. }) = there {
+            if !before.same_content(&record) {
+                return Err(exists(&record));
+            }
+            let repeated = async || {
+                let id = doc! { "_id": published_id(&scope, &record.version) };
+                Ok::<_, Error>(ready.call(ready.own(META).find_one(id)).await?.is_some())
+            };
+            if !record.active || repeated().await? {
+                return Ok(Stored { record: before, created: false });
+            }
+            match switch(&ready, &scope, &record.version, Why::Published).await? {
+                Switched::Done(record) => return Ok(Stored { record: *record, created: false }),
+                Switched::Missing | Switched::Taken => continue,
+            }
+        }
+        let created = match record.active {
+            false => {
+                // Of a version that another program took away.
+                let id = doc! { "_id": published_id(&scope, &record.version) };
+                ready.call(ready.own(META).delete_one(id)).await?;
+                insert(&ready, &record).await?
+            }
+            true => matches!(
+                switch(&ready, &scope, &record.version, Why::New(&record)).await?,
+                Switched::Done(_)
+            ),
+        };
+        if created {
+            return Ok(Stored { record, created });
+        }
+        // Somebody else was first: look again.
+    }
+    // The version is taken and yet not found in its scope: another program's index knows no scopes by name.
+    Err(exists(&record))
+}
+
+/// Goes on with switches that a crash cut short on a mongod without transactions.
+pub async fn sweep(room: &Configurations) -> Result<()> {
+    let ready = room.db.ready().await?;
+    if ready.replica_set() {
+        return Ok(());
+    }
+    let _turn = room.turn().await?;
+    let meta = ready.own(META);
+    let unfinished = meta.find(doc! { "done": false }).limit(SWEPT_AT_ONCE);
+    for intent in ready.collect(unfinished).await? {
+        let name = |field: &str| intent.get_str(field).ok().map(str::to_owned);
+        let scope = match (intent.get_i32("app_id"), name("app_name")) {
+            (Ok(app_id), _) => {
+                Scope::Numbers { app_id, sub_app_id: intent.get_i32("sub_app_id").ok() }
+            }
+            (Err(_), Some(app_name)) => {
+                Scope::Names { app_name, sub_app_name: name("sub_app_name") }
+            }
+            (Err(_), None) => continue,
+        };
+        finish(&ready, &scope).await?;
+    }
+    Ok(())
+}
+
+/// The index that a list walks along, and the values of its leading keys.
+fn walk(query: &ConfigurationQuery) -> (Document, Document) {
+    match (query.app.app_id, &query.app.app_name) {
+        (Some(app_id), _) => (by_app(), doc! { "app_id": app_id }),
+        (None, Some(app_name)) => (by_name(), doc! { "app_name": app_name }),
+        (None, None) => (by_time(), doc! {}),
+    }
+}
+
+fn place(found: &Found) -> Result<Place> {
+    let key = doc! { "created_at": found.created_at.clone(), "_id": found.id.clone() };
+    key.to_vec().map(Place).map_err(Error::failed)
+}
+
+/// What is at this place and after it, newest first, in the order that the index has: across types, and what is
+/// missing is null.
+fn from_place(leading: &Document, place: &Document) -> Document {
+    let literal = |key: &str| doc! { "$literal": place.get(key).cloned().unwrap_or(Bson::Null) };
+    let at = doc! { "$ifNull": ["$created_at", Bson::Null] };
+    let mut filter = leading.clone();
+    filter.insert(
+        "$expr",
+        doc! { "$or": [
+            { "$lt": [at.clone(), literal("created_at")] },
+            { "$and": [
+                { "$eq": [at, literal("created_at")] },
+                { "$lte": ["$_id", literal("_id")] },
+            ] },
+        ] },
+    );
+    filter
+}
+
+/// Bounds of the index decide where a page begins, not comparisons: those know dates only, and other programs
+/// may have stored something else.
+async fn page(room: &Configurations, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
+    let ready = room.db.ready().await?;
+    let (index, leading) = walk(query);
+    let mut begin = leading.clone();
+    match &query.after {
+        None => begin.extend(doc! { "created_at": Bson::MaxKey, "_id": Bson::MaxKey }),
+        Some(after) => {
+            begin.extend(Document::from_reader(after.0.as_slice()).map_err(|_| Error::BadCursor)?);
+        }
+    }
+    let mut end = leading.clone();
+    end.extend(doc! { "created_at": Bson::MinKey, "_id": Bson::MinKey });
+    // The first may be the one that the page before ended with, and one more tells whether that was all.
+    let limit = i64::try_from(query.examine + 2).unwrap_or(i64::MAX);
+    let along = ready.at_one_moment(CONFIGURATIONS, |all| {
+        all.find(doc! {}).hint(Hint::Keys(index)).min(begin.clone()).max(end).limit(limit)
+    });
+    let mut rows = match along.await {
+        Ok(rows) => rows,
+        Err(Error::Failed(_)) => {
+            // Somebody dropped the index. A sort keeps no more than the page while it looks at all there are.
+            let filter = from_place(&leading, &begin);
+            let sorted = ready.at_one_moment(CONFIGURATIONS, |all| {
+                let newest_first = doc! { "created_at": -1, "_id": -1 };
+                all.find(filter).sort(newest_first).limit(limit)
+            });
+            sorted.await?
+        }
+        Err(error) => return Err(error),
+    };
+    let mut page = Page { records: Vec::new(), next: None };
+    let (mut examined, mut bytes) = (0, 0);
+    let mut last = None;
+    while let Some(raw) = rows.next().await? {
+        let found = found(raw);
+        let place = place(&found)?;
+        if query.after.as_ref() == Some(&place) {
+            continue;
+        }
+        let weight = found.record.weight();
+        let full = page.records.len() == query.limit
+            || examined == query.examine
+            || (bytes + weight > query.bytes && !page.records.is_empty());
+        if full {
+            page.next = last;
+            break;
+        }
+        examined += 1;
+        last = Some(place.clone());
+        if query.app.lists(&found.record) {
+            bytes += weight;
+            page.records.push(Listed { record: found.record, place });
+        }
+    }
+    Ok(page)
+}
+
+#[async_trait]
+impl ConfigurationStore for Configurations {
+    async fn put_configuration(&self, record: Configuration) -> Result<Stored> {
+        put(self, record).await
+    }
+
+    async fn activate_configuration(&self, scope: &Scope, version: &str) -> Result<Configuration> {
+        let ready = self.db.ready().await?;
+        let _turn = self.turn().await?;
+        match switch(&ready, scope, version, Why::Activated).await? {
+            Switched::Done(record) => Ok(*record),
+            Switched::Missing | Switched::Taken => {
+                Err(Error::Refused(Refusal::ConfigurationNotFound {
+                    scope: scope.to_string(),
+                    version: Some(version.to_owned()),
+                }))
+            }
+        }
+    }
+
+    async fn configuration(
+        &self,
+        scope: &Scope,
+        version: Option<&str>,
+    ) -> Result<Option<Configuration>> {
+        let ready = self.db.ready().await?;
+        let Some(version) = version else { return active(&ready, scope).await };
+        let committed = ready.committed(CONFIGURATIONS);
+        let raw = ready.call(committed.find_one(of_version(scope, version))).await?;
+        Ok(raw.map(|raw| found(&raw).record))
+    }
+
+    async fn scopes_named(&self, app_name: &str, limit: usize) -> Result<Vec<Part>> {
+        let ready = self.db.ready().await?;
+        let pipeline = [
+            doc! { "$match": { "app_name": app_name } },
+            doc! { "$group": { "_id": {
+                "app_id": "$app_id",
+                "sub_app_id": "$sub_app_id",
+                "sub_app_name": "$sub_app_name",
+            } } },
+            doc! { "$limit": i64::try_from(limit).unwrap_or(i64::MAX) },
+            doc! { "$replaceWith": "$_id" },
+        ];
+        let found = ready.collect(ready.committed(CONFIGURATIONS).aggregate(pipeline)).await?;
+        let parts = found.iter().map(|raw| Part {
+            app_id: field(raw, "app_id").and_then(small),
+            sub_app_id: field(raw, "sub_app_id").and_then(small),
+            sub_app_name: field(raw, "sub_app_name").and_then(text),
+        });
+        Ok(parts.collect())
+    }
+
+    async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
+        page(self, query).await
+    }
+}
