@@ -7,6 +7,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{DateTime, Document, doc};
 use mongodb::{Client, Database};
@@ -24,6 +25,7 @@ use stepwell::domain::{
     StepRef,
 };
 use stepwell::store::artifacts::Created;
+use stepwell::store::leads::Claim;
 use stepwell::store::metrics::{Recording, Span};
 use stepwell::store::mongo::{MongoOptions, MongoStore};
 use stepwell::store::rollups::RollupBatch;
@@ -304,7 +306,7 @@ async fn works_over(name: &str, options: &str) {
     assert!(
         store
             .leads()
-            .lead("rollups", "me", std::time::Duration::from_secs(10), false)
+            .lead("follow_rollups", "me", Duration::from_secs(10), Claim::IfFree)
             .await
             .unwrap()
     );

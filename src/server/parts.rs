@@ -176,7 +176,7 @@ impl Ground<'_> {
     fn recorder(&self, store: &Arc<dyn MetricStore>) -> (Arc<Arrivals>, Recorder) {
         let settings = &self.config.writes;
         let (store, clock) = (Arc::clone(store), Arc::clone(&self.clock));
-        let lane_requests = (settings.queue_writes / store.metric_lanes().max(1)).max(1);
+        let lane_items = (settings.queue_writes / store.metric_lanes().max(1)).max(1);
         let arrivals = Arrivals::new(
             Arc::clone(&store),
             Arc::clone(&clock),
@@ -191,7 +191,7 @@ impl Ground<'_> {
         let bounds = Bounds {
             batch_count: BATCH_POINTS,
             batch_bytes: settings.batch_bytes,
-            lane_requests,
+            lane_items,
             queue_bytes: settings.queue_bytes,
         };
         let recorder = Recorder::start(store, clock, Arc::new(observer), bounds, self.lanes);
