@@ -173,7 +173,7 @@ fn a_stale_revision_is_refused_also_where_the_change_is_there_already() {
 
 #[test]
 fn an_update_that_comes_after_a_later_one_is_dropped_whole() {
-    let update = |n: i64, update_sequence| ExecutionOp::Update {
+    let update = |n: i32, update_sequence| ExecutionOp::Update {
         metadata: doc! {"n": n},
         pinned: Some(n == 2),
         // Stale: it is not looked at.
