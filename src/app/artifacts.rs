@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::digest::Passing;
-use super::uploads::Active;
+use super::turns::Active;
 use super::{App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token};
 use crate::blobs::{self, PIECE_BYTES, Storage, Storages, pieces};
 use crate::clock::Clock;

@@ -17,6 +17,7 @@ pub mod rollups;
 pub mod search;
 pub mod swept;
 pub mod token;
+mod turns;
 pub mod uploads;
 
 use std::sync::Arc;

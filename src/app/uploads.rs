@@ -4,14 +4,12 @@
 //! Memory is flat: bytes go on in units of the storage, and the next part of the stream is asked for only when
 //! the last one is under way.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -30,53 +28,6 @@ const SAVED_AFTER: Duration = Duration::from_secs(2);
 const TOUCHED_AFTER: Duration = Duration::from_secs(60);
 /// How often one looks whether it still may go on, also when nothing comes of it.
 const LOOKED_AFTER: Duration = Duration::from_secs(2);
-
-/// The uploads with an id of their client that go on in this server just now. A new connection for the same id
-/// takes it over: the old one is most likely dead, and not known to be.
-#[derive(Default)]
-pub(super) struct Active {
-    going: Mutex<HashMap<String, Going>>,
-}
-
-#[derive(Clone, Default)]
-struct Going {
-    stop: CancellationToken,
-    ended: CancellationToken,
-}
-
-/// The right to go on with an upload, until it is dropped.
-struct Place<'a> {
-    active: &'a Active,
-    upload_id: String,
-    going: Going,
-}
-
-impl Active {
-    async fn enter(&self, upload_id: &str) -> Place<'_> {
-        loop {
-            let before = {
-                let mut all = self.going.lock();
-                match all.get(upload_id) {
-                    Some(before) => before.clone(),
-                    None => {
-                        let going = Going::default();
-                        all.insert(upload_id.to_owned(), going.clone());
-                        return Place { active: self, upload_id: upload_id.to_owned(), going };
-                    }
-                }
-            };
-            before.stop.cancel();
-            before.ended.cancelled().await;
-        }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.active.going.lock().remove(&self.upload_id);
-        self.going.ended.cancel();
-    }
-}
 
 /// What an upload begins with.
 enum Begun {
@@ -101,30 +52,6 @@ struct Run {
 }
 
 impl Artifacts {
-    /// How many bytes of an upload are safe.
-    pub async fn received(&self, upload_id: &str) -> Result<u64> {
-        let not_found = || Refusal::UploadNotFound { upload_id: upload_id.to_owned() };
-        let found = self.store.upload(upload_id).await?.ok_or_else(not_found)?;
-        if self.has_expired(&found)
-            || (found.finished && self.record_of(&found).await?.is_none())
-            || self.has_lost_its_execution(&found).await?
-        {
-            return Err(not_found().into());
-        }
-        Ok(found.received_bytes)
-    }
-
-    /// Whether the execution of an upload is gone, or going. One from before is of none that is known.
-    async fn has_lost_its_execution(&self, upload: &Upload) -> Result<bool> {
-        let id = &upload.execution_id;
-        Ok(!id.is_empty() && self.app.store().execution(id).await?.is_none())
-    }
-
-    fn has_expired(&self, upload: &Upload) -> bool {
-        let expiry = i64::try_from(self.upload_expiry.as_millis()).unwrap_or(i64::MAX);
-        upload.updated_at.saturating_add(expiry) <= self.now()
-    }
-
     /// Stores an artifact out of a stream of its bytes, or finds it stored. An error in the stream, and the end
     /// of the server, keep what has come of an upload with an id; everything else leaves nothing behind.
     pub async fn upload(
@@ -382,17 +309,6 @@ impl Artifacts {
                 ));
             }
             self.take(run, chunk).await?;
-        }
-    }
-
-    /// Ends what may not go on. A store that does not answer says nothing.
-    async fn check_turn(&self, upload: &Upload) -> Result<()> {
-        let upload_id = upload.upload_id.clone();
-        match self.store.upload(&upload_id).await {
-            Ok(stored) if stored.as_ref().is_none_or(|stored| stored.turn != upload.turn) => {
-                Err(Refusal::UploadTaken { upload_id }.into())
-            }
-            _ => Ok(()),
         }
     }
 

@@ -1,0 +1,94 @@
+//! Who may go on with an upload: one connection at a time, until it expires, and as long as its execution is there.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::{Artifacts, Result};
+use crate::domain::Refusal;
+use crate::store::artifacts::Upload;
+
+/// The uploads with an id of their client that go on in this server just now. A new connection for the same id
+/// takes it over: the old one is most likely dead, and not known to be.
+#[derive(Default)]
+pub(super) struct Active {
+    going: Mutex<HashMap<String, Going>>,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Going {
+    pub(super) stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// The right to go on with an upload, until it is dropped.
+pub(super) struct Place<'a> {
+    active: &'a Active,
+    upload_id: String,
+    pub(super) going: Going,
+}
+
+impl Active {
+    pub(super) async fn enter(&self, upload_id: &str) -> Place<'_> {
+        loop {
+            let before = {
+                let mut all = self.going.lock();
+                match all.get(upload_id) {
+                    Some(before) => before.clone(),
+                    None => {
+                        let going = Going::default();
+                        all.insert(upload_id.to_owned(), going.clone());
+                        return Place { active: self, upload_id: upload_id.to_owned(), going };
+                    }
+                }
+            };
+            before.stop.cancel();
+            before.ended.cancelled().await;
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.active.going.lock().remove(&self.upload_id);
+        self.going.ended.cancel();
+    }
+}
+
+impl Artifacts {
+    /// How many bytes of an upload are safe.
+    pub async fn received(&self, upload_id: &str) -> Result<u64> {
+        let not_found = || Refusal::UploadNotFound { upload_id: upload_id.to_owned() };
+        let found = self.store.upload(upload_id).await?.ok_or_else(not_found)?;
+        if self.has_expired(&found)
+            || (found.finished && self.record_of(&found).await?.is_none())
+            || self.has_lost_its_execution(&found).await?
+        {
+            return Err(not_found().into());
+        }
+        Ok(found.received_bytes)
+    }
+
+    /// Whether the execution of an upload is gone, or going. One from before is of none that is known.
+    pub(super) async fn has_lost_its_execution(&self, upload: &Upload) -> Result<bool> {
+        let id = &upload.execution_id;
+        Ok(!id.is_empty() && self.app.store().execution(id).await?.is_none())
+    }
+
+    pub(super) fn has_expired(&self, upload: &Upload) -> bool {
+        let expiry = i64::try_from(self.upload_expiry.as_millis()).unwrap_or(i64::MAX);
+        upload.updated_at.saturating_add(expiry) <= self.now()
+    }
+
+    /// Ends what may not go on. A store that does not answer says nothing.
+    pub(super) async fn check_turn(&self, upload: &Upload) -> Result<()> {
+        let upload_id = upload.upload_id.clone();
+        match self.store.upload(&upload_id).await {
+            Ok(stored) if stored.as_ref().is_none_or(|stored| stored.turn != upload.turn) => {
+                Err(Refusal::UploadTaken { upload_id }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
