@@ -165,7 +165,7 @@ async fn keep(leads: Arc<dyn Leads>, holder: String) {
     loop {
         tokio::time::sleep(LEASE / 3).await;
         // A database that is away now knows of nobody else either.
-        if let Ok(false) = leads.lead(LEAD, &holder, LEASE, Claim::IfFree).await {
+        if let Ok(false) = leads.lead(LEAD, &holder, LEASE, Claim::IfHeld).await {
             return;
         }
     }

@@ -111,9 +111,14 @@ impl Artifacts {
             Begun::Going(run) => run,
         };
         // The delete of an execution marks it and looks for uploads then; this is one now, and looks for the mark.
-        if self.has_lost_its_execution(&run.upload).await? {
-            let error = execution_not_found(execution_id);
-            self.break_off(*run, &error, false).await;
+        let lost = match self.has_lost_its_execution(&run.upload).await {
+            Ok(false) => None,
+            Ok(true) => Some(execution_not_found(execution_id)),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = lost {
+            let may_go_on = may_go_on(&error);
+            self.break_off(*run, &error, may_go_on).await;
             return Err(error);
         }
         let came = match self.receive(&mut run, description, &mut chunks, &taken_over).await {
@@ -437,7 +442,20 @@ impl Artifacts {
             origin: Origin::Uploaded,
         };
         let stored = match self.store.create_artifact(&record, &digest).await {
-            Ok(Created::New(stored) | Created::Found(stored)) => stored,
+            Ok(Created::Found(stored)) => stored,
+            Ok(Created::New(stored)) => {
+                // Who deleted the execution meanwhile has taken the turn: one of the same id that was made since is
+                // another one, and its sweep may have removed the bytes.
+                let now = self.store.upload(&upload.upload_id).await?;
+                if now.is_none_or(|now| now.turn != upload.turn) {
+                    if self.store.mark_artifact(&stored.artifact_id, self.now()).await? {
+                        self.try_remove(&stored).await;
+                    }
+                    self.app.sweeps().ask();
+                    return Err(execution_not_found(&description.execution_id));
+                }
+                stored
+            }
             Err(store::Error::Refused(refusal)) => {
                 if !self.has_record(&upload).await? {
                     self.drop_bytes(&upload).await?;

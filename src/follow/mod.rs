@@ -146,7 +146,7 @@ impl Follower {
                         None | Some(Ok(Ended::Stopped)) => break,
                         Some(Ok(Ended::NoLog)) => return,
                         Some(Ok(Ended::Lost)) => LEASE / 3,
-                        Some(Err(Error::Unavailable(_))) => RETRY_PAUSE,
+                        Some(Err(error)) if error.is_retryable() => RETRY_PAUSE,
                         Some(Err(error)) => {
                             tracing::warn!(%error, name, "following the log was cut short");
                             RETRY_PAUSE

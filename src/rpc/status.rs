@@ -155,6 +155,16 @@ pub fn of_bad_message(field: &str, description: &str, last_sequence: Option<i64>
     status(answer)
 }
 
+/// What the error of a request that was cut off says until it leaves, when `edge_errors` turns it into BROKEN_OFF. Its
+/// code must not be CANCELLED, which the library would swallow.
+pub const CUT_OFF: (Code, &str) = (Code::Aborted, "the request was cut off before its end");
+
+/// A request that was cut off before its end.
+pub fn cut_off() -> Status {
+    let (code, message) = CUT_OFF;
+    Status::new(code, message)
+}
+
 /// A method that this version does not have, as the library says it.
 pub fn unknown_method() -> Status {
     Status::unimplemented("")

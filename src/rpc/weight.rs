@@ -17,9 +17,9 @@ use crate::proto;
 /// Bytes of a string or a list before anything is in it.
 const HEADER_BYTES: usize = 24;
 /// Bytes of a `google.protobuf.Value` in a list that has doubled, and of the BSON value that is made of it.
-const VALUE_BYTES: usize = 3 * 32 + 184;
+const VALUE_BYTES: usize = 2 * 32 + 160;
 /// Bytes that an entry of a map takes beside its key and value: nodes, hashes and spare room.
-const ENTRY_BYTES: usize = 200;
+const ENTRY_BYTES: usize = 16;
 /// Lists double as they grow, and a record is made of every message.
 const COPIES: usize = 3;
 /// Where the decoder refuses to go deeper.
@@ -111,12 +111,13 @@ impl Weights {
         let mut rest = bytes;
         let mut taken = 0_usize;
         while !rest.is_empty() {
-            let Some((number, value)) = field(&mut rest) else { return (taken, false) };
+            let Some((number, value)) = field(&mut rest, depth) else { return (taken, false) };
             let shape = described.fields.get(&number);
             let more = match (shape, value) {
-                (None | Some(Shape::Scalar), _) => 0,
+                (None, Wire::Number | Wire::Bytes(_)) | (Some(Shape::Scalar), Wire::Number) => 0,
                 (Some(Shape::Scalars), Wire::Bytes(packed)) => 16 * numbers(packed),
                 (Some(Shape::Scalars), Wire::Number) => 16,
+                (None, Wire::Group) => 0,
                 (Some(Shape::Text), Wire::Bytes(text)) => 2 * text.len(),
                 (Some(Shape::Texts), Wire::Bytes(text)) => COPIES * HEADER_BYTES + 2 * text.len(),
                 (Some(Shape::Message(inner) | Shape::Messages(inner)), Wire::Bytes(message)) => {
@@ -225,10 +226,12 @@ impl Building<'_> {
 enum Wire<'a> {
     Number,
     Bytes(&'a [u8]),
+    /// Of fields that nobody knows: no message of the API has any, and the decoder skips them.
+    Group,
 }
 
 /// The next field's number and value; `None` where there is no valid one.
-fn field<'a>(rest: &mut &'a [u8]) -> Option<(u32, Wire<'a>)> {
+fn field<'a>(rest: &mut &'a [u8], depth: usize) -> Option<(u32, Wire<'a>)> {
     let tag = varint(rest)?;
     let number = u32::try_from(tag >> 3).ok()?;
     let fixed = |rest: &mut &'a [u8], bytes: usize| {
@@ -245,9 +248,29 @@ fn field<'a>(rest: &mut &'a [u8]) -> Option<(u32, Wire<'a>)> {
             *rest = after;
             Wire::Bytes(value)
         }
+        3 => {
+            skip_group(number, rest, depth + 1)?;
+            Wire::Group
+        }
         _ => return None,
     };
     Some((number, value))
+}
+
+/// Goes on behind the end of a group.
+fn skip_group(number: u32, rest: &mut &[u8], depth: usize) -> Option<()> {
+    if depth > DEPTH {
+        return None;
+    }
+    loop {
+        let mut ahead = *rest;
+        let tag = varint(&mut ahead)?;
+        if tag & 7 == 4 {
+            *rest = ahead;
+            return (u32::try_from(tag >> 3).ok()? == number).then_some(());
+        }
+        field(rest, depth)?;
+    }
 }
 
 fn varint(rest: &mut &[u8]) -> Option<u64> {
@@ -342,10 +365,56 @@ mod tests {
     }
 
     #[test]
+    fn fields_that_nobody_knows_hide_nothing() {
+        let weights = Weights::get();
+        let kind = weights.request("stepwell.v1.StartStepRequest").expect("a request");
+        let input = Some(nulls(1_000_000));
+        let heavy = proto::StartStepRequest { input, ..Default::default() }.encode_to_vec();
+        let group = [0xa3, 0x06, 0xa4, 0x06];
+        let nested = [0xa3, 0x06, 0xab, 0x06, 0x08, 0x01, 0xac, 0x06, 0xa4, 0x06];
+        for unknown in [&group[..], &nested, &[0xa8, 0x06, 0x01], &[0xa2, 0x06, 0x01, 0x00]] {
+            let message = [unknown, &heavy].concat();
+            assert!(proto::StartStepRequest::decode(&message[..]).is_ok());
+            let (taken, whole) = weights.walk(kind, &message, 0);
+            assert!(whole && taken > 100_000_000, "{unknown:?}: {taken}");
+        }
+    }
+
+    /// As many of them as a payload may have.
+    fn payload(element: &Value) -> Value {
+        let one = bson::serialize_to_vec(&bson::doc! {
+            "1234567": crate::rpc::convert::stored(element).expect("a value"),
+        });
+        let count = 6 * 1024 * 1024 / (one.expect("a document").len() - 5);
+        let list = ListValue { values: vec![element.clone(); count] };
+        Value { kind: Some(JsonKind::ListValue(list)) }
+    }
+
+    #[test]
+    fn the_greatest_payloads_pass() {
+        let number = |n| Value { kind: Some(JsonKind::NumberValue(n)) };
+        let row = |keys: usize| {
+            let fields = (0..keys).map(|key| (format!("k{key}"), number(1.0))).collect();
+            Value { kind: Some(JsonKind::StructValue(Struct { fields })) }
+        };
+        let text = Value { kind: Some(JsonKind::StringValue("word".to_owned())) };
+        let yes = Value { kind: Some(JsonKind::BoolValue(true)) };
+        for element in [number(1.0), number(0.5), text, yes, row(1), row(2), row(10)] {
+            let input = Some(payload(&element));
+            let request = proto::StartStepRequest { input, ..Default::default() };
+            let taken = weight("stepwell.v1.StartStepRequest", &request);
+            assert!(taken <= 256 * 1024 * 1024, "{element:?}: {taken}");
+        }
+    }
+
+    #[test]
     fn what_is_no_protobuf_is_left_to_the_decoder() {
         let weights = Weights::get();
         let kind = weights.request("stepwell.v1.StartStepRequest").expect("a request");
-        for bad in [&[0x0a, 0xff][..], &[0x07], &[0x80; 11], &[0x08], &[0x3b, 0x3b], &[0x0a]] {
+        for bad in
+            [&[0x0a, 0xff][..], &[0x07], &[0x80; 11], &[0x08], &[0x3b, 0x3b], &[0x0a], &[0x3c]]
+        {
+            assert!(proto::StartStepRequest::decode(bad).is_err());
             assert!(!weights.walk(kind, bad, 0).1, "{bad:?}");
         }
         let mut deep = Vec::new();

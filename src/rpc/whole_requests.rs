@@ -9,12 +9,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tonic::body::Body;
-use tonic::{Code, Status};
+use tonic::Status;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// What the error says until it leaves. Its code must not be CANCELLED, which the library would swallow.
-pub const CUT_OFF: (Code, &str) = (Code::Aborted, "the request was cut off before its end");
+use super::status;
 
 /// Layer that tells requests that were cut off from those that have ended.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,14 +63,13 @@ impl http_body::Body for WholeBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let (code, message) = CUT_OFF;
         match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
             Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
             None if self.inner.is_end_stream() => Poll::Ready(None),
-            None => Poll::Ready(Some(Err(Status::new(code, message)))),
+            None => Poll::Ready(Some(Err(status::cut_off()))),
             Some(Err(error)) => {
                 tracing::debug!(%error, "a request was cut off");
-                Poll::Ready(Some(Err(Status::new(code, message))))
+                Poll::Ready(Some(Err(status::cut_off())))
             }
         }
     }

@@ -16,7 +16,9 @@ pub const TAKEN_WITHIN: Duration = Duration::from_millis(4_500);
 pub enum Claim {
     /// If nobody has it, or the same holder.
     IfFree,
-    /// The same, unless it was given back as done within this time.
+    /// If the same holder still has it: a sign of life.
+    IfHeld,
+    /// If nobody has it, unless it was given back as done within this time.
     UnlessDoneWithin(Duration),
     /// From whoever has it.
     ByForce,

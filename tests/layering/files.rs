@@ -12,13 +12,11 @@ const LINES: usize = 600;
 
 /// Files that are longer, until somebody divides them.
 const LONG: &[(&str, &str)] = &[
-    ("src/app/uploads.rs", "an upload from its description to its record"),
     ("src/domain/fingerprint/pattern.rs", "one table of patterns with its scanner"),
     ("src/domain/rollup.rs", "keys, numbers and sums of rollups together"),
     ("src/domain/step.rs", "all transitions of a step with their table test"),
     ("src/rpc/requests.rs", "the checks of all requests"),
     ("src/rpc/status.rs", "the table of all failures and its test"),
-    ("src/server.rs", "everything is put together in one function"),
     ("src/store/sqlite/rollups.rs", "writing and reading rollups together"),
     ("src/store/sqlite/tests.rs", "unit tests of the whole backend"),
     ("src/watch/tests/mod.rs", "one harness and all cases of watching"),
@@ -28,6 +26,7 @@ const LONG: &[(&str, &str)] = &[
     ("tests/conformance/artifacts.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/configurations.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/executions.rs", "cases, to be divided by what they are about"),
+    ("tests/conformance/ingest.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/metrics.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/steps.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/watching.rs", "cases, to be divided by what they are about"),

@@ -39,7 +39,7 @@ fn millis(duration: Duration) -> i64 {
 /// Whether somebody leads in `name` just now.
 pub async fn is_held(ready: &Connection, name: &str) -> Result<bool> {
     let lease = doc! { "_id": name, "$expr": { "$gt": ["$expires_at", "$$NOW"] } };
-    Ok(ready.call(ready.own(META).count_documents(lease)).await? > 0)
+    Ok(ready.call(ready.latest(META).count_documents(lease)).await? > 0)
 }
 
 #[async_trait]
@@ -56,6 +56,7 @@ impl Leads for LeadRoom {
         let filter = match claim {
             Claim::ByForce => doc! { "_id": name },
             Claim::IfFree => doc! { "_id": name, "$expr": free },
+            Claim::IfHeld => doc! { "_id": name, "holder": holder },
             Claim::UnlessDoneWithin(within) => {
                 let since = doc! { "$subtract": ["$$NOW", millis(within)] };
                 let rested = doc! { "$lte": [time("$ended_at"), since] };
@@ -76,6 +77,9 @@ impl Leads for LeadRoom {
             };
             if taken.matched_count == 1 {
                 return Ok(true);
+            }
+            if claim == Claim::IfHeld {
+                return Ok(false);
             }
             match ready.try_call(leases.insert_one(rawdoc! { "_id": name })).await? {
                 Ok(_) => {}

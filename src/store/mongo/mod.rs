@@ -146,9 +146,12 @@ impl MongoStore {
             let (records, metrics) = (Arc::clone(&records), Arc::clone(&metrics));
             let secret = Arc::clone(&secret);
             async move {
-                records.prepare(&db::make(&connection, wanted()).await?);
-                metrics.prepare(metrics::prepare(&connection, metrics.kept()).await?);
+                // What was found counts only once all of it is there: what failed is looked at again.
+                let indexes = db::make(&connection, wanted()).await?;
+                let time_series = metrics::prepare(&connection, metrics.kept()).await?;
                 let _ = secret.set(secret::shared(&connection).await?);
+                records.prepare(&indexes);
+                metrics.prepare(time_series);
                 Ok(())
             }
             .boxed()

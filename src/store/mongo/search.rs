@@ -129,13 +129,17 @@ async fn put(ready: &Connection, updates: Vec<Document>) -> Result<()> {
         "update": TEXTS,
         "updates": updates,
         "ordered": false,
-        "writeConcern": { "w": "majority" },
+        "writeConcern": { "w": "majority", "wtimeout": i64::try_from(ready.patience().as_millis()).unwrap_or(i64::MAX) },
     };
     let answer = ready.command(command).await?;
-    match answer.contains_key("writeErrors") {
-        true => Err(Error::failed("the database refused to index a text")),
-        false => Ok(()),
+    if answer.contains_key("writeErrors") {
+        return Err(Error::failed("the database refused to index a text"));
     }
+    // The place in the log must not be passed before the texts are safe from a failover.
+    if answer.contains_key("writeConcernError") {
+        return Err(Error::unavailable("texts are not safe from a failover yet"));
+    }
+    Ok(())
 }
 
 #[async_trait]

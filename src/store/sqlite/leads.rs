@@ -28,6 +28,7 @@ impl Table {
         let free = lead.holder.as_ref().is_none_or(|(by, until)| by == holder || *until <= now);
         let may = match claim {
             Claim::IfFree => free,
+            Claim::IfHeld => lead.holder.as_ref().is_some_and(|(by, _)| by == holder),
             Claim::UnlessDoneWithin(within) => {
                 free && lead.done_at.is_none_or(|at| now.duration_since(at) >= within)
             }
@@ -82,6 +83,8 @@ mod tests {
         let take = |holder, claim, seconds| table.take("x", holder, length, claim, at(seconds));
         assert!(take("a", Claim::IfFree, 0));
         assert!(take("a", Claim::IfFree, 5), "it goes on");
+        assert!(take("a", Claim::IfHeld, 5), "it gives a sign of life");
+        assert!(!take("b", Claim::IfHeld, 5), "who does not have it has none to give");
         assert!(!take("b", Claim::IfFree, 14));
         assert!(table.take("y", "b", length, Claim::IfFree, at(14)), "something else");
         assert!(take("b", Claim::IfFree, 15), "it fell silent");

@@ -130,8 +130,8 @@ impl Connection {
         self.clients.shutdown().await;
     }
 
-    /// For decisions about records: what the primary has, safe from a failover or not. Writes wait for what the
-    /// connection string and the settings say.
+    /// For decisions about records: what the primary has, safe from a failover or not, over the connections of writes.
+    /// Writes wait for what the connection string and the settings say.
     pub fn latest(&self, name: &str) -> Collection {
         let records = self.concerns.records.clone();
         let both = (&self.writes, &self.writes);
@@ -145,7 +145,8 @@ impl Connection {
         Collection::open(both, name, answers, records)
     }
 
-    /// For what servers go by among themselves: what the primary has, and writes that no failover takes back.
+    /// For what servers go by among themselves and do in the background: what the primary has, over the connections of
+    /// reads, and writes that no failover takes back.
     pub fn own(&self, name: &str) -> Collection {
         let majority = self.concerns.majority.clone();
         let both = (&self.reads, &self.writes);
@@ -237,10 +238,13 @@ impl Connection {
         name: &str,
         find: impl FnOnce(&Collection) -> Find<'_, RawDocumentBuf>,
     ) -> Result<Rows> {
-        let all = self.own(name);
         if !self.replica_set {
-            return self.rows(find(&all)).await;
+            return self.rows(find(&self.own(name))).await;
         }
+        // The level has to be said: the driver leaves one that a collection has as it is, also in such a session.
+        let both = (&self.reads, &self.writes);
+        let majority = self.concerns.majority.clone();
+        let all = Collection::open(both, name, ReadConcern::snapshot(), majority);
         let opened = async {
             let mut session = self.clients.reads.start_session().snapshot(true).await?;
             let cursor = find(&all).session(&mut session).await?;
@@ -288,7 +292,7 @@ impl Connection {
 
     /// The same on another database.
     pub async fn command_on(&self, database: &str, command: Document) -> Result<Document> {
-        let database = self.clients.reads.database(database);
+        let database = self.clients.writes.database(database);
         self.call(database.run_command(command).selection_criteria(primary())).await
     }
 
@@ -321,7 +325,8 @@ impl Connection {
             } },
             doc! { "$project": { "lsid": 1 } },
         ];
-        let admin = self.clients.reads.database("admin");
+        // Whoever writes waits for this.
+        let admin = self.clients.writes.database("admin");
         let find = admin.aggregate(find).selection_criteria(primary());
         let ended = async {
             let found = self.collect(find.with_type::<RawDocumentBuf>()).await?;

@@ -30,12 +30,12 @@ pub async fn delete(ready: &Connection, execution_ids: &[&str]) -> Result<u64> {
 
 /// How many points there are.
 pub async fn number_of_points(ready: &Connection, of: Document) -> Result<u64> {
-    ready.call(ready.latest(METRICS).count_documents(of)).await
+    ready.call(ready.own(METRICS).count_documents(of)).await
 }
 
 /// The time of the oldest point of all.
 pub async fn oldest(ready: &Connection) -> Result<Option<Millis>> {
-    let points = &ready.latest(METRICS);
+    let points = &ready.own(METRICS);
     let oldest = points.find_one(doc! { "timestamp": { "$type": "date" } });
     let oldest = oldest.sort(doc! { "timestamp": 1 });
     let oldest = ready.call(oldest.projection(doc! { "_id": 0, "timestamp": 1 })).await?;

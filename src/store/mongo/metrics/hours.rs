@@ -125,7 +125,7 @@ async fn told_of(
         examine: usize::MAX,
     };
     // As the primary has them, as it has the number: a failover that takes back the one takes back the other.
-    let points = &ready.latest(METRICS);
+    let points = &ready.own(METRICS);
     let told =
         stretch_of(ready, points, &query, (from, until), query.limit, COMPUTED_WITHIN).await?;
     Ok((told.len() < query.limit).then_some(told))

@@ -112,6 +112,7 @@ pub fn update(before: &Execution, after: &Execution, guard: Guard, mark: i64) ->
             before.configuration_version.as_ref(),
             after.configuration_version.as_ref(),
         );
+        rest.value(cstr!("update_sequence"), before.update_sequence, after.update_sequence);
     }
 
     let mut to = Difference::new();

@@ -29,7 +29,7 @@ pub async fn leases(records: &Records, now: Millis) -> Result<Leases> {
         "deleted_at": 1,
     };
     let mut leases = Leases::default();
-    for raw in ready.all(&ready.latest(EXECUTIONS), filter, Some(projection)).await? {
+    for raw in ready.all(&ready.own(EXECUTIONS), filter, Some(projection)).await? {
         let Ok(execution) = execution::read(&raw) else { continue };
         let Some(timeout_ms) = execution.heartbeat_timeout_ms.filter(|ms| *ms > 0) else {
             continue;
@@ -75,7 +75,7 @@ pub async fn leases(records: &Records, now: Millis) -> Result<Leases> {
                 "last": { "$max": { "$max": known.to_vec() } },
             } },
         ];
-        for raw in ready.collect(ready.latest(STEPS).aggregate(pipeline)).await? {
+        for raw in ready.collect(ready.own(STEPS).aggregate(pipeline)).await? {
             let last = field(&raw, "last").and_then(millis);
             if let (Ok(id), Some(last)) = (raw.get_str("_id"), last) {
                 in_steps.insert(id.to_owned(), last);

@@ -68,5 +68,5 @@ pub async fn owners(
     }
     let ids: Vec<&str> = execution_ids.into_iter().collect();
     let filter = doc! { "execution_id": { "$in": ids } };
-    Ok(by_id(&ready.all(&ready.latest(EXECUTIONS), filter, Some(owner_fields())).await?))
+    Ok(by_id(&ready.all(&ready.own(EXECUTIONS), filter, Some(owner_fields())).await?))
 }

@@ -67,7 +67,7 @@ async fn by_age(
             (ARTIFACTS, doc! { "execution_id": 1, "size_bytes": 1, "deleted_at": 1 })
         }
     };
-    let collection = ready.latest(collection);
+    let collection = ready.own(collection);
     // Only ids of this type carry a time, and only they are greater than one of them.
     let filter = doc! { "_id": { "$gt": ObjectId::from_bytes(after) } };
     let find = collection.find(filter).sort(doc! { "_id": 1 }).projection(fields);
@@ -174,7 +174,7 @@ async fn newest(ready: &Connection) -> Result<Vec<u8>> {
 }
 
 async fn last_id(ready: &Connection, collection: &str) -> Result<Vec<u8>> {
-    let collection = ready.latest(collection);
+    let collection = ready.own(collection);
     let ids = doc! { "_id": { "$lte": ObjectId::from_bytes([0xff; 12]) } };
     let last = collection.find_one(ids).sort(doc! { "_id": -1 }).projection(doc! { "_id": 1 });
     let last = ready.call(last).await?.and_then(|raw| raw.get_object_id("_id").ok());
@@ -183,13 +183,13 @@ async fn last_id(ready: &Connection, collection: &str) -> Result<Vec<u8>> {
 
 async fn weigh(ready: &Connection, execution_ids: &[String]) -> Result<Removed> {
     let filter = doc! { "execution_id": { "$in": execution_ids } };
-    let steps = ready.latest(STEPS);
+    let steps = ready.own(STEPS);
     let (steps, points) = tokio::try_join!(
         ready.call(steps.count_documents(filter.clone())),
         metrics::number_of_points(ready, filter.clone()),
     )?;
     let fields = doc! { "size_bytes": 1, "deleted_at": 1 };
-    let mut artifacts = ready.all(&ready.latest(ARTIFACTS), filter, Some(fields)).await?;
+    let mut artifacts = ready.all(&ready.own(ARTIFACTS), filter, Some(fields)).await?;
     artifacts.retain(|raw| !is_marked(raw));
     Ok(Removed {
         executions: execution_ids.len() as u64,

@@ -202,7 +202,7 @@ impl RollupStore for RollupRoom {
                 "execution_id": { "$in": ids },
                 "status": StepStatus::Failed.as_str(),
             };
-            let steps = ready.latest(STEPS);
+            let steps = ready.own(STEPS);
             let find = steps.find(filter).projection(no_payloads()).batch_size(FETCHED_AT_ONCE);
             let all = ready.each(find, |raw| {
                 if let Ok(step) = step::read(raw, false) {
@@ -235,7 +235,7 @@ impl RollupStore for RollupRoom {
             "status": StepStatus::Failed.as_str(),
             "execution_id": { "$gt": after },
         };
-        let steps = ready.latest(STEPS);
+        let steps = ready.own(STEPS);
         let mut find = steps
             .find(filter)
             .projection(doc! { "_id": 0, "execution_id": 1 })
