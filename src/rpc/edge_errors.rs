@@ -17,7 +17,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::status;
-use super::whole_requests::CUT_OFF;
+use super::status::CUT_OFF;
 use crate::app::Error;
 use crate::domain::limits::NESTING_DEPTH;
 

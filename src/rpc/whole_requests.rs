@@ -8,8 +8,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tonic::body::Body;
 use tonic::Status;
+use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -150,7 +150,7 @@ mod tests {
             let (messages, end) = read(frames, closed).await;
             let end = end.expect("it was cut off");
             let told = edge_errors::rewrite(end.code(), end.message()).expect("it is understood");
-            assert_eq!((messages, told.code()), (2, Code::Cancelled));
+            assert_eq!((messages, told.code()), (2, tonic::Code::Cancelled));
         }
     }
 }
