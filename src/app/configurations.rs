@@ -169,7 +169,7 @@ impl Configurations {
             sub_app_name: execution.sub_app_name,
         };
         if app.scope().is_none() {
-            return Err(Error::invalid("execution_id", "is of an execution without an app"));
+            return Err(Error::invalid("execution_id", "names an execution without an app"));
         }
         let version = version.to_owned();
         let named = Named { app, version: Some(version.clone()) };
@@ -196,7 +196,7 @@ impl Configurations {
             })
             .sum();
         match bytes > limits.page_bytes {
-            true => Err("its steps are more than a reply can hold".to_owned()),
+            true => Err("its steps are too large for one reply".to_owned()),
             false => Ok(steps),
         }
     }
@@ -208,7 +208,7 @@ fn several(numbers: &[i32]) -> Error {
     let apps = shown.join(", ");
     Error::invalid(
         "app_name",
-        format!("names several ({apps}{more}): give app_id, and sub_app_id for a part"),
+        format!("matches several apps ({apps}{more}): give app_id, and sub_app_id for a part"),
     )
 }
 

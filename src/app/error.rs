@@ -54,13 +54,13 @@ pub enum Error {
     #[error("{} invalid field(s)", .0.count())]
     Invalid(Violations),
     /// The request would take more memory than it may once it is decoded.
-    #[error("the message would take some {bytes} bytes once decoded, more than {limit}")]
+    #[error("the message would take about {bytes} bytes once decoded, more than {limit}")]
     MessageTooLarge { bytes: usize, limit: usize },
     /// The rules do not allow it.
     #[error("{0:?}")]
     Refused(Refusal),
     /// A page or resume token that is forged or of another request.
-    #[error("{0} is not a token of this request")]
+    #[error("{0} is not valid for this request")]
     BadToken(&'static str),
     /// Too many writes are waiting.
     #[error("the write queue is full")]
@@ -69,14 +69,14 @@ pub enum Error {
     #[error("the server is shutting down")]
     ShuttingDown,
     /// The client broke the stream off.
-    #[error("the client broke off")]
+    #[error("the client broke off the stream")]
     BrokenOff,
     /// The storage of the bytes failed.
     #[error(transparent)]
     Bytes(blobs::Error),
     /// An earlier write of the same execution on the same stream failed for now; this one may or may not have been
     /// applied.
-    #[error("write {failed} of the same execution failed before")]
+    #[error("an earlier write of this execution failed (sequence {failed})")]
     EarlierWriteFailed {
         /// The number of that write.
         failed: i64,
@@ -85,7 +85,7 @@ pub enum Error {
     #[error("writes of more than {limit} executions failed")]
     TooManyFailed { limit: usize },
     /// Retention is being run already, here or on another server.
-    #[error("retention is being run already")]
+    #[error("retention is already running")]
     RetentionRunning,
     /// Texts are not indexed here.
     #[error("search is switched off")]

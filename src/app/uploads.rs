@@ -132,7 +132,7 @@ impl Artifacts {
         if let Some(declared) = description.size_bytes
             && came != declared
         {
-            let description = format!("is {declared}, but {came} bytes came");
+            let description = format!("is {declared}, but {came} bytes arrived");
             let error = Error::invalid("description.size_bytes", description);
             // The others may follow.
             self.break_off(*run, &error, true).await;
@@ -304,7 +304,7 @@ impl Artifacts {
             {
                 return Err(Error::invalid(
                     "description.size_bytes",
-                    format!("is {declared}, but {came} bytes came and more may follow"),
+                    format!("is {declared}, but {came} bytes have arrived and more may follow"),
                 ));
             }
             if came > limit {

@@ -28,10 +28,10 @@ type Source = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The bytes are not there, or not all of them.
-    #[error("the bytes are not there")]
+    #[error("the bytes are missing")]
     Missing,
     /// The storage is away, full, or another writer has the bytes: the same call may succeed later.
-    #[error("the storage is away")]
+    #[error("the storage is unavailable")]
     Unavailable(#[source] Source),
     /// Anything else; a defect of ours or of the set-up.
     #[error("the storage failed")]

@@ -93,7 +93,7 @@ fn parse_metadata(given: &str) -> Result<(String, serde_json::Value), String> {
     let (path, value) =
         given.split_once('=').ok_or("must be PATH=JSON, as in model.name=\"gpt-4o\"")?;
     if parse_path(path).is_none() {
-        return Err(format!("the path {path:?} is empty or ends in a lone \\"));
+        return Err(format!("the path {path:?} is empty or ends in a single \\"));
     }
     let value =
         serde_json::from_str(value).unwrap_or_else(|_| serde_json::Value::String(value.to_owned()));

@@ -54,7 +54,10 @@ impl fmt::Display for Warning {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Warning::UnknownVariable { name, suggestion } => {
-                write!(out, "environment {name} is no setting of stepwell and is ignored")?;
+                write!(
+                    out,
+                    "environment variable {name} is not a setting of Stepwell and is ignored"
+                )?;
                 match suggestion {
                     Some(suggestion) => write!(out, "; did you mean {suggestion}?"),
                     None => Ok(()),
@@ -95,7 +98,7 @@ impl fmt::Display for Problem {
                 write!(out, "configuration file {} cannot be read: {reason}", path.display())
             }
             Problem::FileSyntax { path, reason } => {
-                write!(out, "configuration file {} is not TOML: {reason}", path.display())
+                write!(out, "configuration file {} is not valid TOML: {reason}", path.display())
             }
             Problem::UnknownKey { path, key, suggestion } => {
                 write!(out, "configuration file {}: unknown key {key}", path.display())?;
@@ -297,7 +300,7 @@ impl Layers {
                 key: RETENTION_RULES,
                 origin: Origin::File(path.to_owned()),
                 value: value.to_string(),
-                expected: "tables, each begun by [[retention.rules]]".to_owned(),
+                expected: "tables, each beginning with [[retention.rules]]".to_owned(),
             });
         };
         if rules.len() > RETENTION_RULES_MOST {
@@ -340,7 +343,7 @@ impl Layers {
             let shown = value.to_string_lossy();
             let parsed = match value.to_str() {
                 Some(text) => setting.parse(text),
-                None => Err("text in UTF-8".to_owned()),
+                None => Err("UTF-8 text".to_owned()),
             };
             self.put(setting, Origin::Environment(name), &format!("{shown:?}"), parsed);
         }
@@ -456,8 +459,8 @@ fn conflicts(config: &Config) -> Vec<Problem> {
         refuse(
             "limits.payload_bytes",
             format!(
-                "input, output, metadata and error of a step may together be {step} bytes and no document of \
-                 the store holds more than {most}"
+                "input, output, metadata and error of a step may add up to {step} bytes, but no document in \
+                 the store may exceed {most}"
             ),
         );
     }
@@ -465,7 +468,11 @@ fn conflicts(config: &Config) -> Vec<Problem> {
     let rules = config.retention.rules.iter();
     let times = rules.flat_map(|rule| [rule.executions, rule.steps, rule.artifacts]);
     if times.flatten().any(|time| time > longest) {
-        refuse(RETENTION_RULES, "a time is longer than a century; 0 is for ever".to_owned());
+        refuse(
+            RETENTION_RULES,
+            "a time is longer than the limit of 100 years; use 0 to keep records forever"
+                .to_owned(),
+        );
     }
     if limits.payload_bytes > limits.request_bytes {
         refuse(
@@ -476,7 +483,10 @@ fn conflicts(config: &Config) -> Vec<Problem> {
     if config.writes.queue_bytes < limits.request_bytes {
         refuse(
             "writes.queue_bytes",
-            format!("one request may have limits.request_bytes = {}", limits.request_bytes),
+            format!(
+                "must be at least limits.request_bytes = {}, the size of one request",
+                limits.request_bytes
+            ),
         );
     }
     if let (Some(least), Some(most)) = (config.mongodb.min_pool_size, config.mongodb.max_pool_size)
@@ -486,15 +496,18 @@ fn conflicts(config: &Config) -> Vec<Problem> {
     }
     let database = &config.mongodb.database;
     if database.contains(['/', '\\', '.', ' ', '"', '$', '*', '<', '>', ':', '|', '?']) {
-        refuse("mongodb.database", "no name of a MongoDB database".to_owned());
+        refuse("mongodb.database", "is not a valid name of a MongoDB database".to_owned());
     }
     if config.http.listen.is_some_and(|http| http.port() != 0 && http == config.listen) {
-        refuse("http.listen", "is the address of the gRPC port; they need one each".to_owned());
+        refuse("http.listen", "must differ from the address of the gRPC port".to_owned());
     }
     let artifacts = &config.artifacts;
     match artifacts.storage {
         Some(StorageKind::Gridfs) if config.mongodb.uri.is_none() => {
-            refuse("artifacts.storage", "is in MongoDB, and there is no mongodb.uri".to_owned());
+            refuse(
+                "artifacts.storage",
+                "needs mongodb.uri, because GridFS is part of MongoDB".to_owned(),
+            );
         }
         Some(StorageKind::S3) if artifacts.s3_bucket.is_none() => {
             refuse("artifacts.storage", "needs artifacts.s3_bucket".to_owned());
@@ -504,7 +517,10 @@ fn conflicts(config: &Config) -> Vec<Problem> {
     if artifacts.s3_endpoint.as_ref().is_some_and(|url| url.starts_with("http:"))
         && !artifacts.s3_allow_http
     {
-        refuse("artifacts.s3_endpoint", "is without TLS: artifacts.s3_allow_http".to_owned());
+        refuse(
+            "artifacts.s3_endpoint",
+            "has no TLS: use https, or set artifacts.s3_allow_http".to_owned(),
+        );
     }
     problems
 }
@@ -519,7 +535,7 @@ fn without_effect(config: &Config) -> Vec<Warning> {
     };
     if config.artifacts.s3_bucket.is_none() {
         for setting in settings().iter().filter(|one| one.key.starts_with("artifacts.s3_")) {
-            warn(setting.key, "there is no artifacts.s3_bucket");
+            warn(setting.key, "artifacts.s3_bucket is not set");
         }
     }
     let files = config.artifacts.storage == Some(StorageKind::Local);
@@ -529,12 +545,12 @@ fn without_effect(config: &Config) -> Vec<Warning> {
         }
     } else {
         for setting in settings().iter().filter(|setting| setting.key.starts_with("mongodb.")) {
-            warn(setting.key, "there is no mongodb.uri, so the embedded store is used");
+            warn(setting.key, "mongodb.uri is not set, so the embedded store is used");
         }
     }
     if config.telemetry.otlp_endpoint.is_none() {
-        warn("telemetry.service_name", "there is no telemetry.otlp_endpoint");
-        warn("telemetry.sample_ratio", "there is no telemetry.otlp_endpoint");
+        warn("telemetry.service_name", "telemetry.otlp_endpoint is not set");
+        warn("telemetry.sample_ratio", "telemetry.otlp_endpoint is not set");
     }
     warnings
 }

@@ -275,7 +275,7 @@ impl Default for Artifacts {
     }
 }
 
-/// Where the bytes of new artifacts go.
+/// Where the bytes of new artifacts are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StorageKind {

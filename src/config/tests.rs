@@ -484,7 +484,7 @@ fn bad_retention_rules_are_refused_by_their_number() {
         ("[[retention.rules]]\n[[retention.rules]]\nkeep = 3\n", "rule 2: unknown field `keep`"),
         ("[[retention.rules]]\nstatuses = [\"running\"]\n", "rule 1: unknown variant `running`"),
         ("[[retention.rules]]\nsteps = -1\n", "rule 1"),
-        ("[[retention.rules]]\nsteps = 1e12\n", "longer than a century"),
+        ("[[retention.rules]]\nsteps = 1e12\n", "longer than the limit of 100 years"),
         ("[retention]\nrules = 3\n", "expected tables"),
         (&"[[retention.rules]]\n".repeat(101), "at most 100"),
     ] {

@@ -418,7 +418,7 @@ fn finish(
                 what: format!("execution {}", stored.execution_id),
                 from: from.as_str(),
                 to: status.as_str(),
-                why: "it has ended already",
+                why: "it has already ended",
             });
         }
         let same = match &stored.digests.finish {
@@ -523,8 +523,8 @@ fn request_cancel(
         Some(from) if from.is_terminal() && !stored.ended_for_silence() => Err(Refusal::Status {
             what: format!("execution {}", stored.execution_id),
             from: from.as_str(),
-            to: "cancel requested",
-            why: "it has ended already",
+            to: "cancelled",
+            why: "it has already ended",
         }),
         _ => {
             let mut next = stored.clone();

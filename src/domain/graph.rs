@@ -70,18 +70,26 @@ pub fn flaws(configuration: &Document) -> Vec<Flaw> {
     let mut places: HashMap<&str, usize> = HashMap::new();
     for (index, node) in nodes.iter().enumerate() {
         if let Some(first) = places.insert(&node.id, index) {
-            flaw(index, "id", format!("is {:?}, as that of steps[{first}]", short(&node.id)));
+            flaw(
+                index,
+                "id",
+                format!("is {:?}, the same as that of steps[{first}]", short(&node.id)),
+            );
             places.insert(&node.id, first);
         }
     }
     for (index, node) in nodes.iter().enumerate() {
         for id in node.depends_on.iter().filter(|id| !places.contains_key(id.as_str())) {
-            flaw(index, "depends_on", format!("has {:?}, which is the id of no step", short(id)));
+            flaw(
+                index,
+                "depends_on",
+                format!("has {:?}, which is not the id of any step", short(id)),
+            );
         }
     }
     if let Some(index) = in_a_circle(&nodes, &places) {
         let id = short(&nodes[index].id);
-        flaw(index, "depends_on", format!("goes round in a circle through the step {id:?}"));
+        flaw(index, "depends_on", format!("forms a cycle through step {id:?}"));
     }
     flaws
 }
@@ -139,10 +147,10 @@ pub struct GraphStep {
 pub fn steps(configuration: &Document, name_characters: usize) -> Result<Vec<GraphStep>, String> {
     let nodes = nodes(configuration)
         .filter(|nodes| !nodes.is_empty())
-        .ok_or("it has no steps, a list of objects with ids")?;
+        .ok_or("it has no steps (a list of objects with ids)")?;
     if nodes.len() > PLANNED_STEPS {
         return Err(format!(
-            "it has {} steps, more than the limit of {PLANNED_STEPS} of a plan",
+            "it has {} steps, more than the limit of {PLANNED_STEPS} for a plan",
             nodes.len()
         ));
     }

@@ -17,7 +17,7 @@ pub enum Refusal {
     StaleRevision { execution_id: String, expected: i64, stored: i64 },
     /// A running execution is deleted only by force.
     StillRunning { execution_id: String },
-    /// The execution is being deleted just now; its id is free again shortly.
+    /// The execution is being deleted just now; its id will be free again shortly.
     BeingDeleted { execution_id: String },
     /// A dependency is neither stored nor planned with it.
     UnknownDependency { step_id: i32, depends_on: i32 },

@@ -478,9 +478,9 @@ fn start(
                     "running",
                     match status {
                         Some(StepStatus::Running) => {
-                            "only a failed step is retried; finish this try first"
+                            "only a failed step can be retried; finish this attempt first"
                         }
-                        _ => "only a failed step is retried",
+                        _ => "only a failed step can be retried",
                     },
                 ));
             }
@@ -697,7 +697,7 @@ fn finish(
         && from.is_terminal()
     {
         if from != request.status {
-            return Err(wrong_status(stored, request.status.as_str(), "it has ended already"));
+            return Err(wrong_status(stored, request.status.as_str(), "it has already ended"));
         }
         let same = match &stored.digests.finish {
             Some(stored) => *stored == digest,

@@ -34,7 +34,10 @@ impl Check<'_> {
     fn zone(&mut self, name: &str) -> Option<Zone> {
         let zone = Zone::named(name);
         if zone.is_none() {
-            self.bad("time_zone", "is no time zone of the IANA database, as Europe/Berlin is one");
+            self.bad(
+                "time_zone",
+                "is not a known time zone (use an IANA name such as Europe/Berlin)",
+            );
         }
         zone
     }
@@ -53,7 +56,7 @@ pub fn success_rates(
         Ok(By::SubApp) => Apart { apps: true, sub_apps: true, users: false },
         Ok(By::User) => Apart { users: true, ..Apart::default() },
         Err(_) => {
-            check.bad("group_by", "is no known group");
+            check.bad("group_by", "is not a known grouping");
             Apart::default()
         }
     };
@@ -73,7 +76,7 @@ pub fn report(
         Ok(Given::Week) => Period::Week,
         Ok(Given::Month) => Period::Month,
         Err(_) => {
-            check.bad("period", "is no known period");
+            check.bad("period", "is not a known period");
             Period::Day
         }
     };
@@ -99,7 +102,7 @@ fn window(check: &mut Check<'_>, filter: Option<&proto::ExecutionFilter>) -> Exe
 /// A zone that was not found is among what is wrong.
 fn finish(check: Check<'_>, zone: Option<Zone>) -> Result<Zone> {
     check.done(())?;
-    zone.ok_or_else(|| crate::app::Error::invalid("time_zone", "is no time zone"))
+    zone.ok_or_else(|| crate::app::Error::invalid("time_zone", "is not a known time zone"))
 }
 
 /// Filter, length of intervals, zone, and how many apps.

@@ -20,7 +20,7 @@ impl Check<'_> {
     fn count(&mut self, field: &str, number: Option<i64>) -> Option<u64> {
         let number = number?;
         if number < 0 {
-            self.bad(field, format!("is {number}, and must not be negative"));
+            self.bad(field, format!("is {number}, but must not be negative"));
         }
         u64::try_from(number).ok()
     }
@@ -66,7 +66,7 @@ pub fn description(limits: &Limits, sent: proto::ArtifactDescription) -> Result<
     }
     let offset = check.count("description.offset", Some(sent.offset)).unwrap_or(0);
     if offset > 0 && sent.upload_id.is_none() {
-        check.bad("description.offset", "needs an upload_id to go on with");
+        check.bad("description.offset", "needs an upload_id to continue");
     }
     if size_bytes.is_some_and(|size| offset > size) {
         check.bad("description.offset", "is beyond size_bytes");
@@ -93,7 +93,7 @@ pub fn part(limits: &Limits, request: &proto::DownloadArtifactRequest) -> Result
     let limit = check.count("limit", request.limit);
     let tail = check.count("tail", request.tail);
     if request.tail.is_some() && (request.offset.is_some() || request.limit.is_some()) {
-        check.bad("tail", "does not go together with offset and limit");
+        check.bad("tail", "cannot be combined with offset and limit");
     }
     check.done(match tail {
         Some(tail) => Part::Tail(tail),

@@ -44,7 +44,7 @@ fn chunk_of(message: proto::UploadArtifactRequest) -> Result<Bytes> {
         }
         Some(Part::Chunk(chunk)) => Ok(chunk),
         Some(Part::Description(_)) => {
-            Err(Error::invalid("description", "comes once, as the first message"))
+            Err(Error::invalid("description", "may be sent only once, as the first message"))
         }
         None => Err(Error::invalid("part", "is required")),
     }

@@ -181,7 +181,7 @@ impl proto::configuration_service_server::ConfigurationService for Service {
                 ("sub_app_name", listed.sub_app_name.is_some()),
             ] {
                 if given {
-                    check.bad(field, "is a part of an app, and no app is named");
+                    check.bad(field, "names a part of an app, but no app is named");
                 }
             }
         }

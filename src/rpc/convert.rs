@@ -299,7 +299,7 @@ pub fn stored_object(object: &Struct) -> Result<Document, &'static str> {
 
 fn number(value: f64) -> Result<Bson, &'static str> {
     if !value.is_finite() {
-        return Err("has a number that is NaN or infinite, which JSON does not know");
+        return Err("has a number that is NaN or infinite, which JSON cannot represent");
     }
     if value.fract() != 0.0 || value.abs() > EXACT_INTEGER as f64 {
         return Ok(Bson::Double(value));

@@ -61,7 +61,7 @@ pub fn larger_than(
 fn too_large_unpacked(message: &str) -> Option<(String, String)> {
     let rest = message.strip_prefix("Error decompressing: size limit, of ")?;
     let (limit, _) = rest.split_once(" bytes, exceeded")?;
-    Some((MESSAGE.to_owned(), format!("is unpacked more than the limit of {limit} bytes")))
+    Some((MESSAGE.to_owned(), format!("is more than the limit of {limit} bytes when decompressed")))
 }
 
 /// What is wrong with a message that cannot be read, by the library's words: the field, and how.
@@ -69,7 +69,7 @@ pub fn unreadable(message: &str) -> Option<(String, String)> {
     if let Some(reason) = message.strip_prefix("failed to decode Protobuf message: ") {
         let (field, reason) = field_and_reason(reason);
         if reason == "recursion limit reached" {
-            return Some((field, format!("nests deeper than the limit of {NESTING_DEPTH}")));
+            return Some((field, format!("is nested deeper than the limit of {NESTING_DEPTH}")));
         }
         return Some((field, format!("is not valid protobuf: {reason}")));
     }
@@ -271,7 +271,7 @@ mod tests {
         let (field, description) = rewritten(Code::Internal, &error.to_string());
         assert_eq!(
             (field.as_str(), description.as_str()),
-            ("input", "nests deeper than the limit of 30")
+            ("input", "is nested deeper than the limit of 30")
         );
 
         let create = proto::CreateExecutionRequest {
@@ -319,7 +319,7 @@ mod tests {
         let text = "Error decompressing: size limit, of 16777216 bytes, exceeded while decompressing message";
         assert_eq!(
             rewritten(Code::ResourceExhausted, text).1,
-            "is unpacked more than the limit of 16777216 bytes"
+            "is more than the limit of 16777216 bytes when decompressed"
         );
         assert_eq!(rewritten(Code::Internal, "Missing request message.").1, "is missing");
     }

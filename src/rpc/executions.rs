@@ -58,7 +58,7 @@ impl proto::execution_service_server::ExecutionService for Executions {
         check.execution_id(&request.execution_id);
         let view = proto::ExecutionView::try_from(request.view);
         if view.is_err() {
-            check.bad("view", "is no known view");
+            check.bad("view", "is not a known view");
         }
         check.done(()).map_err(|error| status::of(&error))?;
         let id = &request.execution_id;

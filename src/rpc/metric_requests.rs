@@ -55,7 +55,7 @@ fn point(
 ) -> MetricPoint {
     let field = |name: &str| format!("points[{place}].{name}");
     if !sent.execution_id.is_empty() && sent.execution_id != execution_id {
-        check.bad(&field("execution_id"), "is another than that of the request");
+        check.bad(&field("execution_id"), "differs from that of the request");
     }
     let at: Option<Millis> = match &sent.timestamp {
         None => {
@@ -64,7 +64,7 @@ fn point(
         }
         Some(at) => match convert::millis(at) {
             None => {
-                check.bad(&field("timestamp"), "is no valid time of the years 1 to 9999");
+                check.bad(&field("timestamp"), "must be a valid time in the years 1 to 9999");
                 None
             }
             valid => valid,
@@ -87,13 +87,13 @@ fn point(
         let limit = check.limits().name_characters;
         check.bad(
             &field("metrics"),
-            format!("has {bad_names} names that are empty, have U+0000 in them, or more than the limit of {limit} characters"),
+            format!("has {bad_names} names that are empty, contain U+0000, or exceed the limit of {limit} characters"),
         );
     }
     if bad_values > 0 {
         check.bad(
             &field("metrics"),
-            format!("has {bad_values} numbers that are NaN or infinite, which are not stored"),
+            format!("has {bad_values} numbers that are NaN or infinite, which cannot be stored"),
         );
     }
     MetricPoint {

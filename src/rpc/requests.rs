@@ -100,7 +100,7 @@ impl<'a> Check<'a> {
     fn new_execution_id(&mut self, id: &str) {
         self.id_in("execution_id", id);
         if !id.bytes().all(|byte| (0x21..=0x7e).contains(&byte)) {
-            self.bad("execution_id", "may only have printable ASCII characters without spaces");
+            self.bad("execution_id", "may contain only printable ASCII characters, without spaces");
         }
     }
 
@@ -129,7 +129,7 @@ impl<'a> Check<'a> {
         let at = at?;
         let millis = convert::millis(at);
         if millis.is_none() {
-            self.bad(field, "is no valid time of the years 1 to 9999");
+            self.bad(field, "must be a valid time in the years 1 to 9999");
         }
         millis
     }
@@ -163,7 +163,10 @@ impl<'a> Check<'a> {
     fn nesting(&mut self, field: &str, stored: &Bson) {
         let depth = value::depth(stored);
         if depth > NESTING_DEPTH {
-            self.bad(field, format!("nests {depth} deep, more than the limit of {NESTING_DEPTH}"));
+            self.bad(
+                field,
+                format!("is nested {depth} levels deep, more than the limit of {NESTING_DEPTH}"),
+            );
         }
     }
 
@@ -277,7 +280,7 @@ impl<'a> Check<'a> {
             }
             Ok(proto::ExecutionOrder::StartedAtAsc) => ExecutionOrder::StartedAtAsc,
             Err(_) => {
-                self.bad("order", "is no known order");
+                self.bad("order", "is not a known order");
                 ExecutionOrder::default()
             }
         }
@@ -371,7 +374,7 @@ impl<'a> Check<'a> {
             if keys.is_none() {
                 self.bad(
                     field,
-                    format!("has the path {path:?}, which is empty or ends in a lone \\"),
+                    format!("has the path {path:?}, which is empty or ends in a single \\"),
                 );
             }
             let wanted = self.payload(field, Some(wanted));
@@ -508,7 +511,7 @@ pub fn plan(limits: &Limits, mut request: proto::PlanStepsRequest) -> Result<Pla
     check.execution_id(&request.execution_id);
     check.required_name("configuration_version", &version);
     if !request.steps.is_empty() {
-        check.bad("steps", "must be empty with configuration_version, which brings the steps");
+        check.bad("steps", "must be empty when configuration_version supplies the steps");
     }
     check.done(PlanAsked::Version { execution_id: request.execution_id, version })
 }
@@ -517,7 +520,7 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
     let mut check = Check::new(limits);
     check.execution_id(&request.execution_id);
     if request.steps.is_empty() {
-        check.bad("steps", "must have at least one step, or configuration_version be given");
+        check.bad("steps", "must have at least one step unless configuration_version is given");
     }
     if !check.fits("steps", request.steps.len(), "steps", limits.steps_per_execution) {
         return check.done((request.execution_id, Op::Plan(Vec::new())));
@@ -543,7 +546,7 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
             Some(id) if !ids.insert(id) => {
                 check.bad(
                     &field("step_id"),
-                    format!("is {id}, as that of another step of this plan"),
+                    format!("is {id}, which another step of this plan has too"),
                 );
             }
             Some(_) => {}
@@ -551,7 +554,7 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
         if let Some(key) = &step.step_key
             && !keys.insert(key.clone())
         {
-            check.bad(&field("step_key"), "is that of another step of this plan");
+            check.bad(&field("step_key"), "is also that of another step of this plan");
         }
         check.required_name(&field("step_name"), &step.step_name);
         check.optional_name(&field("step_version"), step.step_version.as_ref());
@@ -579,7 +582,7 @@ pub fn start_step(limits: &Limits, request: proto::StartStepRequest) -> Result<A
     check.required_name("step_name", &request.step_name);
     check.optional_name("step_version", request.step_version.as_ref());
     if request.attempt.is_some_and(|attempt| attempt < 1) {
-        check.bad("attempt", "counts from 1");
+        check.bad("attempt", "must be at least 1");
     }
     let fields = StepFields {
         input: check.payload("input", request.input.as_ref()),

@@ -58,7 +58,10 @@ impl SearchRpc {
         for number in check.few("kinds", &request.kinds) {
             match Kind::from_number(*number) {
                 Some(kind) => kinds.push(kind),
-                None => check.bad("kinds", format!("has {number}, which is no kind to search")),
+                None => check.bad(
+                    "kinds",
+                    format!("has {number}, which is not a kind that can be searched"),
+                ),
             }
         }
         kinds.sort();

@@ -83,7 +83,7 @@ pub fn of_metric_stream(error: &Error, message: u64, counts: MetricCounts) -> St
         .metadata("too_old", counts.too_old)
         .metadata("in_future", counts.in_future);
     answer.message = format!(
-        "{} (message {message} of the stream; of the others {} points are stored)",
+        "{} (message {message} of the stream; {} points of the other messages were stored)",
         answer.message, counts.accepted
     );
     status(answer)
@@ -212,7 +212,7 @@ fn looked_up(error: &Error) -> Answer {
             Code::InvalidArgument,
             "MESSAGE_TOO_LARGE",
             format!(
-                "message would take some {bytes} bytes of memory once decoded, more than the limit of {limit}"
+                "message would take about {bytes} bytes of memory once decoded, more than the limit of {limit}"
             ),
         )
         .field("message"),
@@ -220,7 +220,7 @@ fn looked_up(error: &Error) -> Answer {
         Error::BadToken(field) => Answer::new(
             Code::InvalidArgument,
             "INVALID_TOKEN",
-            format!("{field} is not a token of this request: it is forged, damaged, or of another request"),
+            format!("{field} is not valid for this request: it is damaged, forged, or from another request"),
         )
         .field(field),
         Error::QueueFull => Answer::new(
@@ -232,18 +232,18 @@ fn looked_up(error: &Error) -> Answer {
         Error::ShuttingDown => Answer::new(
             Code::Unavailable,
             "SHUTTING_DOWN",
-            "the server is shutting down; go on with another one",
+            "the server is shutting down; connect to another one",
         )
         .retry(),
         Error::BrokenOff => Answer::new(
             Code::Cancelled,
             "BROKEN_OFF",
-            "the stream broke off; what has arrived is kept if there is an upload_id",
+            "the stream was cut off; what has arrived is kept if there is an upload_id",
         ),
         Error::Bytes(blobs::Error::Unavailable(_)) => Answer::new(
             Code::Unavailable,
             "STORAGE_UNAVAILABLE",
-            "the storage of the bytes is away; send the same request again",
+            "the artifact storage is unavailable; send the same request again",
         )
         .retry(),
         Error::Bytes(blobs::Error::Missing | blobs::Error::Failed(_)) => {
@@ -253,7 +253,7 @@ fn looked_up(error: &Error) -> Answer {
             Code::Aborted,
             "EARLIER_WRITE_FAILED",
             format!(
-                "write {failed} of the same execution failed before; open a new stream and send again from that one"
+                "an earlier write of this execution failed (sequence {failed}); open a new stream and resend from that write"
             ),
         )
         .metadata("failed_sequence", failed),
@@ -261,15 +261,15 @@ fn looked_up(error: &Error) -> Answer {
             Code::Unavailable,
             "TOO_MANY_WRITES_FAILED",
             format!(
-                "writes of more than {limit} executions failed on this stream; open a new one and send again from \
-                 the first that failed"
+                "writes of more than {limit} executions failed on this stream; open a new one and resend from the first \
+                 write that failed"
             ),
         )
         .retry(),
         Error::RetentionRunning => Answer::new(
             Code::Aborted,
             "RETENTION_RUNNING",
-            "retention is being run already, by this server or another one; try again when it is done",
+            "retention is already running on this server or another one; try again when it has finished",
         ),
         Error::SearchDisabled => Answer::new(
             Code::FailedPrecondition,
@@ -278,6 +278,11 @@ fn looked_up(error: &Error) -> Answer {
         ),
         Error::Store(error) => store_failed(error),
     }
+}
+
+/// The verb before a status: "cannot be cancelled", but "cannot become failed".
+fn to_be(status: &str) -> &'static str {
+    if matches!(status, "completed" | "cancelled" | "skipped") { "be" } else { "become" }
 }
 
 fn refused(refusal: &Refusal) -> Answer {
@@ -297,24 +302,24 @@ fn refused(refusal: &Refusal) -> Answer {
         Refusal::ExecutionExists { execution_id } => Answer::new(
             Code::AlreadyExists,
             "EXECUTION_ALREADY_EXISTS",
-            format!("execution {execution_id} is stored with other content"),
+            format!("execution {execution_id} already exists with different content"),
         )
         .resource("execution", execution_id),
         Refusal::StepExists { execution_id, step } => Answer::new(
             Code::AlreadyExists,
             "STEP_ALREADY_EXISTS",
-            format!("step {step} of execution {execution_id} is stored with other content"),
+            format!("step {step} of execution {execution_id} already exists with different content"),
         )
         .resource("step", format!("{execution_id}/{step}")),
         Refusal::Status { what, from, to, why } => Answer::new(
             Code::FailedPrecondition,
             "WRONG_STATUS",
-            format!("{what} is {from} and cannot become {to}: {why}"),
+            format!("{what} is {from} and cannot {} {to}: {why}", to_be(to)),
         ),
         Refusal::StaleRevision { execution_id, expected, stored } => Answer::new(
             Code::Aborted,
             "STALE_REVISION",
-            format!("execution {execution_id} is at revision {stored}, not at the expected {expected}"),
+            format!("execution {execution_id} is at revision {stored}, not the expected {expected}"),
         ),
         Refusal::StillRunning { execution_id } => Answer::new(
             Code::FailedPrecondition,
@@ -324,7 +329,7 @@ fn refused(refusal: &Refusal) -> Answer {
         Refusal::BeingDeleted { execution_id } => Answer::new(
             Code::Aborted,
             "EXECUTION_BEING_DELETED",
-            format!("execution {execution_id} is being deleted; its id is free again shortly"),
+            format!("execution {execution_id} is being deleted; its id will be free again shortly"),
         ),
         Refusal::UnknownDependency { step_id, depends_on } => Answer::new(
             Code::InvalidArgument,
@@ -335,7 +340,7 @@ fn refused(refusal: &Refusal) -> Answer {
         Refusal::DependencyCycle { step_id } => Answer::new(
             Code::InvalidArgument,
             "INVALID_ARGUMENT",
-            format!("the dependencies go round in a circle through step {step_id}"),
+            format!("the dependencies form a cycle through step {step_id}"),
         )
         .field("steps.depends_on"),
         Refusal::ArtifactNotFound { artifact_id } => Answer::new(
@@ -347,18 +352,18 @@ fn refused(refusal: &Refusal) -> Answer {
         Refusal::ArtifactExists { artifact_id } => Answer::new(
             Code::AlreadyExists,
             "ARTIFACT_ALREADY_EXISTS",
-            format!("artifact {artifact_id} is stored with other content"),
+            format!("artifact {artifact_id} already exists with different content"),
         )
         .resource("artifact", artifact_id),
         Refusal::ArtifactWithoutBytes { artifact_id } => Answer::new(
             Code::FailedPrecondition,
             "ARTIFACT_WITHOUT_BYTES",
-            format!("artifact {artifact_id} is a record only: this server keeps no bytes of it"),
+            format!("artifact {artifact_id} is only a record: this server does not store its bytes"),
         ),
         Refusal::ArtifactBytesLost { artifact_id } => Answer::new(
             Code::DataLoss,
             "ARTIFACT_BYTES_LOST",
-            format!("the bytes of artifact {artifact_id} are not those that were stored"),
+            format!("the bytes of artifact {artifact_id} are damaged: they are not those that were stored"),
         ),
         Refusal::ArtifactLimit { field, size, limit } => Answer::new(
             Code::InvalidArgument,
@@ -369,27 +374,27 @@ fn refused(refusal: &Refusal) -> Answer {
         Refusal::UploadNotFound { upload_id } => Answer::new(
             Code::NotFound,
             "UPLOAD_NOT_FOUND",
-            format!("there is no upload {upload_id}, or it has expired"),
+            format!("upload {upload_id} does not exist or has expired"),
         )
         .resource("upload", upload_id),
         Refusal::UploadExists { upload_id } => Answer::new(
             Code::AlreadyExists,
             "UPLOAD_ALREADY_EXISTS",
-            format!("upload {upload_id} is one of another description"),
+            format!("upload {upload_id} was begun with a different description"),
         )
         .resource("upload", upload_id),
         Refusal::UploadOffset { upload_id, offset, received } => Answer::new(
             Code::OutOfRange,
             "UPLOAD_OFFSET",
             format!(
-                "upload {upload_id} cannot go on at byte {offset}: {received} bytes have arrived \
-                 (begin with 0 to start over)"
+                "upload {upload_id} cannot continue at byte {offset}: {received} bytes have arrived \
+                 (use offset 0 to start over)"
             ),
         ),
         Refusal::UploadTaken { upload_id } => Answer::new(
             Code::Aborted,
             "UPLOAD_TAKEN",
-            format!("another connection has gone on with upload {upload_id}"),
+            format!("another connection has taken over upload {upload_id}"),
         ),
         Refusal::TooLarge { field: field @ ("metadata" | "output"), size, limit } => Answer::new(
             Code::InvalidArgument,
@@ -400,13 +405,13 @@ fn refused(refusal: &Refusal) -> Answer {
         Refusal::TooLarge { field, size, limit } => Answer::new(
             Code::InvalidArgument,
             "TOO_MANY_STEPS",
-            format!("{field}: {size} exceed the limit of {limit}"),
+            format!("{field}: {size} exceeds the limit of {limit}"),
         )
         .field(field),
         Refusal::ConfigurationNotFound { scope, version } => {
             let (message, name) = match version {
                 Some(version) => (
-                    format!("{scope} has no configuration of version {version}"),
+                    format!("{scope} has no configuration version {version}"),
                     format!("{scope}/{version}"),
                 ),
                 None => (format!("{scope} has no active configuration"), format!("{scope}/active")),
@@ -417,18 +422,18 @@ fn refused(refusal: &Refusal) -> Answer {
         Refusal::ConfigurationExists { scope, version } => Answer::new(
             Code::AlreadyExists,
             "CONFIGURATION_ALREADY_EXISTS",
-            format!("version {version} of {scope} is stored with other content"),
+            format!("version {version} of {scope} already exists with different content"),
         )
         .resource("configuration", format!("{scope}/{version}")),
         Refusal::NoPlan { version, why } => Answer::new(
             Code::FailedPrecondition,
             "CONFIGURATION_MAKES_NO_PLAN",
-            format!("nothing can be planned from configuration version {version}: {why}"),
+            format!("configuration version {version} cannot be planned: {why}"),
         ),
         Refusal::MetricRequestExists { execution_id, request_id } => Answer::new(
             Code::AlreadyExists,
             "METRIC_REQUEST_ALREADY_EXISTS",
-            format!("request {request_id} of execution {execution_id} stored other points"),
+            format!("request {request_id} of execution {execution_id} was already used for different points"),
         )
         .resource("metric_request", format!("{execution_id}/{request_id}")),
         Refusal::NeedsPayload => {
@@ -443,13 +448,13 @@ fn store_failed(error: &store::Error) -> Answer {
         store::Error::Unavailable(_) => Answer::new(
             Code::Unavailable,
             "STORE_UNAVAILABLE",
-            "the database is away; send the same request again",
+            "the database is unavailable; send the same request again",
         )
         .retry(),
         store::Error::Contention => Answer::new(
             Code::Aborted,
             "CONTENTION",
-            "other writers changed the record every time; nothing was applied",
+            "other writers kept changing the record; nothing was applied",
         )
         .retry(),
         store::Error::CursorExpired => Answer::new(
@@ -460,7 +465,7 @@ fn store_failed(error: &store::Error) -> Answer {
         store::Error::BadCursor => Answer::new(
             Code::InvalidArgument,
             "INVALID_TOKEN",
-            "resume_token is not a token of this database",
+            "resume_token does not belong to this database",
         )
         .field("resume_token"),
         store::Error::NoLog => {

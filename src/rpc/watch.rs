@@ -145,7 +145,7 @@ impl ServerStreamingService<proto::WatchExecutionsRequest> for Many {
                 Ok(proto::WatchSnapshot::Unspecified) if filter.is_empty() => Snapshot::Active,
                 Ok(proto::WatchSnapshot::Unspecified) => Snapshot::All,
                 Err(_) => {
-                    check.bad("snapshot", "is no known kind of snapshot");
+                    check.bad("snapshot", "is not a known kind of snapshot");
                     Snapshot::None
                 }
             };

@@ -69,7 +69,7 @@ impl Probe {
                 match (known, up) {
                     (_, true) => tracing::info!("ready"),
                     (None, false) => tracing::warn!("waiting for the database"),
-                    (Some(_), false) => tracing::warn!("the database is away"),
+                    (Some(_), false) => tracing::warn!("the database is unavailable"),
                 }
                 known = Some(up);
             }

@@ -12,7 +12,7 @@ pub enum Error {
     Refused(Refusal),
     /// The database is away or did not answer. A write may or may not have been applied; the same write again
     /// finds out.
-    #[error("the database is away")]
+    #[error("the database is unavailable")]
     Unavailable(#[source] Option<Source>),
     /// Other writers changed the record every time; nothing was applied.
     #[error("lost the race for the record too often")]

@@ -25,7 +25,7 @@ pub fn filter(directives: &str) -> Result<EnvFilter, String> {
         // A bare word that is no level would be taken for a module and silence everything else.
         let bare = !directive.contains(['=', '[', ':']);
         if directive.trim().is_empty() || bare && directive.trim().parse::<LevelFilter>().is_err() {
-            return Err(format!("{directive:?} is no level"));
+            return Err(format!("{directive:?} is not a log level"));
         }
     }
     whole.push_str(directives);

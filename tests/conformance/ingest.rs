@@ -579,7 +579,7 @@ pub async fn a_message_that_cannot_be_read_is_a_refusal_while_its_sequence_can(b
         .collect();
     assert_eq!(answers.len(), 5);
     for (sequence, field, why) in [
-        (2, "write", "nests deeper than the limit of 30"),
+        (2, "write", "is nested deeper than the limit of 30"),
         (-3, "message", "bytes, more than the limit of 1048576"),
         (4, "", "is not valid protobuf"),
     ] {

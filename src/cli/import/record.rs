@@ -356,7 +356,7 @@ impl Fields {
         let depth = value::depth(found);
         if depth > NESTING_DEPTH {
             return Err(format!(
-                "{}{key} nests {depth} deep, more than the limit of {NESTING_DEPTH}",
+                "{}{key} is nested {depth} levels deep, more than the limit of {NESTING_DEPTH}",
                 self.nested
             ));
         }

@@ -210,7 +210,7 @@ fn what_does_not_fit_is_refused_with_the_reason() {
         (r#""metadata":[1]"#, "metadata is a list, not an object"),
         (r#""depends_on":["a"]"#, r#"depends_on has the text "a", which is no step number"#),
         (r#""attempts":[1]"#, "attempts is the number 1, not a list of objects"),
-        (&deep, "input nests 31 deep, more than the limit of 30"),
+        (&deep, "input is nested 31 levels deep, more than the limit of 30"),
     ] {
         // The last of two equal keys counts.
         let refused = step_with(fields).expect_err(fields);

@@ -71,14 +71,14 @@ impl std::fmt::Display for BadQuery {
             }
             BadQuery::TooManyTerms => write!(f, "has too many terms; the limit is {QUERY_TERMS}"),
             BadQuery::OnlyExclusions => {
-                write!(f, "only excludes; name at least one word that must be there")
+                write!(f, "only excludes words; name at least one word to search for")
             }
             BadQuery::ShortPrefix(prefix) => write!(
                 f,
-                "asks for everything that begins with \"{prefix}\"; the shortest beginning has \
-                 {PREFIX_CHARACTERS} characters"
+                "has the prefix \"{prefix}\", which is shorter than the least of {PREFIX_CHARACTERS} \
+                 characters"
             ),
-            BadQuery::OpenQuote => write!(f, "has a quote that is not closed"),
+            BadQuery::OpenQuote => write!(f, "has a quotation mark that is not closed"),
         }
     }
 }
