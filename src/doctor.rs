@@ -79,14 +79,14 @@ pub fn judge(facts: &Facts, indexes: &[IndexCheck]) -> Vec<Finding> {
         Durability::Weak(says) => Finding::to_do(
             "write concern",
             says,
-            "a failover loses writes that were answered: leave mongodb.write_concern and w of the URI \
-             unset, or set majority",
+            "a failover can lose acknowledged writes: leave mongodb.write_concern and w in the URI \
+             unset, or set them to majority",
         ),
     });
     findings.extend(facts.clock_ahead_ms.map(clock_skew));
     findings.push(match facts.disk {
         Some(disk) => free(disk),
-        None => Finding::new("disk", State::Note, "the database does not say how much is free"),
+        None => Finding::new("disk", State::Note, "the database does not report how much is free"),
     });
     findings.extend(history(facts));
     findings.extend(indexes.iter().map(index));
@@ -104,7 +104,7 @@ fn version(facts: &Facts) -> Finding {
         Some(major) if major < OLDEST_MAJOR => Finding::to_do(
             "version",
             says,
-            format!("it is older than {OLDEST_MAJOR}.0, the oldest that is tested: upgrade it"),
+            format!("it is older than {OLDEST_MAJOR}.0, the oldest tested version: upgrade it"),
         ),
         _ => Finding::new("version", State::Well, says),
     }
@@ -116,13 +116,13 @@ fn deployment(deployment: &Deployment) -> Finding {
         Deployment::Embedded { exists: false, .. } => Finding::new(
             subject,
             State::Note,
-            "there is no database in the data directory yet; the first start of a server makes it",
+            "there is no database in the data directory yet; a server creates it when it first starts",
         ),
         Deployment::Embedded { schema: (found, newest), .. } if found < newest => Finding::to_do(
             subject,
             format!("a file with schema version {found} of {newest}"),
-            "the next start of a server brings it up to date; take a copy of the file before, as \
-             older servers cannot open it afterwards",
+            "the next server to start upgrades it; back up the file first, because older servers \
+             cannot open it afterwards",
         ),
         Deployment::Embedded { schema: (found, _), .. } => {
             Finding::new(subject, State::Well, format!("a file with schema version {found}"))
@@ -130,13 +130,13 @@ fn deployment(deployment: &Deployment) -> Finding {
         Deployment::Standalone => Finding::to_do(
             subject,
             "a standalone mongod",
-            "without a replica set nothing can be watched, and a write whose answer is lost has to be \
-             repeated by its client: start it with --replSet rs0 and run rs.initiate() once",
+            "without a replica set nothing can be watched, and a client has to repeat a write whose \
+             answer is lost: start it with --replSet rs0 and run rs.initiate() once",
         ),
         Deployment::ReplicaSet { name, members: 1 } => Finding::new(
             subject,
             State::Well,
-            format!("replica set {name} of one member, which is not spared a failure"),
+            format!("replica set {name} of one member, which cannot survive a failure"),
         ),
         Deployment::ReplicaSet { name, members } => {
             Finding::new(subject, State::Well, format!("replica set {name} of {members} members"))
@@ -154,8 +154,8 @@ fn clock_skew(ahead_ms: i64) -> Finding {
         true => Finding::to_do(
             "clock",
             says,
-            "heartbeat timeouts, times that clients leave out and retention go by these clocks: keep them \
-             together with NTP",
+            "heartbeat timeouts, default timestamps and retention depend on these clocks: synchronise \
+             them with NTP",
         ),
         false => Finding::new("clock", State::Well, says),
     }
@@ -168,7 +168,7 @@ fn free(disk: Disk) -> Finding {
             "disk",
             says,
             format!(
-                "less than {} is left: make room, or keep records for a shorter time",
+                "less than {} is free: free up space, or keep records for a shorter time",
                 size(FREE_BYTES)
             ),
         ),
@@ -188,7 +188,7 @@ fn history(facts: &Facts) -> Option<Finding> {
             Deployment::ReplicaSet { .. } => Some(Finding::new(
                 subject,
                 State::Note,
-                "how far back a watch can be resumed is not known: this user may not read local.oplog.rs",
+                "how far back a watch can be resumed is unknown: this user may not read local.oplog.rs",
             )),
             _ => None,
         };
@@ -196,7 +196,7 @@ fn history(facts: &Facts) -> Option<Finding> {
     let hours = covers_ms as f64 / 3_600_000.0;
     let says = format!(
         "a watch can be resumed for {hours:.1} hours{}",
-        if full { "" } else { " so far, and nothing was dropped yet" }
+        if full { "" } else { " so far; no history has been dropped yet" }
     );
     if !full || covers_ms >= i64::try_from(HISTORY.as_millis()).unwrap_or(i64::MAX) {
         return Some(Finding::new(subject, State::Well, says));
@@ -207,7 +207,7 @@ fn history(facts: &Facts) -> Option<Finding> {
         _ => Finding::to_do(
             subject,
             says,
-            "older resume tokens are OUT_OF_RANGE: make the oplog larger, for instance \
+            "resume tokens older than that are refused with OUT_OF_RANGE: enlarge the oplog, for instance \
              db.adminCommand({replSetResizeOplog: 1, minRetentionHours: 48}) on each member",
         ),
     })
@@ -218,7 +218,7 @@ fn index(check: &IndexCheck) -> Finding {
     let subject = format!("index {} ({}){unique}", check.lookup.collection, check.lookup.words());
     match &check.served_by {
         Some(name) => Finding::new(subject, State::Well, format!("served by {name}")),
-        None => Finding::to_do(subject, "served by none", check.advice.clone()),
+        None => Finding::to_do(subject, "not served by any index", check.advice.clone()),
     }
 }
 

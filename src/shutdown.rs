@@ -88,7 +88,7 @@ impl Shutdown {
         tracing::info!(
             tasks = self.tasks.len(),
             streams_ms = self.streams.as_millis() as u64,
-            "time to finish is over; stopping what still runs"
+            "time to finish is over; stopping what is still running"
         );
         self.hard.cancel();
         let latest = began + self.deadline.mul_f64(TASKS_SHARE).max(self.streams);
@@ -108,7 +108,7 @@ impl Shutdown {
                 tracing::error!(
                     duration_ms,
                     tasks,
-                    "some tasks did not end in time and are left behind"
+                    "some tasks did not end in time and were abandoned"
                 );
             }
         }
@@ -116,7 +116,7 @@ impl Shutdown {
     }
 
     /// Listens to SIGTERM and SIGINT from now on: the first begins the end, the second is the end, and so is
-    /// the deadline. Fails where the process cannot listen to signals.
+    /// the deadline. Fails where the process cannot listen for signals.
     pub fn on_signals(&self) -> io::Result<()> {
         let mut signals = Signals::new()?;
         let (soft, deadline) = (self.soft.clone(), self.deadline);
@@ -128,11 +128,11 @@ impl Shutdown {
             // A thread of its own: it ends the process even when every thread of the runtime hangs.
             std::thread::spawn(move || {
                 std::thread::sleep(deadline);
-                tracing::error!("deadline reached; ending with work undone");
+                tracing::error!("deadline reached; exiting with unfinished work");
                 std::process::exit(i32::from(Ending::Overdue { tasks: 0 }.exit_code()));
             });
             let name = signals.next().await;
-            tracing::warn!(signal = name, "second signal; ending at once");
+            tracing::warn!(signal = name, "second signal; exiting at once");
             std::process::exit(FORCED_EXIT_CODE);
         });
         Ok(())

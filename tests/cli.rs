@@ -421,7 +421,7 @@ fn a_watch_survives_the_restart_of_its_server() {
         let mut said = String::new();
         child.stderr.take().expect("piped").read_to_string(&mut said).expect("read");
         child.wait().expect("it ended");
-        assert!(said.contains("connection lost, trying again"), "{said}");
+        assert!(said.contains("connection lost, retrying"), "{said}");
     });
 }
 
@@ -509,7 +509,7 @@ fn refused_records_are_named_and_the_rest_goes_in() {
             assert!(said.contains(reason), "{file}:{line}: {said}");
             assert!(ran.err.contains(&format!("{file}:{line}: {said}")), "{ran:?}");
         }
-        assert!(ran.err.contains("\"extra\" is no field"), "{ran:?}");
+        assert!(ran.err.contains("\"extra\" is not a field"), "{ran:?}");
 
         let shown = cli(&server, &["executions", "show", "a", "-o", "json"]).await.code(0).json();
         let steps = shown["steps"].as_array().expect("a list");
@@ -570,7 +570,10 @@ fn configurations_are_imported_as_they_are() {
                 (&json!(6), &json!(stored), &json!(already_there), &json!(3)),
                 "{ran:?}"
             );
-            assert!(ran.err.contains("\"metadata\" is no field of app_configurations"), "{ran:?}");
+            assert!(
+                ran.err.contains("\"metadata\" is not a field of app_configurations"),
+                "{ran:?}"
+            );
         }
         let get = GetConfigurationRequest { app_id: Some(1), ..Default::default() };
         let stored = server.get_configuration(get).await;

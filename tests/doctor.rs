@@ -112,9 +112,9 @@ fn it_looks_at_a_database_beside_its_server_and_changes_nothing() {
             assert!(!missing["advice"].as_str().expect("text").is_empty());
             let (code, out, _) = doctor(&arguments).await;
             assert_eq!(code, 1);
-            let line = out
-                .lines()
-                .position(|line| line == "to do  index executions (user_id): served by none");
+            let line = out.lines().position(|line| {
+                line == "to do  index executions (user_id): not served by any index"
+            });
             let advice = out.lines().nth(line.expect("the same in words") + 1).expect("a line");
             assert!(advice.trim_start().starts_with("-> "), "{advice}");
             b.remove().await;
@@ -129,7 +129,7 @@ fn a_database_that_cannot_be_reached_is_exit_code_2() {
             format!("mongodb://me:secret@127.0.0.1:{}/?serverSelectionTimeoutMS=300", free_port());
         let (code, out, err) = doctor(&["--mongodb-uri", &uri]).await;
         assert_eq!((code, out.as_str()), (2, ""));
-        assert!(err.contains("cannot look at the database"), "{err}");
+        assert!(err.contains("cannot inspect the database"), "{err}");
         assert!(!err.contains("secret"), "{err}");
         let dir = tempfile::tempdir().expect("a temp dir");
         let theirs = rusqlite::Connection::open(dir.path().join("stepwell.db")).expect("it opens");

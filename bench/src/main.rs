@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     let ended = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("no threads can be started")
+        .context("cannot start threads")
         .and_then(|runtime| runtime.block_on(run(args)));
     ended.unwrap_or_else(|error| {
         report::progress(&format!("error: {error:#}"));

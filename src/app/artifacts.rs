@@ -233,7 +233,7 @@ impl Artifacts {
             tracing::warn!(
                 artifact.id = artifact.artifact_id,
                 error = &error as &dyn std::error::Error,
-                "the bytes of a deleted artifact cannot be removed yet"
+                "cannot remove the bytes of a deleted artifact yet"
             );
         }
     }
@@ -291,7 +291,7 @@ impl Artifacts {
                 if let Err(error) = self.expire(upload).await {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "an upload that does not go on cannot be removed yet"
+                        "cannot remove an abandoned upload yet"
                     );
                 }
             }

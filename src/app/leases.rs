@@ -90,13 +90,13 @@ impl Keeper {
                         tracing::info!(
                             execution.id = execution.execution_id,
                             heartbeat.timeout_ms = silent.heartbeat_timeout_ms,
-                            "execution marked failed: no sign of life"
+                            "execution marked failed: no sign of life for too long"
                         );
                     }
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(%error, execution.id = silent.execution_id, "cannot mark a silent execution");
+                    tracing::debug!(%error, execution.id = silent.execution_id, "cannot mark a silent execution as failed");
                 }
             }
         }

@@ -137,10 +137,10 @@ impl Retention {
                     retention.steps = counts.steps.records,
                     retention.artifacts = counts.artifacts.records,
                     retention.artifact_bytes = counts.artifacts.bytes,
-                    "deleted what is not kept any longer"
+                    "retention deleted records"
                 ),
                 Err(Error::ShuttingDown) => return,
-                Err(error) => tracing::warn!(%error, "retention was cut short"),
+                Err(error) => tracing::warn!(%error, "retention stopped early"),
             }
         }
     }
@@ -186,7 +186,7 @@ impl Run {
         };
         let ended = outcome.is_ok() && !self.dry_run;
         if let Err(error) = self.leads.cede(LEAD, &self.holder, ended).await {
-            tracing::debug!(%error, "the lease of retention was not given back; it runs out");
+            tracing::debug!(%error, "the retention lease was not released; it will expire");
         }
         match ended && self.counts.artifacts.records > 0 {
             true => self.sweeps.ask_and_wait(BYTES_WAITED_FOR).await,

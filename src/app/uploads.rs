@@ -258,7 +258,7 @@ impl Artifacts {
         if !taken.finished
             && let Err(error) = self.drop_bytes(taken).await
         {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the sweep tries again");
+            tracing::debug!(error = &error as &dyn std::error::Error, "the sweep will try again");
         }
         Ok(())
     }
@@ -530,7 +530,7 @@ impl Artifacts {
             run.writer.checkpoint().await.map(drop).map_err(Error::from)
         };
         if let Err(error) = done {
-            tracing::debug!(error = &error as &dyn std::error::Error, "an upload broke off");
+            tracing::debug!(error = &error as &dyn std::error::Error, "an upload was cut off");
             taken |= is_taken(&error);
         }
         if run.resumable && may_go_on && !taken {
@@ -548,7 +548,7 @@ impl Artifacts {
         if let Err(error) = removed {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "what is left of an upload cannot be removed yet"
+                "cannot remove the remains of an upload yet"
             );
         }
     }

@@ -10,8 +10,8 @@ use crate::proto;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Count every execution anew for reports, and say what was wrong; exit code 1 if anything was. Only needed after
-    /// another program has deleted executions straight in the database, which no log tells.
+    /// Recount every execution for reports, and report what was wrong; exit code 1 if anything was. Only needed after
+    /// another program has deleted executions directly in the database without the log showing it.
     Rebuild,
 }
 
@@ -33,7 +33,7 @@ pub async fn run(command: Command, connection: &Connection, output: &Output) -> 
             (true, true) => output.json(&json!({ "done": all }))?,
             (false, false) => message(&format!("counted so far: {} executions", now.executions)),
             (false, true) => output.line(&format!(
-                "{} executions counted; {} had counted as something else, {} were gone, \
+                "{} executions counted; {} had been counted incorrectly, {} no longer existed, \
                  {} rollups were wrong",
                 now.executions, now.wrong, now.gone, now.rollups_wrong
             ))?,

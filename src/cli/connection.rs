@@ -51,12 +51,12 @@ fn parse_address(given: &str) -> std::result::Result<String, String> {
     if address.starts_with("https://") {
         return Err("this build speaks plain gRPC only: use http://".to_owned());
     }
-    let uri: http::Uri = address.parse().map_err(|error| format!("no address: {error}"))?;
+    let uri: http::Uri = address.parse().map_err(|error| format!("not an address: {error}"))?;
     if uri.scheme_str() != Some("http") {
         return Err("must be http://HOST:PORT or HOST:PORT".to_owned());
     }
     if uri.port_u16().is_none() {
-        return Err("must name a port, as in http://127.0.0.1:50051".to_owned());
+        return Err("must include a port, such as http://127.0.0.1:50051".to_owned());
     }
     Ok(address)
 }

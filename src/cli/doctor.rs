@@ -10,7 +10,7 @@ use crate::doctor::{self, State};
 /// Looks and tells. `Refused` stands for something to do.
 pub async fn run(config: &Config, output: &Output) -> Result<Exit> {
     let findings = doctor::examine(config).await.map_err(|error| {
-        Failure::CouldNotStart(format!("cannot look at the database: {error:#}"))
+        Failure::CouldNotStart(format!("cannot inspect the database: {error:#}"))
     })?;
     let to_do = findings.iter().filter(|finding| finding.state == State::ToDo).count();
     if output.is_json() {
@@ -40,8 +40,8 @@ pub async fn run(config: &Config, output: &Output) -> Result<Exit> {
         }
     }
     match to_do {
-        0 => message("all is well"),
-        1 => message("one thing to do"),
+        0 => message("everything is in order"),
+        1 => message("1 thing to do"),
         more => message(&format!("{more} things to do")),
     }
     Ok(Exit::refused_if(to_do > 0))

@@ -12,10 +12,10 @@ use super::connection;
 /// Shown by `--help`. The numbers are part of the command line's contract.
 pub const CODES_HELP: &str = "\
 Exit codes:
-  0   done; `executions watch ID`: the execution completed; `import`: everything is in
-  1   the server refused it, or a part of it; `executions watch ID`: the execution failed, was
-      cancelled or deleted; `import`: some records were refused or not sent; `doctor`: something to do;
-      `analytics rebuild`: something was counted wrong
+  0   done; `executions watch ID`: the execution completed; `import`: everything was imported
+  1   the server refused it or part of it; `executions watch ID`: the execution failed, was
+      cancelled or deleted; `import`: some records were refused or not sent; `doctor`: there is something to do;
+      `analytics rebuild`: something had been counted incorrectly
   2   could not start: wrong arguments, unreadable input, no server at the address, no database
   78  `serve`, `config`, `doctor`: the configuration is refused
 A reader that closes the pipe early (`| head`) ends a command quietly with 0.";
@@ -79,9 +79,9 @@ impl fmt::Display for Failure {
         match self {
             Failure::Refused(message) | Failure::CouldNotStart(message) => f.write_str(message),
             Failure::Unreachable(message) => {
-                write!(f, "no server answers at the address of --server: {message}")
+                write!(f, "no server responds at the --server address: {message}")
             }
-            Failure::ReaderGone => f.write_str("nobody reads the output any more"),
+            Failure::ReaderGone => f.write_str("the output was closed by its reader"),
         }
     }
 }
@@ -92,7 +92,7 @@ impl From<io::Error> for Failure {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Failure::ReaderGone
         } else {
-            Failure::Refused(format!("the output cannot be written: {error}"))
+            Failure::Refused(format!("cannot write the output: {error}"))
         }
     }
 }

@@ -34,32 +34,32 @@ impl From<Status> for proto::ExecutionStatus {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Which executions")]
 pub struct FilterArgs {
-    /// Number of the app; may be repeated.
+    /// Number of the app (app_id); may be repeated.
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub app_id: Vec<i32>,
-    /// Name of the app, to the letter; may be repeated.
+    /// Name of the app (exact match); may be repeated.
     #[arg(long, value_name = "NAME")]
     pub app_name: Vec<String>,
-    /// Number of the part of the app; may be repeated.
+    /// Number of the part of the app (sub_app_id); may be repeated.
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub sub_app_id: Vec<i32>,
     /// Who ran it; may be repeated.
     #[arg(long, value_name = "USER_ID")]
     pub user: Vec<String>,
-    /// Where it stands; may be repeated, or several parted by commas.
+    /// Its status; may be repeated, or several separated by commas.
     #[arg(long, value_enum, value_name = "STATUS", value_delimiter = ',', ignore_case = true)]
     pub status: Vec<Status>,
-    /// Started at this time or later: RFC 3339 with its zone, or how long ago, as in 24h.
+    /// Started at this time or later: RFC 3339 with a time zone, or a time ago such as 24h.
     #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
     pub since: Option<Moment>,
-    /// Started before this time: as --since.
+    /// Started before this time; written like --since.
     #[arg(long, value_name = "TIME", value_parser = Moment::parse)]
     pub until: Option<Moment>,
-    /// Took at least this long, as in 90s or 1h 30m.
+    /// Took at least this long, such as 90s or 1h 30m.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
     pub min_duration: Option<i64>,
-    /// Metadata has this JSON value at this path, as in model.name="gpt-4o" or retries=3; what is no JSON is
-    /// text. A dot inside a key is written `\.`. May be repeated.
+    /// Metadata has this JSON value at this path, such as model.name="gpt-4o" or retries=3; a value that is not
+    /// JSON is taken as text. A dot inside a key is written `\.`. May be repeated.
     #[arg(long, value_name = "PATH=JSON", value_parser = parse_metadata)]
     pub metadata: Vec<(String, serde_json::Value)>,
 }
@@ -91,7 +91,7 @@ impl FilterArgs {
 /// The first `=` outside of the path's escapes parts path and value: a key may have none itself.
 fn parse_metadata(given: &str) -> Result<(String, serde_json::Value), String> {
     let (path, value) =
-        given.split_once('=').ok_or("must be PATH=JSON, as in model.name=\"gpt-4o\"")?;
+        given.split_once('=').ok_or("must be PATH=JSON, such as model.name=\"gpt-4o\"")?;
     if parse_path(path).is_none() {
         return Err(format!("the path {path:?} is empty or ends in a single \\"));
     }

@@ -49,7 +49,7 @@ enum Command {
     Serve(Box<ServeFlags>),
     /// Print the effective configuration.
     Config(Box<ServeFlags>),
-    /// Look at executions, watch them live, ask them to stop, delete them.
+    /// List, show, watch, cancel and delete executions.
     #[command(after_help = CODES_HELP)]
     Executions {
         #[command(flatten)]
@@ -65,8 +65,8 @@ enum Command {
         #[command(subcommand)]
         command: artifacts::Command,
     },
-    /// Import executions and all that belongs to them, and configurations, from files of Extended JSON, one
-    /// document a line.
+    /// Import executions with everything that belongs to them, and configurations, from Extended JSON files with
+    /// one document per line.
     #[command(after_help = CODES_HELP)]
     Import {
         #[command(flatten)]
@@ -74,9 +74,9 @@ enum Command {
         #[command(flatten)]
         args: import::Args,
     },
-    /// Look at the database with the server's own settings, and say what is well and what to do.
+    /// Check the database with the server's own settings, and report what is in order and what to do.
     ///
-    /// Takes the settings of `serve` (file, environment, flags), may run beside a server, and changes nothing.
+    /// Takes the settings of `serve` (file, environment, flags), can run beside a server, and changes nothing.
     #[command(after_help = CODES_HELP)]
     Doctor {
         #[command(flatten)]
@@ -84,7 +84,7 @@ enum Command {
         #[command(flatten)]
         flags: Box<ServeFlags>,
     },
-    /// Delete what is older than the server keeps.
+    /// Delete what is older than the server's retention times.
     #[command(after_help = CODES_HELP)]
     Retention {
         #[command(flatten)]
@@ -92,7 +92,7 @@ enum Command {
         #[command(subcommand)]
         command: retention::Command,
     },
-    /// Have everything counted anew that reports are made of.
+    /// Rebuild the counts that reports are based on.
     #[command(after_help = CODES_HELP)]
     Analytics {
         #[command(flatten)]
@@ -102,7 +102,7 @@ enum Command {
     },
     /// Find words in errors, outputs and text artifacts.
     ///
-    /// Case, accents and the spelling of identifiers make no difference: getUserName is get_user_name.
+    /// Case, accents and the style of identifiers are ignored: getUserName matches get_user_name.
     #[command(after_help = CODES_HELP)]
     Search {
         #[command(flatten)]
@@ -110,7 +110,7 @@ enum Command {
         #[command(flatten)]
         args: search::Args,
     },
-    /// Show executions by day, week or month: how many, how well, how long, and what fails.
+    /// Show executions by day, week or month: number, success rate, duration, and what fails.
     #[command(after_help = CODES_HELP)]
     Report {
         #[command(flatten)]
@@ -118,7 +118,7 @@ enum Command {
         #[command(flatten)]
         args: reports::report::Args,
     },
-    /// Show how many executions each app has and how long they take over time, and which apps became slower.
+    /// Show the number and duration of each app's executions over time, and which apps became slower.
     ///
     /// Without --since: the last 30 days.
     #[command(after_help = CODES_HELP)]
@@ -128,9 +128,9 @@ enum Command {
         #[command(flatten)]
         args: reports::trends::Args,
     },
-    /// Show the most frequent errors of executions and steps, alike ones counted together.
+    /// Show the most frequent errors of executions and steps, with similar errors grouped.
     ///
-    /// Without --since: of the last 7 days.
+    /// Without --since: the last 7 days.
     #[command(after_help = CODES_HELP)]
     Errors {
         #[command(flatten)]
@@ -140,7 +140,7 @@ enum Command {
     },
     /// Show when executions are started, by hour of the week and user, as a heat map.
     ///
-    /// Without --since: of the last 28 days.
+    /// Without --since: the last 28 days.
     #[command(after_help = CODES_HELP)]
     Activity {
         #[command(flatten)]
@@ -148,19 +148,19 @@ enum Command {
         #[command(flatten)]
         args: reports::activity::Args,
     },
-    /// Say whether the server is SERVING; exit code 0 if it is.
+    /// Check whether the server is SERVING; exit code 0 if it is.
     #[command(after_help = CODES_HELP)]
     Health {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Say where the load generator is.
+    /// Tell where to find the load generator.
     #[command(hide = true, disable_help_flag = true)]
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Say what the server is: version, store, features and limits.
+    /// Show the server's version, store, features and limits.
     ServerInfo {
         #[command(flatten)]
         client: ClientArgs,
@@ -234,7 +234,7 @@ pub fn run(cli: Cli) -> ExitCode {
         }),
         Command::Bench { args: _ } => {
             message(
-                "error: the load generator is a program of its own, `stepwell-bench`, with the same \
+                "error: the load generator is a separate program, `stepwell-bench`, with the same \
                  arguments; in a clone: cargo run --release -p stepwell-bench -- track --help",
             );
             Exit::CouldNotStart.into()
@@ -268,7 +268,7 @@ fn block_on(command: impl Future<Output = Result<Exit>>) -> ExitCode {
 
 fn runtime() -> std::result::Result<tokio::runtime::Runtime, ExitCode> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
-        message(&format!("error: no threads can be started: {error}"));
+        message(&format!("error: cannot start threads: {error}"));
         Exit::CouldNotStart.into()
     })
 }

@@ -10,10 +10,10 @@ use super::exit::Result;
 /// How data is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Format {
-    /// For people: tables, as wide as the terminal.
+    /// For people: tables as wide as the terminal.
     #[default]
     Table,
-    /// For programs: JSON with the names of the API, one object a line where there are many.
+    /// For programs: JSON with the API's field names, one object per line where there are several.
     Json,
 }
 

@@ -12,7 +12,8 @@ use crate::proto::run_retention_response::Message;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Delete what is older than the server keeps, and end with a receipt. The server does the same by itself.
+    /// Delete what is older than the server's retention times, and print a receipt. The server also does this by
+    /// itself.
     Run(Args),
 }
 

@@ -46,13 +46,13 @@ fn word(kind: proto::SearchKind) -> &'static str {
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Words that must all be there, "phrases", beginnings* and -exclusions. Several arguments are one query.
+    /// Words that must all occur, "phrases", prefixes* and -exclusions. Several arguments form one query.
     #[arg(required = true, value_name = "QUERY")]
     pub query: Vec<String>,
-    /// Only in these; may be repeated, or several parted by commas.
+    /// Only search these; may be repeated, or several separated by commas.
     #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
     pub kind: Vec<Kind>,
-    /// How many hits at most.
+    /// Maximum number of hits.
     #[arg(long, default_value_t = 20, value_name = "NUMBER")]
     pub limit: usize,
     #[command(flatten)]
@@ -132,7 +132,7 @@ pub async fn run(
         request.page_size = i32::try_from(left.min(100)).unwrap_or(100);
         let page = connection.searches().search(call(request.clone())).await?.into_inner();
         if !page.up_to_date {
-            message("the newest changes are not indexed yet");
+            message("the latest changes are not indexed yet");
         }
         empty = if page.hits.is_empty() { empty + 1 } else { 0 };
         left = left.saturating_sub(page.hits.len());
@@ -151,7 +151,7 @@ pub async fn run(
         request.page_token = page.next_page_token;
     }
     if more {
-        message("there may be more: raise --limit, or say more exactly what is wanted");
+        message("there may be more: raise --limit, or make the query more specific");
     }
     Ok(Exit::Done)
 }

@@ -29,7 +29,7 @@ async fn run(config: Config) -> ExitCode {
     let shutdown = Shutdown::new(&config.shutdown);
     // Before anything is opened: a signal during the start ends the process in order as well.
     if let Err(error) = shutdown.on_signals() {
-        tracing::error!(%error, "cannot listen to signals");
+        tracing::error!(%error, "cannot listen for signals");
         return ExitCode::FAILURE;
     }
     match Server::start_with(config, shutdown).await {

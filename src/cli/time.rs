@@ -21,7 +21,7 @@ impl Moment {
             return Ok(Moment::At(at));
         }
         humantime::parse_duration(given).map(Moment::Ago).map_err(|_| {
-            "must be a time with its zone, as in 2026-01-31T08:00:00Z, or how long ago, as in 24h".to_owned()
+            "must be a time with its zone, such as 2026-01-31T08:00:00Z, or a time ago, such as 24h".to_owned()
         })
     }
 
@@ -53,14 +53,14 @@ pub fn rfc3339(text: &str) -> Option<Timestamp> {
 /// For clap: a duration like `90s`, in milliseconds.
 pub fn parse_duration_ms(given: &str) -> Result<i64, String> {
     let duration = humantime::parse_duration(given.trim())
-        .map_err(|error| format!("{error}; a duration is written as in 90s, 5m or 1h 30m"))?;
+        .map_err(|error| format!("{error}; write a duration as 90s, 5m or 1h 30m"))?;
     i64::try_from(duration.as_millis()).map_err(|_| "is too long".to_owned())
 }
 
 /// For clap: a duration like `90s`.
 pub fn parse_duration(given: &str) -> Result<Duration, String> {
     humantime::parse_duration(given.trim())
-        .map_err(|error| format!("{error}; a duration is written as in 90s, 5m or 1h 30m"))
+        .map_err(|error| format!("{error}; write a duration as 90s, 5m or 1h 30m"))
 }
 
 #[cfg(test)]

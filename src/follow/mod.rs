@@ -136,7 +136,7 @@ impl Follower {
                 None => break,
                 Some(Ok(false)) => LEASE / 3,
                 Some(Err(error)) => {
-                    tracing::debug!(%error, name, "cannot ask who follows the log");
+                    tracing::debug!(%error, name, "cannot find out which server follows the log");
                     RETRY_PAUSE
                 }
                 Some(Ok(true)) => {
@@ -148,7 +148,7 @@ impl Follower {
                         Some(Ok(Ended::Lost)) => LEASE / 3,
                         Some(Err(error)) if error.is_retryable() => RETRY_PAUSE,
                         Some(Err(error)) => {
-                            tracing::warn!(%error, name, "following the log was cut short");
+                            tracing::warn!(%error, name, "following the log stopped early");
                             RETRY_PAUSE
                         }
                     }
@@ -160,7 +160,7 @@ impl Follower {
         }
         // Another server need not wait until the lease runs out.
         if let Err(error) = self.leads.cede(&self.lead, &self.holder, false).await {
-            tracing::debug!(%error, name, "the lease on following the log was not given back");
+            tracing::debug!(%error, name, "the lease for following the log was not released");
         }
     }
 
@@ -277,7 +277,7 @@ impl Follower {
             };
             match opened {
                 Err(Error::CursorExpired | Error::BadCursor) => {
-                    tracing::info!(name = self.consumer.name(), "the log has a gap: building anew");
+                    tracing::info!(name = self.consumer.name(), "the log has a gap: rebuilding");
                 }
                 opened => {
                     let reader = opened?;

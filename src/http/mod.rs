@@ -83,7 +83,7 @@ async fn ready(State(state): State<HttpState>) -> Response {
     } else {
         probe(
             StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: the database is away, or the server is ending\n",
+            "not ready: the database is unavailable, or the server is shutting down\n",
         )
     }
 }

@@ -44,7 +44,9 @@ impl Down {
         self.lanes.close();
         let lanes = self.deadline.mul_f64(LANES_SHARE);
         if tokio::time::timeout(lanes, self.lanes.wait()).await.is_err() {
-            tracing::warn!("queued writes were not applied in time; none of them was acknowledged");
+            tracing::warn!(
+                "queued writes were not applied in time; none of them were acknowledged"
+            );
         }
         if tokio::time::timeout(CLOSED_WITHIN, self.store.close()).await.is_err() {
             tracing::warn!("the store did not close in time");

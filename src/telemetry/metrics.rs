@@ -215,7 +215,7 @@ pub fn install() {
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
         if metrics::set_global_recorder(recorder).is_err() {
-            tracing::warn!("another recorder of metrics is installed; /metrics will be empty");
+            tracing::warn!("another metrics recorder is already installed; /metrics will be empty");
         }
         describe();
         let started_at_seconds = SystemClock.now().micros as f64 / 1e6;

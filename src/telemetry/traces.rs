@@ -75,7 +75,7 @@ impl Export {
             tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH_TIMEOUT))
                 .await;
         if let Ok(Err(error)) = waited {
-            tracing::warn!(error.source = %error, "the last traces could not be sent");
+            tracing::warn!(error.source = %error, "the last traces could not be exported");
         }
     }
 }

@@ -214,7 +214,7 @@ async fn serve(hub: &Arc<Hub>, mut requests: Vec<Request>) {
         match events {
             Ok(events) => deliver(hub, &mut group, &events).await,
             Err(error) => {
-                tracing::debug!(%error, "history cannot be read");
+                tracing::debug!(%error, "cannot read history");
                 group.fail_all(&error);
             }
         }

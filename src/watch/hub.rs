@@ -385,7 +385,7 @@ impl Hub {
                     reopened = self.reopen() => reopened,
                 };
                 if away && reader.is_some() {
-                    tracing::info!("the log is read again");
+                    tracing::info!("reading the log again");
                     away = false;
                 }
                 continue;
@@ -407,7 +407,7 @@ impl Hub {
             if let Err(error) = published {
                 // Watchers stay: the tail goes on from where it was as soon as it can.
                 if !away {
-                    tracing::warn!(%error, "the log cannot be read; trying again");
+                    tracing::warn!(%error, "cannot read the log; trying again");
                     away = true;
                 }
                 reader = None;
@@ -448,7 +448,7 @@ impl Hub {
                 Some(reader)
             }
             Err(error) => {
-                tracing::debug!(%error, "the log cannot be opened");
+                tracing::debug!(%error, "cannot open the log");
                 None
             }
         }

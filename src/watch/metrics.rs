@@ -163,7 +163,7 @@ impl Arrivals {
                     }
                     Err(error) => {
                         if !away {
-                            tracing::warn!(%error, "new points cannot be looked for; trying again");
+                            tracing::warn!(%error, "cannot look for new points; trying again");
                             away = true;
                         }
                     }

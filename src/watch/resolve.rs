@@ -329,7 +329,7 @@ impl Resolver {
             match log.load(wanted, false).await {
                 Ok(records) => loaded.extend(records),
                 Err(error @ Error::Corrupt { .. }) => {
-                    tracing::warn!(%error, "a record that watchers want cannot be read");
+                    tracing::warn!(%error, "cannot read a record for watchers");
                     for one in wanted {
                         match log.load(std::slice::from_ref(one), false).await {
                             Ok(records) => loaded.extend(records),

@@ -189,7 +189,7 @@ pub fn bucket_and_prefix(url: &str) -> Option<(&str, &str)> {
 impl S3 {
     pub fn new(url: &str, options: &S3Options) -> anyhow::Result<Self> {
         let (bucket, prefix) =
-            bucket_and_prefix(url).context("--direct-s3 is no s3://BUCKET/PREFIX")?;
+            bucket_and_prefix(url).context("--direct-s3 is not of the form s3://BUCKET/PREFIX")?;
         // The one of the MongoDB driver; an error means that it is there already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = AmazonS3Builder::from_env()

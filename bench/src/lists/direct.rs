@@ -37,7 +37,7 @@ impl Direct {
     /// The URI is never shown: it may hold a password.
     pub async fn open(uri: &str, database: &str) -> anyhow::Result<Self> {
         let options = ClientOptions::parse(uri).await;
-        let mut options = options.context("--direct is no MongoDB URI")?;
+        let mut options = options.context("--direct is not a MongoDB URI")?;
         options.max_pool_size = Some(POOL);
         options.app_name = Some("stepwell-bench".to_owned());
         options.server_selection_timeout = Some(std::time::Duration::from_secs(10));

@@ -41,7 +41,7 @@ pub fn name_of_its_own() -> String {
 /// it may hold a password.
 pub async fn database_of_its_own(uri: &str, option: &str) -> anyhow::Result<Database> {
     let options = ClientOptions::parse(uri).await;
-    let mut options = options.with_context(|| format!("{option} is no MongoDB URI"))?;
+    let mut options = options.with_context(|| format!("{option} is not a MongoDB URI"))?;
     options.max_pool_size = Some(POOL);
     options.min_pool_size = Some(POOL);
     options.write_concern =

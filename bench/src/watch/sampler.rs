@@ -34,8 +34,9 @@ impl Sampler {
         let mongodb = match mongodb_uri {
             None => None,
             Some(uri) => {
-                let mut options =
-                    ClientOptions::parse(uri).await.context("--mongodb-uri is no MongoDB URI")?;
+                let mut options = ClientOptions::parse(uri)
+                    .await
+                    .context("--mongodb-uri is not a MongoDB URI")?;
                 options.server_selection_timeout = Some(Duration::from_secs(5));
                 options.app_name = Some("stepwell-bench".to_owned());
                 Some(Client::with_options(options)?)

@@ -317,7 +317,7 @@ impl Consumer for Keeper {
             wrong = rebuilt.wrong,
             gone = rebuilt.gone,
             rollups_wrong = rebuilt.rollups_wrong,
-            "the rollups are built"
+            "reports are ready"
         );
         Ok(())
     }

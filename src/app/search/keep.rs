@@ -158,7 +158,7 @@ impl Keeper {
             Found::Text(text) => place(batch, entry(key, Some(&artifact.artifact_name), text)),
             // One file that cannot be read must not hold up everything else.
             Found::Away => {
-                tracing::debug!(artifact_id = artifact.artifact_id, "its text is read later");
+                tracing::debug!(artifact_id = artifact.artifact_id, "its text will be read later");
                 let entry = entry(key, Some(&artifact.artifact_name), text::Text::default());
                 batch.put.push((entry, vec![PENDING.to_owned()]));
             }

@@ -18,22 +18,22 @@ use crate::proto::download_artifact_response::Part;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which one.
+    /// Which artifact.
     #[arg(value_name = "ARTIFACT")]
     artifact_id: String,
-    /// Where to; `-`: to stdout. Without it a file of the artifact's name in the current folder.
+    /// Where to write it; `-`: stdout. Default: a file with the artifact's name in the current folder.
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Begin at this byte.
+    /// Start at this byte.
     #[arg(long, value_name = "BYTES")]
     offset: Option<u64>,
-    /// So many bytes at most.
+    /// Maximum number of bytes.
     #[arg(long, value_name = "BYTES")]
     limit: Option<u64>,
-    /// Only the last so many bytes.
+    /// Only this many bytes from the end.
     #[arg(long, value_name = "BYTES", conflicts_with_all = ["offset", "limit"])]
     tail: Option<u64>,
-    /// Write over a file that is there.
+    /// Overwrite an existing file.
     #[arg(long)]
     force: bool,
 }
@@ -94,7 +94,7 @@ pub async fn run(args: &Args, connection: &Connection, output: &Output) -> Resul
         let stored = artifact.sha256.as_ref().filter(|_| whole);
         match stored {
             Some(stored) if !stored.eq_ignore_ascii_case(&found) => Err(Failure::Refused(
-                "the bytes that came are not those that were stored".to_owned(),
+                "the bytes received are not those that were stored".to_owned(),
             )),
             _ => Ok(()),
         }
@@ -111,7 +111,7 @@ fn open(args: &Args, artifact: &proto::Artifact) -> Result<Target> {
             let last = artifact.artifact_name.rsplit(['/', '\\']).next().unwrap_or_default();
             if matches!(last, "" | "." | "..") || last.contains('\0') {
                 return Err(Failure::CouldNotStart(format!(
-                    "the artifact's name {:?} is none for a file: say FILE",
+                    "the artifact's name {:?} cannot be used as a file name: give FILE",
                     artifact.artifact_name
                 )));
             }
@@ -121,7 +121,7 @@ fn open(args: &Args, artifact: &proto::Artifact) -> Result<Target> {
     if path.exists() && !args.force {
         let path = path.display();
         return Err(Failure::CouldNotStart(format!(
-            "{path} is there already: --force replaces it"
+            "{path} already exists: use --force to replace it"
         )));
     }
     let mut part = path.clone().into_os_string();

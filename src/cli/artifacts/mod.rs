@@ -19,7 +19,8 @@ const PAGE: usize = 500;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Upload files to an execution. One that broke off goes on where it was, also in another run of the command.
+    /// Upload files to an execution. An interrupted upload resumes where it stopped, also in another run of the
+    /// command.
     Put(put::Args),
     /// Download the bytes of an artifact, or a part of them.
     Get(get::Args),
@@ -31,7 +32,7 @@ pub enum Command {
 
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
-    /// Whose.
+    /// The execution they belong to.
     #[arg(value_name = "EXECUTION")]
     execution_id: String,
     /// Only those of this step.
@@ -40,7 +41,7 @@ pub struct ListArgs {
     /// Only those of this type.
     #[arg(long = "type", value_name = "TYPE")]
     artifact_type: Option<String>,
-    /// How many at most; 0: all.
+    /// Maximum number to show; 0: all.
     #[arg(long, short = 'n', default_value_t = 50, value_name = "NUMBER")]
     limit: usize,
 }

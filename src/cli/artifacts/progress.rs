@@ -50,7 +50,7 @@ impl Patience {
             return Err(Failure::from(status));
         }
         let why = connection::describe(&status);
-        bar.suspend(|| message(&text::one_line(&format!("note: trying again: {why}"))));
+        bar.suspend(|| message(&text::one_line(&format!("note: retrying: {why}"))));
         let pause = FIRST_PAUSE.saturating_mul(1 << (self.tries - 1)).min(LONGEST_PAUSE);
         tokio::time::sleep(pause).await;
         Ok(())

@@ -37,13 +37,13 @@ pub struct Args {
     /// The step that made them.
     #[arg(long, value_name = "NUMBER")]
     step: Option<i32>,
-    /// Their type; without it one is chosen by the name of the file.
+    /// Their type; by default chosen from the file name.
     #[arg(long = "type", value_name = "TYPE")]
     artifact_type: Option<String>,
-    /// The name of the artifact, where there is one file; without it the name of the file.
+    /// The name of the artifact, if there is only one file; by default the file name.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Their media type; without it one is chosen by the name of the file.
+    /// Their media type; by default chosen from the file name.
     #[arg(long, value_name = "TYPE")]
     mime: Option<String>,
 }
@@ -51,13 +51,13 @@ pub struct Args {
 /// Each file is tried, whatever became of those before; only a server that is not there ends it early.
 pub async fn run(args: &Args, connection: &Connection, output: &Output) -> Result<Exit> {
     if args.name.is_some() && args.files.len() > 1 {
-        return Err(Failure::CouldNotStart("--name is for one file".to_owned()));
+        return Err(Failure::CouldNotStart("--name can be used with one file only".to_owned()));
     }
     for file in &args.files {
         // Known before anything is sent.
         let is_file = std::fs::metadata(file).map_err(|error| unreadable(file, &error))?.is_file();
         if !is_file {
-            return Err(Failure::CouldNotStart(format!("{}: is no file", file.display())));
+            return Err(Failure::CouldNotStart(format!("{}: not a file", file.display())));
         }
     }
     let mut refused = false;

@@ -13,7 +13,7 @@ pub struct CancelArgs {
     /// Which execution.
     #[arg(value_name = "ID")]
     execution_id: String,
-    /// Why, for the app and for the record.
+    /// The reason, shown to the app and stored in the record.
     #[arg(long, default_value = "", value_name = "TEXT")]
     reason: String,
 }
@@ -39,7 +39,7 @@ pub async fn cancel(args: CancelArgs, connection: &Connection, output: &Output) 
         let reason = execution.cancel_reason.as_deref().unwrap_or_default();
         let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         output.line(&text::one_line(&format!(
-            "asked {} to stop{reason}; its app answers by ending it",
+            "asked {} to stop{reason}; its app decides when to end it",
             execution.execution_id
         )))?;
     }

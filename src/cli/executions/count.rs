@@ -11,7 +11,7 @@ use crate::proto;
 pub struct Args {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Count no further than this; servers count to 100000 at most.
+    /// Stop counting here; servers count to 100000 at most.
     #[arg(long, short = 'n', default_value_t = 10_000, value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(i32).range(1..))]
     limit: i32,

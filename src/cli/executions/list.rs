@@ -19,7 +19,7 @@ pub enum Order {
     /// Newest start first.
     #[default]
     Newest,
-    /// Oldest start first; those without a start time first of all.
+    /// Oldest start first; executions without a start time come first.
     Oldest,
 }
 
@@ -27,13 +27,13 @@ pub enum Order {
 pub struct Args {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Which come first.
+    /// Sort order.
     #[arg(long, value_enum, default_value_t, value_name = "ORDER")]
     order: Order,
-    /// How many at most; 0: all.
+    /// Maximum number to show; 0: all.
     #[arg(long, short = 'n', default_value_t = 50, value_name = "NUMBER")]
     limit: usize,
-    /// Show too how many steps of each stand where.
+    /// Also show how many steps of each execution have each status.
     #[arg(long)]
     steps: bool,
 }

@@ -23,7 +23,7 @@ pub enum Command {
     Show(show::Args),
     /// Watch one execution, or all that match, live.
     Watch(watch::Args),
-    /// Ask an execution to stop. Its app hears of it and decides.
+    /// Ask an execution to stop. Its app is told, and decides.
     Cancel(change::CancelArgs),
     /// Delete executions with all their steps.
     Delete(change::DeleteArgs),

@@ -26,7 +26,7 @@ pub struct Args {
     /// Do not show its steps.
     #[arg(long, overrides_with = "steps")]
     no_steps: bool,
-    /// Show input and output of each step too.
+    /// Also show the input and output of each step.
     #[arg(long, conflicts_with = "no_steps")]
     payloads: bool,
 }

@@ -41,17 +41,17 @@ pub fn parse(text: &[u8]) -> Result<bson::Document, String> {
         format!("not JSON: {said} (column {})", error.column())
     })?;
     let Value::Object(fields) = json else {
-        return Err("not a document: a JSON object is expected".to_owned());
+        return Err("not a document: expected a JSON object".to_owned());
     };
     match object(fields, "", 0)? {
         Bson::Document(document) => Ok(document),
-        _ => Err("not a document: a JSON object is expected".to_owned()),
+        _ => Err("not a document: expected a JSON object".to_owned()),
     }
 }
 
 fn object(fields: Map<String, Value>, path: &str, depth: usize) -> Result<Bson, String> {
     if depth > DEPTH {
-        return Err(format!("{} nests too deep", named(path)));
+        return Err(format!("{} is nested too deeply", named(path)));
     }
     let Some(wrapper) = WRAPPERS.iter().find(|wrapper| fields.contains_key(**wrapper)) else {
         let mut document = bson::Document::new();
@@ -75,7 +75,7 @@ fn value(json: Value, path: &str, depth: usize) -> Result<Bson, String> {
         Value::Object(fields) => object(fields, path, depth),
         Value::Array(values) => {
             if depth > DEPTH {
-                return Err(format!("{} nests too deep", named(path)));
+                return Err(format!("{} is nested too deeply", named(path)));
             }
             let values = values.into_iter().enumerate();
             let values = values
@@ -86,7 +86,7 @@ fn value(json: Value, path: &str, depth: usize) -> Result<Bson, String> {
             // Too large for BSON's integers; as text, as every integer is that a double cannot hold.
             (None, Some(large)) => Ok(Bson::String(large.to_string())),
             _ => Bson::try_from(Value::Number(number))
-                .map_err(|error| format!("{} is no number: {error}", named(path))),
+                .map_err(|error| format!("{} is not a number: {error}", named(path))),
         },
         scalar => Bson::try_from(scalar).map_err(|error| format!("{}: {error}", named(path))),
     }
@@ -160,8 +160,8 @@ mod tests {
             (&b"{\"a\":\"\xff\"}"[..], "not UTF-8 after 6 bytes"),
             (b"{\"a\":}", "not JSON: expected value (column 6)"),
             (b"{} {}", "not JSON: trailing characters (column 4)"),
-            (b"[1]", "not a document: a JSON object is expected"),
-            (b"{\"$date\":0}", "not a document: a JSON object is expected"),
+            (b"[1]", "not a document: expected a JSON object"),
+            (b"{\"$date\":0}", "not a document: expected a JSON object"),
             (b"{\"a\":[{\"b\":{\"$date\":\"soon\"}}]}", "a[0].b has no valid $date"),
             (b"{\"a\":{\"$date\":\"2019-01-14T01:49:46\"}}", "a has no valid $date"),
             (b"{\"a\":{\"$oid\":\"zz\"}}", "a has no valid $oid: "),

@@ -136,10 +136,10 @@ fn by_content(path: &Path) -> Result<Collection> {
     };
     let mut lines = Lines::open(path).map_err(|error| unreadable(path, &error))?;
     match lines.next().map_err(|error| unreadable(path, &error))? {
-        None => Err(unclear("there is no document in it")),
+        None => Err(unclear("it contains no document")),
         Some(Line::Text { text, .. }) => {
             let first: serde_json::Value = serde_json::from_slice(text)
-                .map_err(|_| unclear("its first line is no JSON document"))?;
+                .map_err(|_| unclear("its first line is not a JSON document"))?;
             if first.get("metrics").is_some() && first.get("timestamp").is_some() {
                 return Ok(Collection::Metrics);
             }
@@ -159,7 +159,7 @@ fn by_content(path: &Path) -> Result<Collection> {
                 return Ok(Collection::Executions);
             }
             Err(unclear(
-                "its first document is no execution, step, point of metrics or configuration",
+                "its first document is not an execution, step, metric point or configuration",
             ))
         }
         Some(Line::TooLong { .. }) => Err(unclear("its first line is too long")),

@@ -28,8 +28,8 @@ pub struct Args {
     /// execution_metrics.jsonl, app_configurations.jsonl and the same with .gz; or single files.
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
-    /// The status of records whose own is null or absent; without it they are refused. A step that is assumed
-    /// cancelled becomes skipped.
+    /// The status for records whose own status is null or absent; without this flag they are refused. For a step,
+    /// cancelled means skipped.
     #[arg(long, value_enum, value_name = "STATUS")]
     assume_status: Option<AssumedStatus>,
 }
@@ -83,7 +83,7 @@ pub async fn run(
     summary.print(output)?;
     if let Some(reason) = &stopped {
         message(&format!(
-            "error: stopped: {reason}. Import the same again later: what is in stays as it is"
+            "error: stopped: {reason}. Run the same import again later: what has been imported is not changed"
         ));
     }
     Ok(Exit::refused_if(stopped.is_some() || summary.anything_refused()))

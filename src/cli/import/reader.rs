@@ -133,7 +133,7 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
     let unreadable = |line: u64, path: &Path, error: &std::io::Error| Read::Unreadable {
         file: index,
         line,
-        reason: format!("{}: cannot be read further: {error}", path.display()),
+        reason: format!("{}: cannot read any further: {error}", path.display()),
     };
     let mut lines = match Lines::open(&file.path) {
         Ok(lines) => lines,
@@ -146,7 +146,7 @@ fn read(index: usize, file: &Found, rules: Rules, batches: &mut Batches) -> Resu
             Ok(None) => break,
             Ok(Some(Line::TooLong { number, bytes })) => {
                 let reason =
-                    format!("has {bytes} bytes, more than the limit of {LINE_BYTES} a line");
+                    format!("has {bytes} bytes, more than the limit of {LINE_BYTES} per line");
                 (Read::Refused { file: index, line: number, reason }, 0)
             }
             Ok(Some(Line::Text { number, text })) if file.collection == Collection::Metrics => {

@@ -185,7 +185,7 @@ pub fn metric_point(document: Document) -> Result<Converted<proto::MetricPoint>,
     }
     let metrics = metrics.into_iter().map(|(name, found)| match number(&found) {
         _ if name.is_empty() || name.contains('\0') => {
-            Err("metrics has a name that is empty or has U+0000 in it".to_owned())
+            Err("metrics has a name that is empty or contains U+0000".to_owned())
         }
         Some(number) => Ok((name, number)),
         None => Err(format!("metrics.{name} is {}, not a finite number", described(&found))),
@@ -290,7 +290,7 @@ impl Fields {
         match self.int64(key)? {
             None => Ok(None),
             Some(number) => i32::try_from(number).map(Some).map_err(|_| {
-                format!("{}{key} is {number}, which is no 32-bit number", self.nested)
+                format!("{}{key} is {number}, which is not a 32-bit number", self.nested)
             }),
         }
     }
@@ -422,7 +422,7 @@ impl Fields {
             .map(|found| {
                 integer(found).and_then(|number| i32::try_from(number).ok()).ok_or_else(|| {
                     format!(
-                        "{}{key} has {}, which is no step number",
+                        "{}{key} has {}, which is not a step number",
                         self.nested,
                         described(found)
                     )

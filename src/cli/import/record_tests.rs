@@ -182,7 +182,7 @@ fn what_does_not_fit_is_refused_with_the_reason() {
     for (fields, reason) in [
         (r#""step_id":-1"#, "step_id is -1, which is negative"),
         (r#""step_id":1.5"#, "step_id is the number 1.5, not a whole number"),
-        (r#""step_id":99999999999"#, "step_id is 99999999999, which is no 32-bit number"),
+        (r#""step_id":99999999999"#, "step_id is 99999999999, which is not a 32-bit number"),
         (
             r#""step_id":18446744073709551616"#,
             "step_id is the number 18446744073709552000, not a whole number",
@@ -208,7 +208,7 @@ fn what_does_not_fit_is_refused_with_the_reason() {
         (r#""error":{"message":"m"}"#, "error is an object, not text"),
         (r#""error_info":{"code":1}"#, "error_info.code is the number 1, not text"),
         (r#""metadata":[1]"#, "metadata is a list, not an object"),
-        (r#""depends_on":["a"]"#, r#"depends_on has the text "a", which is no step number"#),
+        (r#""depends_on":["a"]"#, r#"depends_on has the text "a", which is not a step number"#),
         (r#""attempts":[1]"#, "attempts is the number 1, not a list of objects"),
         (&deep, "input is nested 31 levels deep, more than the limit of 30"),
     ] {

@@ -148,7 +148,7 @@ impl Sender {
                 continue;
             }
             self.put_back();
-            let reason = "the server has no room just now";
+            let reason = "the server is overloaded";
             self.pause(reason, listener)?;
         }
     }
@@ -237,7 +237,7 @@ impl Sender {
             Some(Answer::Artifact(stored)) if stored.created => Outcome::Stored,
             Some(Answer::Artifact(_)) => Outcome::AlreadyThere,
             Some(Answer::Error(error)) => Outcome::Refused(refusal(error)),
-            _ => Outcome::Refused("the server gave no answer that fits".to_owned()),
+            _ => Outcome::Refused("the server sent an unexpected answer".to_owned()),
         };
         listener.outcome(&record, outcome);
     }

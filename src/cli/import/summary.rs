@@ -112,7 +112,7 @@ impl Summary {
         for file in &self.files {
             for (key, documents) in &file.left_out {
                 message(&text::one_line(&format!(
-                    "note: {}: {key:?} is no field of {} and was left out of {}",
+                    "note: {}: {key:?} is not a field of {} and was left out of {}",
                     file.path.display(),
                     file.collection.name(),
                     text::count(*documents, "document", "documents")
@@ -217,7 +217,7 @@ impl Summary {
         let points_from_here =
             |count| format!("{} from here on", text::count(count, "point", "points"));
         for (count, what) in [
-            (points.too_old, "older than what the server keeps (its retention.metrics)"),
+            (points.too_old, "older than the server keeps (retention.metrics)"),
             (points.in_future, "ahead of the server's clock"),
         ] {
             let count = counted(count);
@@ -283,7 +283,7 @@ impl Listener for Summary {
     }
 
     fn trouble(&mut self, reason: &str) {
-        self.say(&format!("note: trying again: {reason}"));
+        self.say(&format!("note: retrying: {reason}"));
     }
 }
 

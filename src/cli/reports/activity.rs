@@ -18,7 +18,7 @@ pub struct Args {
     filter: FilterArgs,
     #[command(flatten)]
     zone: ZoneArgs,
-    /// How many users, those with most executions.
+    /// How many users to show; those with the most executions.
     #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(i32).range(1..=1000))]
     limit: i32,

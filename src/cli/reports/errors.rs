@@ -14,7 +14,7 @@ use crate::proto;
 pub struct Args {
     #[command(flatten)]
     filter: FilterArgs,
-    /// How many errors, the most frequent.
+    /// How many errors to show; the most frequent ones.
     #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(i32).range(1..=200))]
     limit: i32,

@@ -14,7 +14,7 @@ use crate::proto;
 /// In whose days.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ZoneArgs {
-    /// Where days and hours begin: a name of the IANA time zone database, as in Europe/Berlin.
+    /// Time zone of days and hours: an IANA name such as Europe/Berlin.
     #[arg(long, value_name = "ZONE", default_value = "UTC")]
     pub time_zone: String,
 }
@@ -24,11 +24,11 @@ fn say_freshness(freshness: Option<&proto::Freshness>) {
     let Some(freshness) = freshness.filter(|freshness| !freshness.complete) else { return };
     if let Some(read_from) = &freshness.read_from {
         message(&format!(
-            "not complete: executions had to be read, and reading ended with those of {} UTC; a shorter window is \
-             complete",
+            "incomplete: executions had to be read one by one, and reading stopped at those of {} UTC; use a \
+             shorter window",
             text::time(Some(read_from))
         ));
     } else {
-        message("not complete: the latest changes are not counted yet; ask again in a moment");
+        message("incomplete: the latest changes are not counted yet; try again in a moment");
     }
 }

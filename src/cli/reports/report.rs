@@ -31,7 +31,7 @@ pub struct Args {
     filter: FilterArgs,
     #[command(flatten)]
     zone: ZoneArgs,
-    /// How many periods, at most 400; without it 7, or with --since all since then.
+    /// How many periods, at most 400; default: 7, or with --since all since then.
     #[arg(
         long,
         short = 'n',
@@ -41,7 +41,7 @@ pub struct Args {
     )]
     #[arg(value_parser = clap::value_parser!(i32).range(0..=400))]
     periods: i32,
-    /// How many apps and steps of the last period.
+    /// How many apps and steps to show for the last period.
     #[arg(long, value_name = "NUMBER", default_value_t = 10)]
     #[arg(value_parser = clap::value_parser!(i32).range(1..=200))]
     limit: i32,
@@ -113,7 +113,7 @@ fn show(report: &proto::GetReportResponse, period: Period, output: &Output) -> R
     }
     if report.periods.iter().any(|row| row.partial) {
         output.line(&format!(
-            "* not the whole {name}; changes are against the same part of the one before"
+            "* not the whole {name}; changes are relative to the same part of the previous one"
         ))?;
     }
     let Some(last) = report.periods.iter().rev().find(|row| row.executions > 0) else {
@@ -220,8 +220,10 @@ fn failing(row: &proto::ReportRow, output: &Output) -> Result<()> {
         ]
     });
     output.line("")?;
-    output
-        .line(&chart::bold(&format!("Steps that failed most in {}", row.label), output.colour))?;
+    output.line(&chart::bold(
+        &format!("Most frequently failing steps in {}", row.label),
+        output.colour,
+    ))?;
     for line in table::render(output, &columns, rows.collect()) {
         output.line(&line)?;
     }

@@ -20,10 +20,10 @@ pub struct Args {
     filter: FilterArgs,
     #[command(flatten)]
     zone: ZoneArgs,
-    /// How long an interval is, as in 15m, 1h or 7d: a multiple of 15 minutes.
+    /// Length of an interval, such as 15m, 1h or 7d: a multiple of 15 minutes.
     #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
     interval: Duration,
-    /// How many apps, those with most executions.
+    /// How many apps to show; those with the most executions.
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(i32).range(1..=200))]
     limit: i32,

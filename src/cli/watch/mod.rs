@@ -26,7 +26,7 @@ use source::{Next, Source, What};
 pub enum Snapshot {
     /// Every execution that matches.
     All,
-    /// Those of them that are running.
+    /// Only the running ones of these.
     Active,
     /// None: only changes from now on.
     None,
@@ -34,36 +34,36 @@ pub enum Snapshot {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-With an ID it ends when the execution has ended: with 0 if it completed, with 1 if it failed, was cancelled or
-deleted. Without one it goes on until it is interrupted. On a terminal it is a live view; else, and with
---output json, every event is one line. A lost connection is opened again and resumed where it was; an event
-that came just before may then come once more.")]
+With an ID, the command ends when the execution ends: with exit code 0 if it completed, with 1 if it failed,
+was cancelled or was deleted. Without an ID it continues until interrupted. On a terminal it shows a live view;
+otherwise, and with --output json, every event is one line. After a lost connection it reconnects and resumes;
+the last event before the loss may then be shown twice.")]
 pub struct Args {
-    /// Which execution; without one: all, or those that the filter chooses.
+    /// Which execution; without an ID: all, or those that match the filter.
     #[arg(value_name = "ID", conflicts_with_all = ["all", "app_id", "app_name", "sub_app_id", "user", "status",
         "since", "until", "min_duration", "metadata", "snapshot"])]
     execution_id: Option<String>,
-    /// Watch all executions that the filter chooses; the same as giving no ID.
+    /// Watch all executions that match the filter; the same as giving no ID.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Which current state to show first; without it: active ones, or with a filter all.
+    /// Which current state to show first; default: running executions, or with a filter all that match.
     #[arg(long, value_enum, value_name = "WHICH")]
     snapshot: Option<Snapshot>,
-    /// Go on after the event with this token, instead of beginning with the current state.
+    /// Resume after the event with this token, instead of starting from the current state.
     #[arg(long, value_name = "TOKEN")]
     resume_token: Option<String>,
-    /// Go on after the execution has ended.
+    /// Continue after the execution has ended.
     #[arg(long, requires = "execution_id")]
     follow: bool,
-    /// Leave the steps out.
+    /// Do not show steps.
     #[arg(long)]
     no_steps: bool,
-    /// With input and output of steps; as lines of JSON only.
+    /// Include the input and output of steps; only with --output json.
     #[arg(long, conflicts_with = "no_steps")]
     payloads: bool,
-    /// How long to try to reach the server again after the connection was lost.
+    /// How long to try to reconnect after the connection was lost.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     retry_for: Duration,
 }
@@ -164,7 +164,7 @@ async fn follow(source: &mut Source, view: &mut dyn View, end: &mut End) -> Resu
                 }
                 view.event(&event)?;
             }
-            Next::Lost(reason) => view.notice(&format!("connection lost, trying again: {reason}")),
+            Next::Lost(reason) => view.notice(&format!("connection lost, retrying: {reason}")),
             Next::Restarted(reason) => {
                 view.notice(&reason);
                 view.restart();

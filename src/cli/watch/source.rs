@@ -145,13 +145,14 @@ impl Source {
         if status.code() == Code::OutOfRange && self.token.is_some() {
             if self.token_given {
                 return Err(Failure::Refused(format!(
-                    "{}; leave --resume-token out to begin with the current state",
+                    "{}; omit --resume-token to start from the current state",
                     connection::describe(status)
                 )));
             }
             self.token = None;
             return Ok(Some(Next::Restarted(
-                "history no longer reaches back to the last event: beginning with the current state".to_owned(),
+                "history no longer reaches back to the last event: starting from the current state"
+                    .to_owned(),
             )));
         }
         if !self.opened || !connection::is_passing(status) {
@@ -167,7 +168,7 @@ impl Source {
                     Next::Lost(reason)
                 } else {
                     // It broke within the snapshot, which has no tokens.
-                    Next::Restarted(format!("connection lost, beginning again: {reason}"))
+                    Next::Restarted(format!("connection lost, starting again: {reason}"))
                 }))
             }
             Some(lost) if now.duration_since(lost.since) >= self.retry_for => {

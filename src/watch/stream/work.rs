@@ -202,7 +202,7 @@ impl Watching {
 
     /// The database is away: watchers stay connected and go on when it is back.
     async fn pause(&mut self, error: &Error) {
-        tracing::debug!(%error, "a watcher waits for the database");
+        tracing::debug!(%error, "a watcher is waiting for the database");
         let retry = Instant::now() + RETRY_PAUSE;
         tokio::select! {
             () = self.hub.stop.cancelled() => {}
@@ -223,7 +223,7 @@ impl Watching {
     async fn last_metrics(&mut self) {
         if let Some(feed) = &mut self.metrics {
             if let Err(error) = feed.refresh().await {
-                tracing::debug!(%error, "the last points of other servers are not known");
+                tracing::debug!(%error, "cannot read the latest points of other servers");
             }
             if feed.has_more() {
                 return self.read_metrics().await;
