@@ -1,13 +1,14 @@
 //! Time as a parameter: the only place that reads the machine's clocks. The time of day is for what is stored and
 //! shown, and may jump; how long something takes, and when it is due, is measured by the monotonic clock.
 
+use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::domain::Now;
 
 /// Tells the time.
-pub trait Clock: Send + Sync + 'static {
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The time of day. It goes back when somebody sets the machine's clock back.
     fn now(&self) -> Now;
 

@@ -1,5 +1,7 @@
 //! The built binary as an operator runs it: what it needs, what it opens, and how it ends.
 
+#![expect(clippy::disallowed_methods, reason = "tests measure real time")]
+
 #[path = "support/mod.rs"]
 #[expect(dead_code, reason = "every test binary uses a part of the harness")]
 mod support;

@@ -1,5 +1,7 @@
 //! What only the MongoDB backend can get wrong and the gRPC suite cannot see: lost acknowledgements, guards
 //! against other programs, index use, the order of the log.
+
+#![expect(clippy::disallowed_methods, reason = "tests measure real time")]
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "support/mod.rs"]
@@ -890,13 +892,23 @@ async fn silence_is_judged_by_steps_too_and_heartbeats_are_no_change() {
         one(&bench.store, write).await.unwrap();
     }
     one(&bench.store, start("busy", None, "s")).await.unwrap();
-    let leases = bench.store.leases(now.millis()).await.unwrap();
-    assert_eq!(leases.smallest_timeout_ms, Some(1_000));
-    let mut silent = leases.silent;
-    silent.sort_by(|a, b| a.execution_id.cmp(&b.execution_id));
-    assert_eq!(silent.len(), 2);
-    assert!(silent[0].seen_in_steps && silent[0].execution_id == "busy");
-    assert!(!silent[1].seen_in_steps && silent[1].last_sign_of_life == before.millis());
+    let mut leases = bench.store.leases().await.unwrap();
+    leases.sort_by(|a, b| a.execution_id.cmp(&b.execution_id));
+    let shown = leases
+        .iter()
+        .map(|lease| (lease.execution_id.as_str(), lease.heartbeat_timeout_ms, lease.sign.at));
+    let at = Some(before.millis());
+    assert_eq!(shown.collect::<Vec<_>>(), [("busy", 1_000, at), ("silent", 1_000, at)]);
+    let ids = ["busy", "silent"].map(str::to_owned);
+    let signs = bench.store.signs_in_steps(&ids, now.millis()).await.unwrap();
+    assert_eq!(signs.keys().collect::<Vec<_>>(), ["busy"]);
+    assert!(signs["busy"].at >= Some(now.millis()), "{signs:?}");
+    // Whatever the clock says, a write is another sign.
+    let earlier = Write { now: before, ..start("busy", None, "t") };
+    one(&bench.store, earlier).await.unwrap();
+    let again = bench.store.signs_in_steps(&ids, now.millis()).await.unwrap();
+    assert_eq!(again["busy"].at, signs["busy"].at);
+    assert_ne!(again, signs);
     let log = bench.store.log().unwrap();
     let mut reader = log.open(None).await.unwrap();
     let beat = write("silent", Op::Execution(ExecutionOp::Heartbeat));
@@ -907,7 +919,7 @@ async fn silence_is_judged_by_steps_too_and_heartbeats_are_no_change() {
     one(&bench.store, finish("silent", ExecutionStatus::Completed)).await.unwrap();
     let told = changes(reader.as_mut(), 1).await;
     assert!(told[0].status_changed, "{told:?}");
-    assert_eq!(bench.store.leases(now.millis()).await.unwrap().silent.len(), 1);
+    assert_eq!(bench.store.leases().await.unwrap().len(), 1);
     bench.end().await;
 }
 

@@ -1,5 +1,7 @@
 //! The built program as an operator meets it: exit codes, logs, probes, metrics, the end.
 
+#![expect(clippy::disallowed_methods, reason = "tests measure real time")]
+
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

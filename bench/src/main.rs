@@ -2,6 +2,8 @@
 //! the database without it for comparison. It knows nothing of how the server works; only the modules named
 //! `direct`, and the sampler of open cursors, reach a database or a storage.
 
+#![expect(clippy::disallowed_methods, reason = "what is measured here is real time")]
+
 mod artifacts;
 mod connect;
 mod dice;

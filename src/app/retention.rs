@@ -114,7 +114,8 @@ impl Retention {
             holder,
             counts: Counts::default(),
             sweeps: Arc::clone(&self.sweeps),
-            pace: Pace::new(EXPIRING, Arc::clone(&self.applied)),
+            clock: Arc::clone(&self.clock),
+            pace: Pace::new(EXPIRING, Arc::clone(&self.applied), self.clock.instant()),
         }))
     }
 
@@ -157,6 +158,7 @@ pub struct Run {
     holder: String,
     counts: Counts,
     sweeps: Arc<Sweeps>,
+    clock: Arc<dyn Clock>,
     pace: Pace,
 }
 
@@ -206,7 +208,7 @@ impl Run {
             let horizon = self.policy.horizon(kind, self.now);
             let mut after = None;
             loop {
-                let began = Instant::now();
+                let began = self.clock.instant();
                 let page = self.store.by_age(kind, after.as_ref(), BATCH).await?;
                 let youngest = page.records.last().map(|record| record.stored_at);
                 let over = self.judge(kind, page.records);
@@ -290,7 +292,7 @@ impl Run {
         let mut left = self.store.expire_executions(over, policy, self.now).await?;
         self.removed(&Removed { executions: left.len() as u64, ..Removed::default() });
         while !left.is_empty() {
-            let began = Instant::now();
+            let began = self.clock.instant();
             let piece = self.store.remove_piece(left).await?;
             left = piece.left;
             self.removed(&piece.removed);
@@ -316,9 +318,9 @@ impl Run {
 
     /// Leaves the database to others, if there are any, for as long as it was kept busy.
     async fn pause(&mut self, began: Instant, stop: &CancellationToken) -> Result<()> {
-        let worked = began.elapsed();
+        let worked = self.clock.elapsed(began);
         let newest = self.store.newest().await.map_or(Newest::Unknown, Newest::Is);
-        let pause = self.pace.rest(worked, newest);
+        let pause = self.pace.rest(worked, newest, self.clock.instant());
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return Err(Error::ShuttingDown);
         }

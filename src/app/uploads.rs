@@ -5,12 +5,12 @@
 //! the last one is under way.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::digest::Passing;
@@ -228,7 +228,7 @@ impl Artifacts {
         let mut run = Box::new(Run {
             written: upload.received_bytes,
             saved: upload.received_bytes,
-            saved_at: Instant::now(),
+            saved_at: self.clock.instant(),
             resumable: description.upload_id.is_some(),
             unit: Unit::new(Arc::clone(self.storages.room()), storage.unit_bytes()),
             upload,
@@ -279,7 +279,8 @@ impl Artifacts {
     ) -> Result<u64> {
         let limit = self.app.limits().artifact_bytes as u64;
         let mut came = run.written;
-        let mut look = tokio::time::interval_at(Instant::now() + LOOKED_AFTER, LOOKED_AFTER);
+        let mut look =
+            tokio::time::interval_at(tokio::time::Instant::now() + LOOKED_AFTER, LOOKED_AFTER);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let chunk = tokio::select! {
@@ -330,7 +331,7 @@ impl Artifacts {
                 run.unit.end().await?
             };
             run.write(unit).await?;
-            let since = run.saved_at.elapsed();
+            let since = self.clock.elapsed(run.saved_at);
             let due = match run.resumable {
                 true => run.written - run.saved >= SAVED_BYTES || since >= SAVED_AFTER,
                 false => since >= TOUCHED_AFTER.min(self.upload_expiry / 4),
@@ -355,7 +356,7 @@ impl Artifacts {
         self.replace(saved.turn, &saved).await?;
         run.upload = saved;
         run.saved = run.written;
-        run.saved_at = Instant::now();
+        run.saved_at = self.clock.instant();
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! `stepwell serve` and `stepwell config`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use crate::clock::SystemClock;
 use crate::config::{self, Config, ConfigError, ServeFlags};
 use crate::server::Server;
 use crate::shutdown::Shutdown;
@@ -32,7 +34,7 @@ async fn run(config: Config) -> ExitCode {
         tracing::error!(%error, "cannot listen for signals");
         return ExitCode::FAILURE;
     }
-    match Server::start_with(config, shutdown).await {
+    match Server::start_with(config, shutdown, Arc::new(SystemClock)).await {
         Ok(server) => ExitCode::from(server.ended().await.exit_code()),
         Err(error) => {
             tracing::error!("{error:#}");

@@ -136,13 +136,9 @@ pub enum ExecutionOp {
         metadata: Document,
     },
     Heartbeat,
-    /// Silence ended it: marks it FAILED if it is still as silent as the caller saw it.
+    /// Silence ended it: marks it FAILED if it has shown nothing since what the caller saw.
     Expire {
-        last_sign_of_life: Millis,
-    },
-    /// A sign of life that was seen elsewhere (a write to a step) is noted; no change.
-    NoteSignOfLife {
-        at: Millis,
+        seen: SignOfLife,
     },
     RequestCancel {
         reason: String,
@@ -162,7 +158,7 @@ impl ExecutionOp {
 
     /// Whether it came from outside, and so shows somebody alive.
     pub fn is_by_client(&self) -> bool {
-        !matches!(self, Self::Expire { .. } | Self::NoteSignOfLife { .. } | Self::Delete { .. })
+        !matches!(self, Self::Expire { .. } | Self::Delete { .. })
     }
 }
 
@@ -203,17 +199,7 @@ pub fn decide(
             finish(stored, *status, error.as_ref(), *completed_at, metadata, now)
         }
         (ExecutionOp::Heartbeat, Some(stored)) => Ok(heartbeat(stored, now)),
-        (ExecutionOp::Expire { last_sign_of_life }, Some(stored)) => {
-            Ok(expire(stored, *last_sign_of_life, now))
-        }
-        (ExecutionOp::NoteSignOfLife { at }, Some(stored)) => {
-            if stored.status != Some(ExecutionStatus::Running)
-                || stored.last_heartbeat_at.is_some_and(|last| last >= *at)
-            {
-                return Ok(Decision::Keep);
-            }
-            Ok(Decision::Touch(Execution { last_heartbeat_at: Some(*at), ..stored.clone() }))
-        }
+        (ExecutionOp::Expire { seen }, Some(stored)) => Ok(expire(stored, *seen, now)),
         (ExecutionOp::RequestCancel { reason }, Some(stored)) => {
             request_cancel(stored, reason, now)
         }
@@ -462,40 +448,62 @@ fn heartbeat(stored: &Execution, now: Now) -> Decision<Execution> {
     let Some(timeout_ms) = stored.heartbeat_timeout_ms else {
         return Decision::Keep;
     };
-    let stored_lately = stored
-        .last_heartbeat_at
-        .is_some_and(|last| now.millis().saturating_sub(last) < timeout_ms / 4);
-    if stored.status != Some(ExecutionStatus::Running) || stored_lately {
+    let lately = is_lately(stored.last_heartbeat_at, timeout_ms, now);
+    if stored.status != Some(ExecutionStatus::Running) || lately {
         return Decision::Keep;
     }
-    Decision::Touch(Execution { last_heartbeat_at: Some(now.millis()), ..stored.clone() })
+    Decision::Touch(with_sign_of_life(stored, now))
 }
 
 /// The record with a sign of life of this moment, where that has to be stored: a write that changed nothing shows
 /// its client alive as any other does. At most every quarter of the timeout.
 pub fn alive(stored: &Execution, now: Now) -> Option<Execution> {
     let timeout_ms = stored.heartbeat_timeout_ms?;
-    let lately = last_sign_of_life(stored)
-        .is_some_and(|last| now.millis().saturating_sub(last) < timeout_ms / 4);
+    let lately = is_lately(SignOfLife::of(stored).at, timeout_ms, now);
     if stored.status != Some(ExecutionStatus::Running) || stored.deleted_at.is_some() || lately {
         return None;
     }
-    Some(Execution { last_heartbeat_at: Some(now.millis()), ..stored.clone() })
+    Some(with_sign_of_life(stored, now))
 }
 
-/// The last moment at which the record itself shows its client alive. Steps may show a later one.
-pub fn last_sign_of_life(stored: &Execution) -> Option<Millis> {
-    [stored.last_heartbeat_at, stored.updated_at, stored.created_at].into_iter().flatten().max()
+/// Whether a sign of life is so new that another one need not be stored. One from the future is not: somebody has set
+/// a clock, and nobody knows how old it is.
+fn is_lately(sign: Option<Millis>, timeout_ms: i64, now: Now) -> bool {
+    sign.is_some_and(|sign| (0..timeout_ms / 4).contains(&now.millis().saturating_sub(sign)))
 }
 
-fn expire(stored: &Execution, seen: Millis, now: Now) -> Decision<Execution> {
+/// Whoever looks sees another sign than before, whatever the clock says.
+fn with_sign_of_life(stored: &Execution, now: Now) -> Execution {
+    let before = SignOfLife::of(stored).at;
+    let at = before.map_or(now.millis(), |before| now.millis().max(before.saturating_add(1)));
+    Execution { last_heartbeat_at: Some(at), ..stored.clone() }
+}
+
+/// What shows that the client of an execution is alive. It is another one after each write that counts as a sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignOfLife {
+    /// The latest moment at which it was alive, by the time of day of whoever stored that.
+    pub at: Option<Millis>,
+    /// Another number after each change.
+    pub writes: i64,
+}
+
+impl SignOfLife {
+    /// What the record itself shows. Steps may show a later one.
+    pub fn of(stored: &Execution) -> SignOfLife {
+        let times = [stored.last_heartbeat_at, stored.updated_at, stored.created_at];
+        SignOfLife { at: times.into_iter().flatten().max(), writes: stored.revision }
+    }
+}
+
+fn expire(stored: &Execution, seen: SignOfLife, now: Now) -> Decision<Execution> {
     let Some(timeout_ms) = stored.heartbeat_timeout_ms else {
         return Decision::Keep;
     };
-    let last = last_sign_of_life(stored).unwrap_or(seen).max(seen);
-    if stored.status != Some(ExecutionStatus::Running)
-        || last.saturating_add(timeout_ms) > now.millis()
-    {
+    // What a server remembers may be older than what was seen; then the guard of the write finds that.
+    let shown = SignOfLife::of(stored);
+    let is_newer = shown.writes > seen.writes || shown.at > seen.at;
+    if stored.status != Some(ExecutionStatus::Running) || is_newer {
         return Decision::Keep;
     }
     let mut next = stored.clone();

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use pace::{Applied, FOLLOWING, Newest, Pace};
 
+use crate::clock::Clock;
 use crate::store::leads::{Claim, Leads, TAKEN_WITHIN};
 use crate::store::{Change, ChangeLog, ChangeReader, Cursor, Error, Result, Store};
 
@@ -80,6 +81,7 @@ pub struct Follower {
     lead: String,
     /// Tells this server from others.
     holder: String,
+    clock: Arc<dyn Clock>,
     applied: Applied,
     /// The number of the position up to which this server has taken everything in, as long as it leads.
     done: watch::Sender<u64>,
@@ -106,6 +108,7 @@ impl Follower {
         leads: Arc<dyn Leads>,
         consumer: Arc<dyn Consumer>,
         holder: String,
+        clock: Arc<dyn Clock>,
         applied: Applied,
     ) -> Arc<Follower> {
         Arc::new(Follower {
@@ -114,6 +117,7 @@ impl Follower {
             lead: format!("follow_{}", consumer.name()),
             consumer,
             holder,
+            clock,
             applied,
             done: watch::Sender::new(0),
             leading: AtomicBool::new(false),
@@ -166,7 +170,7 @@ impl Follower {
 
     /// Right after the lease was got.
     async fn follow(&self, stop: &CancellationToken) -> Result<Ended> {
-        let begun = Instant::now();
+        let begun = self.clock.instant();
         let log = match self.store.log() {
             Ok(log) => log,
             Err(Error::NoLog) => return Ok(Ended::NoLog),
@@ -179,19 +183,19 @@ impl Follower {
         if !self.lead().await? {
             return Ok(Ended::Lost);
         }
-        let mut led = Instant::now();
-        let mut remembered = Instant::now();
-        let mut pace = Pace::new(FOLLOWING, Arc::clone(&self.applied));
+        let mut led = self.clock.instant();
+        let mut remembered = self.clock.instant();
+        let mut pace = Pace::new(FOLLOWING, Arc::clone(&self.applied), self.clock.instant());
         self.tell(log.as_ref(), &through);
         self.leading.store(true, Ordering::Release);
         while !stop.is_cancelled() {
-            if led.elapsed() > LEASE / 3 {
+            if self.clock.elapsed(led) > LEASE / 3 {
                 if !self.lead().await? {
                     return Ok(Ended::Lost);
                 }
-                led = Instant::now();
+                led = self.clock.instant();
             }
-            let waiting = Instant::now();
+            let waiting = self.clock.instant();
             let mut changes = std::mem::take(&mut ahead);
             if changes.is_empty() && reader.cursor() == through {
                 changes = reader.next().await?;
@@ -206,24 +210,25 @@ impl Follower {
                 }
             }
             // Somebody may be waiting for the position alone, on this server or on another.
-            let asked = changes.is_empty() && waiting.elapsed() < RETRY_PAUSE;
-            let begun = Instant::now();
+            let asked = changes.is_empty() && self.clock.elapsed(waiting) < RETRY_PAUSE;
+            let begun = self.clock.instant();
             through = reader.cursor();
-            if !changes.is_empty() || asked || remembered.elapsed() > REMEMBERED {
+            if !changes.is_empty() || asked || self.clock.elapsed(remembered) > REMEMBERED {
                 let _turn = self.turn.lock().await;
-                if led.elapsed() > LEASE / 3 {
+                if self.clock.elapsed(led) > LEASE / 3 {
                     if !self.lead().await? {
                         return Ok(Ended::Lost);
                     }
-                    led = Instant::now();
+                    led = self.clock.instant();
                 }
                 let taken = self.consumer.take(&changes, &through);
                 ahead = self.beside(taken, reader.as_mut(), led).await?;
-                remembered = Instant::now();
+                remembered = self.clock.instant();
             }
             self.tell(log.as_ref(), &through);
             if !changes.is_empty() {
-                let pause = pace.rest(begun.elapsed(), Newest::NotAsked);
+                let now = self.clock.instant();
+                let pause = pace.rest(now.duration_since(begun), Newest::NotAsked, now);
                 if !pause.is_zero() {
                     // Who waits for it goes first.
                     let _ = tokio::time::timeout(pause, self.awaited.notified()).await;
@@ -301,9 +306,9 @@ impl Follower {
         loop {
             tokio::time::sleep(pause).await;
             match self.lead().await {
-                Ok(true) => (led, pause) = (Instant::now(), LEASE / 3),
+                Ok(true) => (led, pause) = (self.clock.instant(), LEASE / 3),
                 Ok(false) => return Error::Unavailable(None),
-                Err(error) if led.elapsed() > LEASE => return error,
+                Err(error) if self.clock.elapsed(led) > LEASE => return error,
                 Err(_) => pause = RETRY_PAUSE,
             }
         }
@@ -320,7 +325,7 @@ impl Follower {
         let log = self.store.log()?;
         let _turn = self.turn.lock().await;
         self.leads.lead(&self.lead, &self.holder, LEASE, Claim::ByForce).await?;
-        let led = Instant::now();
+        let led = self.clock.instant();
         let through = log.open(None).await?.cursor();
         tokio::select! {
             built = self.consumer.rebuild(&through) => built,

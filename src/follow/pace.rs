@@ -65,18 +65,14 @@ pub struct Pace {
 }
 
 impl Pace {
-    pub fn new(manner: Manner, applied: Applied) -> Self {
-        Pace::starting(manner, applied, Instant::now())
-    }
-
-    fn starting(manner: Manner, applied: Applied, now: Instant) -> Self {
+    pub fn new(manner: Manner, applied: Applied, now: Instant) -> Self {
         let counted = (applied(), now);
         Pace { manner, applied, counted, newest: None, busy_until: now + manner.busy_for }
     }
 
     /// How long to rest after so much work.
-    pub fn rest(&mut self, worked: Duration, newest: Newest) -> Duration {
-        match self.is_busy(newest, Instant::now()) {
+    pub fn rest(&mut self, worked: Duration, newest: Newest, now: Instant) -> Duration {
+        match self.is_busy(newest, now) {
             true => (worked * self.manner.factor).min(LONGEST),
             false => Duration::ZERO,
         }
@@ -115,17 +111,18 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::clock::{Clock as _, SystemClock};
 
     fn pace(manner: Manner, start: Instant, before: u64) -> (Pace, Arc<AtomicU64>) {
         let count = Arc::new(AtomicU64::new(before));
         let applied = Arc::clone(&count);
         let applied: Applied = Arc::new(move || applied.load(Ordering::Relaxed));
-        (Pace::starting(manner, applied, start), count)
+        (Pace::new(manner, applied, start), count)
     }
 
     #[test]
     fn it_rests_while_anybody_writes_and_a_while_longer() {
-        let start = Instant::now();
+        let start = SystemClock.instant();
         let second = |n: u64| start + Duration::from_millis(1000 * n + 1);
         let newest = |n: u8| Newest::Is(vec![n]);
         let (mut pace, count) = pace(EXPIRING, start, 1000);
@@ -147,7 +144,7 @@ mod tests {
 
     #[test]
     fn many_looks_in_a_second_add_up() {
-        let start = Instant::now();
+        let start = SystemClock.instant();
         let (mut pace, count) = pace(EXPIRING, start, 0);
         assert!(!pace.is_busy(Newest::Is(vec![]), start + Duration::from_secs(5)));
         let looks = (1..=8).map(|n| {
@@ -160,7 +157,7 @@ mod tests {
 
     #[test]
     fn what_follows_the_log_gives_way_only_to_what_was_written_meanwhile() {
-        let start = Instant::now();
+        let start = SystemClock.instant();
         let (mut pace, count) = pace(FOLLOWING, start, 0);
         let at = |ms| start + Duration::from_millis(ms);
         assert!(!pace.is_busy(Newest::NotAsked, at(100)), "nothing");
@@ -169,6 +166,6 @@ mod tests {
         count.store(60, Ordering::Relaxed);
         assert!(!pace.is_busy(Newest::NotAsked, at(300)), "290 in a second");
         count.store(1000, Ordering::Relaxed);
-        assert_eq!(pace.rest(Duration::from_secs(1), Newest::NotAsked), LONGEST);
+        assert_eq!(pace.rest(Duration::from_secs(1), Newest::NotAsked, at(400)), LONGEST);
     }
 }

@@ -204,6 +204,7 @@ mod tests {
         assert!(raw(server.address, &many).await.starts_with("HTTP/1.1 431 "));
     }
 
+    #[expect(clippy::disallowed_methods, reason = "tests measure real time")]
     #[tokio::test]
     async fn idle_connections_do_not_delay_the_end() {
         let server = start().await;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,6 +14,7 @@ use super::{convert, status};
 use crate::app::retention::{Count, Counts};
 use crate::app::rollups::{Rebuilt, Rollups};
 use crate::app::{self, App, Retention};
+use crate::clock::Clock;
 use crate::domain::limits::{
     COUNT_MOST, FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
     NESTING_DEPTH, REQUEST_ID_CHARACTERS, UPLOAD_CHUNK_BYTES,
@@ -30,6 +31,7 @@ pub struct Admin {
     pub rollups: Rollups,
     /// Whether texts are indexed.
     pub searchable: bool,
+    pub clock: Arc<dyn Clock>,
     pub tasks: TaskTracker,
     /// Ends what takes long.
     pub stop: CancellationToken,
@@ -115,12 +117,12 @@ impl proto::admin_service_server::AdminService for Admin {
         let dry_run = request.into_inner().dry_run;
         let run = self.retention.begin(dry_run).await.map_err(|error| status::of(&error))?;
         let (answers, stream) = mpsc::channel(1);
-        let halt = self.stop.child_token();
+        let (halt, clock) = (self.stop.child_token(), Arc::clone(&self.clock));
         self.tasks.spawn(async move {
-            let mut told_at = Instant::now();
+            let mut told_at = clock.instant();
             let progress = |so_far: &Counts| {
-                if told_at.elapsed() >= PROGRESS_EVERY {
-                    told_at = Instant::now();
+                if clock.elapsed(told_at) >= PROGRESS_EVERY {
+                    told_at = clock.instant();
                     let collections = counts(so_far);
                     let progress = Message::Progress(proto::RetentionProgress { collections });
                     // A client that does not read misses progress; the run never waits for it.

@@ -376,7 +376,10 @@ mod tests {
             .max_decoding_message_size(16)
             .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
         let server = tonic::transport::Server::builder()
-            .layer(crate::rpc::observe::Observe::served(1))
+            .layer(crate::rpc::observe::Observe::served(
+                1,
+                std::sync::Arc::new(crate::clock::SystemClock),
+            ))
             .layer(EdgeErrors)
             .add_service(service)
             .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));

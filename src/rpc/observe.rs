@@ -23,7 +23,7 @@ use tracing::field::Empty;
 use tracing::{Level, Span};
 
 use super::catalog;
-use crate::clock::{Clock as _, SystemClock};
+use crate::clock::Clock;
 use crate::detached::in_reply;
 use crate::telemetry::metrics as names;
 use crate::telemetry::traces;
@@ -100,6 +100,7 @@ struct Methods {
     /// Tells this server's request ids from another's.
     server: u32,
     requests: AtomicU64,
+    clock: Arc<dyn Clock>,
 }
 
 impl Methods {
@@ -122,26 +123,36 @@ pub struct Observe {
 
 impl Observe {
     /// Observes these methods by name and all others together. `server` tells servers' request ids apart.
-    pub fn new<'a>(methods: impl IntoIterator<Item = (&'a str, &'a str)>, server: u32) -> Self {
+    pub fn new<'a>(
+        methods: impl IntoIterator<Item = (&'a str, &'a str)>,
+        server: u32,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let by_path = methods
             .into_iter()
             .map(|(service, method)| (format!("/{service}/{method}"), Method::new(service, method)))
             .collect();
         let other = Method::new(OTHER, OTHER);
         Observe {
-            methods: Arc::new(Methods { by_path, other, server, requests: AtomicU64::new(1) }),
+            methods: Arc::new(Methods {
+                by_path,
+                other,
+                server,
+                requests: AtomicU64::new(1),
+                clock,
+            }),
         }
     }
 
     /// Observes every method that is served.
-    pub fn served(server: u32) -> Self {
+    pub fn served(server: u32, clock: Arc<dyn Clock>) -> Self {
         // In containers every server is process 1: the moment of the start tells them apart.
-        let server = server.rotate_left(16) ^ SystemClock.now().micros as u32;
+        let server = server.rotate_left(16) ^ clock.now().micros as u32;
         let services: Vec<catalog::Service> = catalog::all().collect();
         let methods = services.iter().flat_map(|service| {
             service.methods.iter().map(|method| (service.name.as_str(), method.as_str()))
         });
-        Self::new(methods, server)
+        Self::new(methods, server, clock)
     }
 }
 
@@ -217,7 +228,7 @@ impl Call {
         let mut call = Call {
             methods: Arc::clone(methods),
             method,
-            began: Instant::now(),
+            began: methods.clock.instant(),
             span,
             request_id,
             open: true,
@@ -247,7 +258,7 @@ impl Call {
         if !std::mem::take(&mut self.open) {
             return;
         }
-        let took = self.began.elapsed();
+        let took = self.methods.clock.elapsed(self.began);
         self.method.in_flight.decrement(1.0);
         self.method.duration.record(took.as_secs_f64());
         self.method.ended(code).increment(1);
@@ -416,12 +427,17 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
+    use crate::clock::SystemClock;
 
     type TestBody = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
+    fn clock() -> Arc<dyn Clock> {
+        Arc::new(SystemClock)
+    }
+
     fn observe(service: &str) -> Observe {
         names::install();
-        Observe::new([(service, "Do")], 7)
+        Observe::new([(service, "Do")], 7, clock())
     }
 
     fn request(path: &str, id: Option<&str>) -> http::Request<()> {
@@ -544,7 +560,7 @@ mod tests {
 
     #[test]
     fn every_method_of_the_descriptors_is_known() {
-        let observe = Observe::served(1);
+        let observe = Observe::served(1, clock());
         for path in [
             "/stepwell.v1.ExecutionService/WatchExecution",
             "/stepwell.v1.IngestService/Ingest",

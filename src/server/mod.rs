@@ -41,12 +41,15 @@ impl Server {
     /// then the server waits for it, is not ready, and answers UNAVAILABLE.
     pub async fn start(config: Config) -> anyhow::Result<Server> {
         let shutdown = Shutdown::new(&config.shutdown);
-        Self::start_with(config, shutdown).await
+        Self::start_with(config, shutdown, Arc::new(SystemClock)).await
     }
 
-    /// The same with the tokens of the process, which signals may cancel.
-    pub async fn start_with(config: Config, shutdown: Shutdown) -> anyhow::Result<Server> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    /// The same with the tokens of the process, which signals may cancel, and with the clock to go by.
+    pub async fn start_with(
+        config: Config,
+        shutdown: Shutdown,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Server> {
         // Before any handle of a metric is made.
         metrics::install();
         // Before the ports: what cannot be configured like this ends the process before anybody connects.
@@ -122,7 +125,7 @@ impl Server {
         let (stop, tasks) = (shutdown.soft.clone(), shutdown.tasks.clone());
         // The write path ends after everything that writes.
         let lanes = TaskTracker::new();
-        let parts = Parts::start(&config, clock, stores, &shutdown, &lanes);
+        let parts = Parts::start(&config, Arc::clone(&clock), stores, &shutdown, &lanes);
         let engine = parts.engine.clone();
 
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -133,7 +136,7 @@ impl Server {
         tasks.spawn(probe.run());
 
         let routes = services::routes(parts, &config, &shutdown, health)?;
-        let serving = services::serve(listener, &config.grpc, routes, stop.clone());
+        let serving = services::serve(listener, &config.grpc, routes, clock, stop.clone());
         if let Some(listener) = http {
             let state = crate::http::HttpState { ready: ready.clone() };
             tasks.spawn(crate::http::serve(listener, state, stop.clone()));

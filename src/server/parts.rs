@@ -39,6 +39,7 @@ const BATCH_POINTS: usize = 10_000;
 
 /// What the services work with. Each holds the write path open: it ends once all of them are gone.
 pub(super) struct Parts {
+    pub clock: Arc<dyn Clock>,
     pub app: Arc<App>,
     pub engine: Engine,
     pub hub: Arc<Hub>,
@@ -105,6 +106,7 @@ impl Parts {
         let sample = upkeep::sample(engine.clone(), Arc::clone(&hub), ground.stop.clone());
         ground.tasks.spawn(sample);
         Parts {
+            clock: ground.clock,
             app,
             engine,
             hub,
@@ -292,6 +294,7 @@ impl Ground<'_> {
             Arc::clone(leads),
             consumer,
             holder,
+            Arc::clone(&self.clock),
             Arc::new(move || written.load(Ordering::Relaxed)),
         )
     }

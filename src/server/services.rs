@@ -11,6 +11,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::parts::Parts;
 use crate::app::ingest::Ingest;
+use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::proto;
 use crate::proto::admin_service_server::AdminServiceServer;
@@ -34,6 +35,7 @@ pub(super) fn serve(
     listener: TcpListener,
     settings: &config::Grpc,
     routes: Routes,
+    clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -45,7 +47,7 @@ pub(super) fn serve(
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
         .initial_stream_window_size(Some(rpc::eager::STREAM_WINDOW))
         .initial_connection_window_size(Some(rpc::eager::CONNECTION_WINDOW))
-        .layer(rpc::observe::Observe::served(std::process::id()))
+        .layer(rpc::observe::Observe::served(std::process::id(), clock))
         .layer(rpc::edge_errors::EdgeErrors)
         .layer(rpc::whole_requests::WholeRequests)
         .layer(rpc::eager::Eager::described(proto::DESCRIPTORS))
@@ -104,6 +106,7 @@ pub(super) fn routes(
         retention: parts.retention,
         rollups: parts.rollups,
         searchable: config.search.enabled,
+        clock: parts.clock,
         tasks: tasks.clone(),
         stop: stop.clone(),
     });

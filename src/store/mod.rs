@@ -16,10 +16,12 @@ pub mod search;
 pub mod sqlite;
 pub mod write;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::domain::execution::SignOfLife;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
     StepQuery,
@@ -40,24 +42,13 @@ pub struct StoreInfo {
     pub watchable: bool,
 }
 
-/// A running execution that may have gone silent.
+/// A running execution with a heartbeat timeout.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Silent {
+pub struct Lease {
     pub execution_id: String,
     pub heartbeat_timeout_ms: i64,
-    /// The latest sign of life, of the execution or any of its steps.
-    pub last_sign_of_life: Millis,
-    /// Whether that sign is newer than what the execution's own record shows.
-    pub seen_in_steps: bool,
-}
-
-/// What the lease keeper has to know.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Leases {
-    /// Running executions whose own record shows no sign of life within their timeout.
-    pub silent: Vec<Silent>,
-    /// The smallest heartbeat timeout among all running executions.
-    pub smallest_timeout_ms: Option<i64>,
+    /// What its own record shows.
+    pub sign: SignOfLife,
 }
 
 /// Executions and steps, durable.
@@ -104,8 +95,16 @@ pub trait Store: Send + Sync + 'static {
     /// One page of the artifacts of an execution, in the order in which they were stored.
     async fn artifacts(&self, query: &ArtifactQuery) -> Result<Page<Artifact, ArtifactKey>>;
 
-    /// Running executions with a heartbeat timeout that show no sign of life since it ran out.
-    async fn leases(&self, now: Millis) -> Result<Leases>;
+    /// Running executions with a heartbeat timeout.
+    async fn leases(&self) -> Result<Vec<Lease>>;
+
+    /// What the steps of these executions show, of those that have steps. A client's own time that lies after `now`
+    /// shows nothing.
+    async fn signs_in_steps(
+        &self,
+        execution_ids: &[String],
+        now: Millis,
+    ) -> Result<HashMap<String, SignOfLife>>;
 
     /// A secret of 32 bytes that all servers on this database share, for signing tokens; made on first use.
     async fn secret(&self) -> Result<[u8; 32]>;

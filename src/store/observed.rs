@@ -25,9 +25,10 @@ use super::rollups::{
     FailureQuery, RollupBatch, RollupQuery, RollupState, RollupStore, Seen, Selection,
 };
 use super::search::{CandidateQuery, Candidates, SearchBatch, SearchStore};
-use super::{Applied, ChangeLog, Cursor, Error, Leases, Result, Store, StoreInfo, Write};
+use super::{Applied, ChangeLog, Cursor, Error, Lease, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
+use crate::domain::execution::SignOfLife;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
     StepQuery,
@@ -253,7 +254,8 @@ observed! {
     "steps" steps(query: &StepQuery) -> Page<Step, i32>;
     "artifacts" artifacts(query: &ArtifactQuery) -> Page<Artifact, ArtifactKey>;
     "remove" remove(execution_id: &str) -> u64;
-    "leases" leases(now: Millis) -> Leases;
+    "leases" leases() -> Vec<Lease>;
+    "leases" signs_in_steps(execution_ids: &[String], now: Millis) -> HashMap<String, SignOfLife>;
     "secret" secret() -> [u8; 32];
     "ping" ping() -> ();
     "sweep" sweep() -> ();

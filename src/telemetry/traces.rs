@@ -147,6 +147,7 @@ mod tests {
         assert!(Export::start(&config::Telemetry::default()).expect("nothing to fail").is_none());
     }
 
+    #[expect(clippy::disallowed_methods, reason = "tests measure real time")]
     #[tokio::test(flavor = "multi_thread")]
     async fn a_collector_that_is_away_stops_nobody() {
         let settings = config::Telemetry {

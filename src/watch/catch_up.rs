@@ -12,6 +12,7 @@ use super::event::Event;
 use super::hub::{Hub, Scope, Subscriber, again};
 use super::queue::{End, Pushed, Queue};
 use super::resolve::{Interest, Pass};
+use crate::clock::Clock;
 use crate::store::{ChangeLog, ChangeReader, Cursor, Error, RecordKey, Result};
 
 /// How long a reader waits in vain for watchers that do not take their events, while others wait for the reader:
@@ -247,30 +248,32 @@ async fn open_oldest(
 }
 
 /// What is left of a reader's patience during one batch.
-struct Patience {
+struct Patience<'a> {
+    clock: &'a dyn Clock,
     began: Instant,
     in_vain: Duration,
 }
 
-impl Patience {
+impl Patience<'_> {
     /// Waits until the watcher took something. False: it is not waited for.
     async fn wait(&mut self, queue: &Queue, alone: bool) -> bool {
         let limit = if alone { PATIENCE_ALONE } else { PATIENCE };
         let left = limit.saturating_sub(self.in_vain);
-        if left.is_zero() || (!alone && self.began.elapsed() >= PATIENCE_BATCH) {
+        if left.is_zero() || (!alone && self.clock.elapsed(self.began) >= PATIENCE_BATCH) {
             return false;
         }
-        let began = Instant::now();
+        let began = self.clock.instant();
         let drained = tokio::time::timeout(left, queue.drained()).await.is_ok();
         if !drained {
-            self.in_vain += began.elapsed();
+            self.in_vain += self.clock.elapsed(began);
         }
         drained
     }
 }
 
 async fn deliver(hub: &Arc<Hub>, group: &mut Group, events: &[Arc<Event>]) {
-    let mut patience = Patience { began: Instant::now(), in_vain: Duration::ZERO };
+    let clock = &*hub.clock;
+    let mut patience = Patience { clock, began: clock.instant(), in_vain: Duration::ZERO };
     let mut pushed = 0;
     for event in events {
         let candidates: Vec<usize> = group.candidates(&event.key).collect();

@@ -166,7 +166,7 @@ impl Live {
         self.by_execution.is_empty() && self.by_filter.by_id.is_empty()
     }
 
-    fn remove(&mut self, subscriber: &Subscriber) {
+    fn remove(&mut self, subscriber: &Subscriber, now: Instant) {
         match &subscriber.scope {
             Scope::Execution(id) => {
                 if let Some(watchers) = self.by_execution.get_mut(id) {
@@ -181,7 +181,7 @@ impl Live {
             }
         }
         if self.is_empty() {
-            self.empty_since = Some(Instant::now());
+            self.empty_since = Some(now);
         }
     }
 
@@ -238,10 +238,10 @@ impl Hub {
     ) -> Arc<Hub> {
         Arc::new(Hub {
             store,
+            resolver: Resolver::new(Arc::clone(&clock)),
             clock,
             settings,
             stop,
-            resolver: Resolver::new(),
             catch_up: CatchUp::new(settings.readers),
             tasks,
             live: Mutex::default(),
@@ -343,7 +343,7 @@ impl Hub {
 
     /// Nothing more is pushed to the subscriber.
     pub(super) fn detach(&self, subscriber: &Subscriber) {
-        self.live.lock().remove(subscriber);
+        self.live.lock().remove(subscriber, self.clock.instant());
     }
 
     /// The position up to which an attached subscriber with nothing in its queue has seen everything.
@@ -420,7 +420,9 @@ impl Hub {
     fn idle(&self) -> bool {
         let mut live = self.live.lock();
         let over = live.is_empty()
-            && live.empty_since.is_none_or(|since| since.elapsed() >= self.settings.linger);
+            && live
+                .empty_since
+                .is_none_or(|since| self.clock.elapsed(since) >= self.settings.linger);
         if over {
             live.end(&self.resolver);
         }
@@ -440,7 +442,7 @@ impl Hub {
                 let gone: Vec<Arc<Subscriber>> = live.all().cloned().collect();
                 for subscriber in gone {
                     subscriber.queue.end(End::Full);
-                    live.remove(&subscriber);
+                    live.remove(&subscriber, self.clock.instant());
                 }
                 live.batch += 1;
                 live.claimed = Some(reader.cursor());
@@ -493,7 +495,7 @@ impl Hub {
                     }
                 }
                 for subscriber in ended {
-                    live.remove(&subscriber);
+                    live.remove(&subscriber, self.clock.instant());
                     detached += 1;
                 }
             }

@@ -11,6 +11,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::event::{Event, Made};
+use crate::clock::Clock;
 use crate::domain::Execution;
 use crate::store::{Change, ChangeKind, ChangeLog, Changed, Error, Record, RecordKey, Result};
 
@@ -100,6 +101,7 @@ impl Pass {
 
 /// Finds records for entries of the log.
 pub struct Resolver {
+    clock: Arc<dyn Clock>,
     own: Mutex<Own>,
     /// Whether anybody watches; without watchers nothing is kept.
     active: AtomicBool,
@@ -124,8 +126,9 @@ struct Found {
 }
 
 impl Resolver {
-    pub fn new() -> Self {
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
         Resolver {
+            clock,
             own: Mutex::default(),
             active: AtomicBool::new(false),
             documents: Cache::new(DOCUMENTS),
@@ -229,9 +232,9 @@ impl Resolver {
         if entries.is_empty() {
             return Ok(Vec::new());
         }
-        let began = Instant::now();
+        let began = self.clock.instant();
         let loaded: HashMap<Changed, Record> = self.load(log, wanted).await?.into_iter().collect();
-        let looked_up = (began, Instant::now());
+        let looked_up = (began, self.clock.instant());
 
         let mut found = Vec::with_capacity(entries.len());
         for (change, record) in entries {
@@ -307,10 +310,10 @@ impl Resolver {
         self.payloads
             .get_or_insert_async(&key, async {
                 self.lookups.fetch_add(1, Ordering::Relaxed);
-                let began = Instant::now();
+                let began = self.clock.instant();
                 let what = [Changed::Record(event.key.clone())];
                 let record = log.load(&what, true).await?.into_iter().next();
-                let looked_up = (began, Instant::now());
+                let looked_up = (began, self.clock.instant());
                 Ok(record.map(|(_, record)| Arc::new(event.with_record(record, looked_up))))
             })
             .await

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::hub::Scope;
+use crate::clock::Clock;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery,
     StepQuery,
@@ -68,6 +69,7 @@ pub enum Steps {
 /// How far the snapshot is.
 #[derive(Debug)]
 pub struct Reading {
+    clock: Arc<dyn Clock>,
     plan: Plan,
     /// Where the stream goes on after it.
     pub attached_at: Cursor,
@@ -92,10 +94,17 @@ pub struct Reading {
 pub type Piece = Option<(Vec<Record>, Instant)>;
 
 impl Reading {
-    pub fn new(plan: Plan, attached_at: Cursor, again: bool, first: Option<Execution>) -> Self {
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        plan: Plan,
+        attached_at: Cursor,
+        again: bool,
+        first: Option<Execution>,
+    ) -> Self {
         let by_filter = matches!(plan.scope, Scope::Filter(_));
         let pages = by_filter && (again || plan.snapshot != Snapshot::None);
         Reading {
+            clock,
             plan,
             attached_at,
             again,
@@ -139,7 +148,8 @@ impl Reading {
                 if self.is_old(&execution) {
                     continue;
                 }
-                return Ok(Some((vec![Record::Execution(Arc::new(execution))], Instant::now())));
+                let record = Record::Execution(Arc::new(execution));
+                return Ok(Some((vec![record], self.clock.instant())));
             }
             let Some(after) = self.next_page.clone() else { return Ok(None) };
             self.executions(store, after).await?;
@@ -198,7 +208,7 @@ impl Reading {
             examine: EXAMINE,
         };
         let page = store.steps(&query).await?;
-        let read_at = Instant::now();
+        let read_at = self.clock.instant();
         self.steps_of = page.next.map(|next| (execution_id, Some(next)));
         self.steps_page.learn(page.records.iter().map(Step::weight));
         if self.plan.payloads && self.plan.steps == Steps::All {
@@ -221,7 +231,7 @@ impl Reading {
         let limit = self.artifacts_page.0;
         let query = ArtifactQuery { execution_id: execution_id.clone(), after, limit };
         let page = store.artifacts(&query).await?;
-        let read_at = Instant::now();
+        let read_at = self.clock.instant();
         self.artifacts_of = page.next.map(|next| (execution_id, Some(next)));
         self.artifacts_page.learn(page.records.iter().map(Artifact::weight));
         if page.records.is_empty() {
@@ -240,7 +250,7 @@ impl Reading {
             .map(|step| Changed::Record(RecordKey::step(&step.execution_id, step.step_id)))
             .collect();
         let loaded = log.load(&wanted, true).await?;
-        let read_at = Instant::now();
+        let read_at = self.clock.instant();
         self.steps.drain(..count);
         let mut records: Vec<Record> = loaded.into_iter().map(|(_, record)| record).collect();
         records.sort_by_key(|record| record.key().step_id);

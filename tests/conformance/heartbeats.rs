@@ -1,9 +1,16 @@
 //! Leases: a silent execution is ended by exactly one server, and that end is only a guess.
 
+#![expect(clippy::disallowed_methods, reason = "tests measure real time")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use stepwell::proto::*;
 
 use crate::support::backend::Backend;
 use crate::support::client::*;
+use crate::support::clock::SetClock;
+use crate::support::server::Server;
 use crate::support::values::*;
 use crate::support::*;
 
@@ -219,4 +226,33 @@ pub async fn a_heartbeat_needs_no_timeout(b: Backend) {
     let ended = s.finish("e", ExecutionStatus::Failed).await;
     s.heartbeat(beat("e")).await;
     assert_eq!(s.execution("e").await, ended);
+}
+
+pub async fn a_clock_that_is_set_neither_keeps_nor_ends_an_execution(b: Backend) {
+    const TIMEOUT: Duration = Duration::from_millis(1500);
+    const TWO_HOURS_MS: i64 = 2 * 3_600_000;
+    let clock = Arc::new(SetClock::default());
+    let s = Server::start_by(b.config(), Arc::<SetClock>::clone(&clock)).await;
+    for ahead_ms in [-TWO_HOURS_MS, TWO_HOURS_MS] {
+        let names = ["silent", "alive", "steps"].map(|name| format!("{name}{ahead_ms}"));
+        let [silent, alive, steps] = &names;
+        let began = Instant::now();
+        for id in &names {
+            s.create_execution(watched_over(id, 1500)).await;
+        }
+        clock.set_ahead_ms(ahead_ms);
+        let mut step_id = 0;
+        eventually("the silent execution is ended", async || {
+            s.heartbeat(beat(alive)).await;
+            step_id += 1;
+            s.start(steps, step_id).await;
+            (s.execution(silent).await.status() != ExecutionStatus::Running).then_some(())
+        })
+        .await;
+        assert!(began.elapsed() >= TIMEOUT, "{ahead_ms}: {:?}", began.elapsed());
+        assert_eq!(code(&s.execution(silent).await), CODE, "{ahead_ms}");
+        for id in [alive, steps] {
+            assert_eq!(s.execution(id).await.status(), ExecutionStatus::Running, "{id}");
+        }
+    }
 }

@@ -215,6 +215,7 @@ cases! {
         every_write_is_a_sign_of_life: "2.9",
         heartbeats_are_no_change_and_seldom_stored: "2.9",
         a_heartbeat_needs_no_timeout: "3.Heartbeat",
+        a_clock_that_is_set_neither_keeps_nor_ends_an_execution: "2.9",
     }
     ingest {
         every_write_is_answered_in_short: "3.Ingest",

@@ -1,5 +1,7 @@
 //! Watching: snapshot, changes, tokens, ends, filters, and what slow or returning watchers get.
 
+#![expect(clippy::disallowed_methods, reason = "tests measure real time")]
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 

@@ -3,9 +3,12 @@
 //! A test asks a [`Backend`] for a database of its own, starts servers on it, and talks to them over real gRPC
 //! with the generated client. Nothing here knows a rule of the contract; those are in the cases.
 
+#![expect(clippy::disallowed_methods, reason = "tests measure real time")]
+
 pub mod artifacts;
 pub mod backend;
 pub mod client;
+pub mod clock;
 pub mod deaf;
 pub mod mongod;
 pub mod process;

@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::sync::Arc;
 
+use stepwell::clock::{Clock, SystemClock};
 use stepwell::config::Config;
+use stepwell::shutdown::Shutdown;
 
 use super::Client;
 
@@ -16,7 +19,14 @@ pub struct Server {
 
 impl Server {
     pub async fn start(config: Config) -> Server {
-        let running = match stepwell::server::Server::start(config).await {
+        Server::start_by(config, Arc::new(SystemClock)).await
+    }
+
+    /// A server that goes by this clock.
+    pub async fn start_by(config: Config, clock: Arc<dyn Clock>) -> Server {
+        let shutdown = Shutdown::new(&config.shutdown);
+        let started = stepwell::server::Server::start_with(config, shutdown, clock).await;
+        let running = match started {
             Ok(running) => running,
             Err(error) => panic!("the server does not start: {error:#}"),
         };

@@ -105,7 +105,7 @@ impl Keeper {
         artifacts: Arc<Artifacts>,
         clock: Arc<dyn Clock>,
     ) -> Keeper {
-        let retried = Mutex::new((Instant::now(), None));
+        let retried = Mutex::new((clock.instant(), None));
         let seen_at_least = AtomicI64::new(0);
         Keeper { records, index, artifacts, clock, retried, seen_at_least }
     }
@@ -169,7 +169,7 @@ impl Keeper {
     /// Tries texts again whose storage was away: some at a time, the last ones first.
     async fn retry(&self) -> Result<()> {
         let (since, before) = self.retried.lock().clone();
-        if since.elapsed() < RETRIED_EVERY {
+        if self.clock.elapsed(since) < RETRIED_EVERY {
             return Ok(());
         }
         let pending = Term { text: PENDING.to_owned(), prefix: false };
@@ -181,7 +181,7 @@ impl Keeper {
         };
         let found: Vec<_> = self.index.candidates(query).try_collect().await?;
         let last = found.last().filter(|_| found.len() == RETRIED_AT_ONCE);
-        *self.retried.lock() = (Instant::now(), last.map(|last| last.place.clone()));
+        *self.retried.lock() = (self.clock.instant(), last.map(|last| last.place.clone()));
         let entries = found.into_iter().filter_map(|candidate| candidate.entry);
         let keys: Vec<Changed> = entries.map(|entry| Changed::Record(entry.key.record())).collect();
         let mut batch = self.batch();

@@ -1,7 +1,9 @@
 use bson::doc;
 
 use super::at;
-use crate::domain::execution::{CreateExecution, Execution, ExecutionOp, decide};
+use crate::domain::execution::{
+    CreateExecution, Execution, ExecutionOp, SignOfLife, alive, decide,
+};
 use crate::domain::{Decision, ExecutionStatus, Refusal, RunError};
 
 fn create(app_name: &str) -> ExecutionOp {
@@ -112,7 +114,7 @@ fn an_end_before_the_start_lasts_zero_and_keeps_its_times() {
 
 #[test]
 fn silence_marks_a_heartbeat_revives_and_a_finish_replaces() {
-    let expire = ExecutionOp::Expire { last_sign_of_life: 0 };
+    let expire = ExecutionOp::Expire { seen: SignOfLife { at: Some(1), writes: 1000 } };
     let (marked, last) = run(&[(1, create("app")), (1001, expire.clone())]);
     assert_eq!(last, Ok("put"));
     let marked = marked.unwrap();
@@ -133,12 +135,12 @@ fn silence_marks_a_heartbeat_revives_and_a_finish_replaces() {
 
 #[test]
 fn a_sign_of_life_or_an_end_stops_the_mark() {
-    let expire = ExecutionOp::Expire { last_sign_of_life: 0 };
+    let expire = ExecutionOp::Expire { seen: SignOfLife { at: Some(1), writes: 1000 } };
     let (_, last) =
         run(&[(1, create("app")), (900, ExecutionOp::Heartbeat), (1001, expire.clone())]);
     assert_eq!(last, Ok("keep"));
-    let seen_in_a_step = ExecutionOp::Expire { last_sign_of_life: 500 };
-    assert_eq!(run(&[(1, create("app")), (1001, seen_in_a_step)]).1, Ok("keep"));
+    let another = ExecutionOp::Expire { seen: SignOfLife { at: Some(1), writes: 999 } };
+    assert_eq!(run(&[(1, create("app")), (1001, another)]).1, Ok("keep"));
     let ended = finish(ExecutionStatus::Failed);
     assert_eq!(run(&[(1, create("app")), (500, ended), (5000, expire)]).1, Ok("keep"));
 }
@@ -151,6 +153,19 @@ fn heartbeats_are_stored_once_a_quarter_and_are_no_change() {
     assert_eq!(first.unwrap().revision, 1000);
     assert_eq!(run(&[(1, create("app")), (100, beat.clone()), (300, beat.clone())]).1, Ok("keep"));
     assert_eq!(run(&[(1, create("app")), (100, beat.clone()), (350, beat)]).1, Ok("touch"));
+}
+
+#[test]
+fn a_heartbeat_is_another_sign_of_life_also_where_the_clock_was_set_back() {
+    let beat = ExecutionOp::Heartbeat;
+    let beats = [(5000, create("app")), (100, beat.clone()), (101, beat.clone()), (102, beat)];
+    let signs: Vec<_> = (1..=beats.len())
+        .map(|n| SignOfLife::of(&run(&beats[..n]).0.unwrap()).at.unwrap())
+        .collect();
+    assert_eq!(signs, [5000, 5001, 5002, 5003]);
+    let created = run(&beats[..1]).0.unwrap();
+    assert_eq!(alive(&created, at(100)).unwrap().last_heartbeat_at, Some(5001));
+    assert_eq!(alive(&created, at(5100)), None);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! (executions and steps), `artifacts`, `configurations`, `metrics`, `rollups`, `search`, `changes` (the log), and what
 //! takes away: `removal` and `retention`. Here they are put together.
 
+#![expect(clippy::disallowed_methods, reason = "the clock is not handed to every part of it yet")]
+
 mod artifact_documents;
 mod artifacts;
 mod changes;
@@ -20,6 +22,7 @@ mod rollups;
 mod search;
 mod secret;
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -37,8 +40,9 @@ use super::metrics::MetricStore;
 use super::retention::RetentionStore;
 use super::rollups::RollupStore;
 use super::search::SearchStore;
-use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
+use super::{Applied, ChangeLog, Error, Lease, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
+use crate::domain::execution::SignOfLife;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
@@ -255,8 +259,16 @@ impl Store for MongoStore {
         self.removal.remove(execution_id).await
     }
 
-    async fn leases(&self, now: Millis) -> Result<Leases> {
-        records::leases(&self.records, now).await
+    async fn leases(&self) -> Result<Vec<Lease>> {
+        records::leases(&self.records).await
+    }
+
+    async fn signs_in_steps(
+        &self,
+        execution_ids: &[String],
+        now: Millis,
+    ) -> Result<HashMap<String, SignOfLife>> {
+        records::signs_in_steps(&self.records, execution_ids, now).await
     }
 
     async fn secret(&self) -> Result<[u8; 32]> {

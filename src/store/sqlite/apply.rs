@@ -6,7 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
@@ -289,7 +288,7 @@ impl Writer {
             return;
         }
         // Waits for the reads of now, never for later ones. Answers a row also when they took too long.
-        let started = Instant::now();
+        let started = self.clock.instant();
         let busy = self
             .connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
@@ -298,7 +297,7 @@ impl Writer {
             // Another program reads for long: do not stop for it again soon.
             _ => self.log_bytes_bound = bytes.saturating_mul(2),
         }
-        let waited_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let waited_ms = u64::try_from(self.clock.elapsed(started).as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(bytes, waited_ms, ?busy, "started the write-ahead log over");
     }
 }

@@ -52,21 +52,21 @@ impl Table {
     }
 
     /// Whether anybody leads.
-    pub(super) fn is_held(&self, name: &str) -> bool {
+    pub(super) fn is_held(&self, name: &str, now: Instant) -> bool {
         let leads = self.0.lock();
         let holder = leads.get(name).and_then(|lead| lead.holder.as_ref());
-        holder.is_some_and(|(_, until)| *until > Instant::now())
+        holder.is_some_and(|(_, until)| *until > now)
     }
 }
 
 #[async_trait]
 impl Leads for SqliteStore {
     async fn lead(&self, name: &str, holder: &str, length: Duration, claim: Claim) -> Result<bool> {
-        Ok(self.leads.take(name, holder, length, claim, Instant::now()))
+        Ok(self.leads.take(name, holder, length, claim, self.clock.instant()))
     }
 
     async fn cede(&self, name: &str, holder: &str, done: bool) -> Result<()> {
-        self.leads.give_back(name, holder, done, Instant::now());
+        self.leads.give_back(name, holder, done, self.clock.instant());
         Ok(())
     }
 }
@@ -74,10 +74,11 @@ impl Leads for SqliteStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{Clock as _, SystemClock};
 
     #[test]
     fn one_leads_until_it_gives_back_or_falls_silent() {
-        let (table, start) = (Table::default(), Instant::now());
+        let (table, start) = (Table::default(), SystemClock.instant());
         let length = Duration::from_secs(10);
         let at = |seconds| start + Duration::from_secs(seconds);
         let take = |holder, claim, seconds| table.take("x", holder, length, claim, at(seconds));

@@ -20,6 +20,7 @@ mod rows;
 mod schema;
 mod search;
 
+use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,9 +32,10 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::{Applied, ChangeLog, Error, Leases, Result, Store, StoreInfo, Write};
+use super::{Applied, ChangeLog, Error, Lease, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
 use crate::detached::outside_replies;
+use crate::domain::execution::SignOfLife;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
@@ -363,8 +365,17 @@ impl Store for SqliteStore {
         self.remove_all(vec![execution_id.to_owned()]).await
     }
 
-    async fn leases(&self, now: Millis) -> Result<Leases> {
-        self.readers.run(move |connection| read::leases(connection, now)).await
+    async fn leases(&self) -> Result<Vec<Lease>> {
+        self.readers.run(read::leases).await
+    }
+
+    async fn signs_in_steps(
+        &self,
+        execution_ids: &[String],
+        _: Millis,
+    ) -> Result<HashMap<String, SignOfLife>> {
+        let execution_ids = execution_ids.to_owned();
+        self.readers.run(move |connection| read::signs_in_steps(connection, execution_ids)).await
     }
 
     async fn secret(&self) -> Result<[u8; 32]> {

@@ -1,14 +1,16 @@
 //! What is asked of the tables. Every function takes the connection it runs on, so that the writer can ask
 //! inside its transaction. Knows no thread and no queue.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::rows::{EXECUTION_COLUMNS, STEP_COLUMNS, STEP_PAYLOADS, execution_of, step_of};
+use crate::domain::execution::SignOfLife;
 use crate::domain::query::{Page, StepQuery};
 use crate::domain::{Execution, Millis, Step, StepRef};
-use crate::store::{Leases, Result, Silent};
+use crate::store::{Lease, Result};
 
 struct Queries {
     execution: String,
@@ -156,41 +158,42 @@ pub fn steps(connection: &Connection, query: &StepQuery) -> Result<Page<Step, i3
     Ok(page)
 }
 
-/// Running executions whose own record shows no sign of life within their timeout.
-pub fn leases(connection: &Connection, now: Millis) -> Result<Leases> {
-    let snapshot = connection.unchecked_transaction()?;
-    let mut leases = Leases::default();
-    let mut statement = snapshot.prepare_cached(
-        "SELECT execution_id, heartbeat_timeout_ms, stored_at, \
-                last_heartbeat_at, updated_at, created_at, id \
+/// Running executions with a heartbeat timeout.
+pub fn leases(connection: &Connection) -> Result<Vec<Lease>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT execution_id, heartbeat_timeout_ms, revision, \
+                last_heartbeat_at, updated_at, created_at \
          FROM executions INDEXED BY executions_lease \
          WHERE status = 'running' AND heartbeat_timeout_ms IS NOT NULL AND deleted_at IS NULL",
     )?;
-    let mut of_steps =
-        snapshot.prepare_cached("SELECT max(updated_at) FROM steps WHERE execution = ?1")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let timeout_ms: i64 = row.get(1)?;
-        let smallest = leases.smallest_timeout_ms.get_or_insert(timeout_ms);
-        *smallest = timeout_ms.min(*smallest);
-        let signs: [Option<Millis>; 3] = [row.get(3)?, row.get(4)?, row.get(5)?];
-        let own = match signs.into_iter().flatten().max() {
-            Some(own) => own,
-            None => row.get(2)?,
-        };
-        if own.saturating_add(timeout_ms) > now {
-            continue;
+    let leases = statement.query_map([], |row| {
+        let times: [Option<Millis>; 3] = [row.get(3)?, row.get(4)?, row.get(5)?];
+        Ok(Lease {
+            execution_id: row.get(0)?,
+            heartbeat_timeout_ms: row.get(1)?,
+            sign: SignOfLife { at: times.into_iter().flatten().max(), writes: row.get(2)? },
+        })
+    })?;
+    Ok(leases.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The newest time of an execution's steps, and a number that each write to one of them changes.
+pub fn signs_in_steps(
+    connection: &Connection,
+    execution_ids: Vec<String>,
+) -> Result<HashMap<String, SignOfLife>> {
+    // The sum of whole revisions of many steps is more than an integer can hold.
+    let mut statement = connection.prepare_cached(
+        "SELECT max(updated_at), sum(revision & 0xffffffff) FROM steps \
+         WHERE execution = (SELECT id FROM executions WHERE execution_id = ?1)",
+    )?;
+    let mut signs = HashMap::new();
+    for execution_id in execution_ids {
+        let (at, writes): (Option<Millis>, Option<i64>) =
+            statement.query_row([&execution_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if let Some(writes) = writes {
+            signs.insert(execution_id, SignOfLife { at, writes });
         }
-        let execution_id: String = row.get(0)?;
-        let steps: Option<Millis> =
-            of_steps.query_row([row.get::<_, i64>(6)?], |row| row.get(0))?;
-        let last_sign_of_life = steps.unwrap_or(own).max(own);
-        leases.silent.push(Silent {
-            execution_id,
-            heartbeat_timeout_ms: timeout_ms,
-            last_sign_of_life,
-            seen_in_steps: last_sign_of_life > own,
-        });
     }
-    Ok(leases)
+    Ok(signs)
 }

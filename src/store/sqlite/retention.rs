@@ -25,7 +25,7 @@ pub(super) struct InHand(Mutex<HashSet<String>>);
 impl SqliteStore {
     /// Those that no run of retention is at.
     pub(super) fn not_in_hand(&self, mut marked: Vec<String>) -> Vec<String> {
-        if self.leads.is_held(LEAD) {
+        if self.leads.is_held(LEAD, self.clock.instant()) {
             let in_hand = self.in_hand.0.lock();
             marked.retain(|id| !in_hand.contains(id));
         }

@@ -615,19 +615,29 @@ async fn a_lease_counts_signs_of_life_of_the_steps() {
         .await;
     let later = Write { now: Now { micros: (NOW_MS + 800) * 1000 }, ..start("b", 1) };
     apply_all(&store, vec![later]).await;
-    assert_eq!(store.leases(NOW_MS + 999).await.unwrap().silent, []);
-    let leases = store.leases(NOW_MS + 1000).await.unwrap();
-    assert_eq!(leases.smallest_timeout_ms, Some(1000));
-    let mut silent: Vec<_> = leases
-        .silent
-        .iter()
-        .map(|silent| {
-            let id = silent.execution_id.as_str();
-            (id, silent.last_sign_of_life - NOW_MS, silent.seen_in_steps)
-        })
+    let mut leases: Vec<(String, i64, Option<Millis>)> = store
+        .leases()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|lease| (lease.execution_id, lease.heartbeat_timeout_ms, lease.sign.at))
         .collect();
-    silent.sort();
-    assert_eq!(silent, [("a", 0, false), ("b", 800, true)]);
+    leases.sort();
+    let at = Some(NOW_MS);
+    assert_eq!(
+        leases,
+        [("a".to_owned(), 1000, at), ("b".to_owned(), 1000, at), ("c".to_owned(), 9000, at)]
+    );
+    let ids = ["a", "b", "nowhere"].map(str::to_owned);
+    let before = store.signs_in_steps(&ids, NOW_MS).await.unwrap();
+    assert_eq!(before.keys().collect::<Vec<_>>(), ["b"]);
+    assert_eq!(before["b"].at, Some(NOW_MS + 800));
+    // Whatever the clock says, a write is another sign.
+    let earlier = Write { now: Now { micros: NOW_MS * 500 }, ..start("b", 2) };
+    apply_all(&store, vec![earlier]).await;
+    let after = store.signs_in_steps(&ids, NOW_MS).await.unwrap();
+    assert_eq!(after["b"].at, before["b"].at);
+    assert_ne!(after["b"], before["b"]);
 }
 
 #[tokio::test]

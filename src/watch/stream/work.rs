@@ -126,7 +126,9 @@ impl Watching {
             since: again.then_some(self.seen_at - SLACK_MS),
         };
         self.seen_at = self.hub.clock.now().millis();
-        self.phase = Phase::Snapshot(Box::new(Reading::new(plan, attached_at, again, first)));
+        let clock = Arc::clone(&self.hub.clock);
+        let reading = Reading::new(clock, plan, attached_at, again, first);
+        self.phase = Phase::Snapshot(Box::new(reading));
         Ok(())
     }
 

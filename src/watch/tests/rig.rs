@@ -1,9 +1,9 @@
 //! A store whose log can be held up, taken away, cut off and counted.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bson::{Bson, doc};
@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::{Clock, ManualClock};
-use crate::domain::execution::CreateExecution;
+use crate::clock::{Clock, ManualClock, SystemClock};
+use crate::domain::execution::{CreateExecution, SignOfLife};
 use crate::domain::limits::Limits;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
@@ -21,13 +21,14 @@ use crate::domain::query::{
 };
 use crate::domain::step::StepFields;
 use crate::domain::{
-    Artifact, Execution, ExecutionOp, ExecutionStatus, Millis, Step, StepOp, StepRef, StepStatus,
+    Artifact, Execution, ExecutionOp, ExecutionStatus, Millis, Now, Step, StepOp, StepRef,
+    StepStatus,
 };
 use crate::store::artifacts::ArtifactStore as _;
 use crate::store::sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use crate::store::{
-    Applied, Change, ChangeLog, ChangeReader, Changed, Cursor, Error, Leases, Op, Record,
-    RecordKey, Result, Store, StoreInfo, Write,
+    Applied, Change, ChangeLog, ChangeReader, Changed, Cursor, Error, Lease, Op, Record, RecordKey,
+    Result, Store, StoreInfo, Write,
 };
 use crate::watch::{Bounds, Delivery, Failure, Hub, Options, Scope, Settings, Snapshot, Watch};
 
@@ -207,8 +208,16 @@ impl Store for TestStore {
         self.inner.remove(execution_id).await
     }
 
-    async fn leases(&self, now: Millis) -> Result<Leases> {
-        self.inner.leases(now).await
+    async fn leases(&self) -> Result<Vec<Lease>> {
+        self.inner.leases().await
+    }
+
+    async fn signs_in_steps(
+        &self,
+        execution_ids: &[String],
+        now: Millis,
+    ) -> Result<HashMap<String, SignOfLife>> {
+        self.inner.signs_in_steps(execution_ids, now).await
     }
 
     async fn secret(&self) -> Result<[u8; 32]> {
@@ -238,6 +247,20 @@ impl Store for TestStore {
 
     async fn close(&self) {
         self.inner.close().await;
+    }
+}
+
+/// The time of day is moved by hand; how long a slow watcher is waited for is real.
+#[derive(Debug)]
+struct HubClock(Arc<ManualClock>);
+
+impl Clock for HubClock {
+    fn now(&self) -> Now {
+        self.0.now()
+    }
+
+    fn instant(&self) -> Instant {
+        SystemClock.instant()
     }
 }
 
@@ -281,7 +304,7 @@ impl Rig {
         });
         let stop = CancellationToken::new();
         let as_store: Arc<dyn Store> = Arc::<TestStore>::clone(&store);
-        let as_clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+        let as_clock = Arc::new(HubClock(Arc::clone(&clock)));
         let hub = Hub::new(as_store, as_clock, settings, stop.clone(), TaskTracker::new());
         Rig { hub, control, stop, store, clock, own: false, moment: AtomicI64::new(0), _dir: dir }
     }

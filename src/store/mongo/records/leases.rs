@@ -1,5 +1,4 @@
-//! Who has gone silent: running executions with a heartbeat timeout whose record is older than that, and what
-//! their steps show.
+//! Running executions with a heartbeat timeout, and the signs of life that they and their steps show.
 
 use std::collections::HashMap;
 
@@ -8,14 +7,17 @@ use bson::{Bson, DateTime, doc};
 use super::execution;
 use super::room::Records;
 use crate::domain::Millis;
-use crate::store::mongo::db::values::{field, millis};
+use crate::domain::execution::SignOfLife;
+use crate::store::mongo::db::values::{field, integer, millis};
 use crate::store::mongo::names::{EXECUTIONS, STEPS};
-use crate::store::{Leases, Result, Silent};
+use crate::store::{Lease, Result};
 
 /// Executions whose steps are asked about in one query.
 const ASKED_AT_ONCE: usize = 200;
+/// Of this, the sum over all steps of an execution is a number that the database can hold.
+const WRITES_MODULUS: i64 = 1 << 32;
 
-pub async fn leases(records: &Records, now: Millis) -> Result<Leases> {
+pub async fn leases(records: &Records) -> Result<Vec<Lease>> {
     let ready = records.ready().await?;
     // The words of the partial index, so that it serves.
     let filter = doc! { "heartbeat_timeout_ms": { "$gt": 0 }, "status": "running" };
@@ -27,68 +29,61 @@ pub async fn leases(records: &Records, now: Millis) -> Result<Leases> {
         "updated_at": 1,
         "created_at": 1,
         "deleted_at": 1,
+        "revision": 1,
     };
-    let mut leases = Leases::default();
+    let mut leases = Vec::new();
     for raw in ready.all(&ready.own(EXECUTIONS), filter, Some(projection)).await? {
         let Ok(execution) = execution::read(&raw) else { continue };
         let Some(timeout_ms) = execution.heartbeat_timeout_ms.filter(|ms| *ms > 0) else {
             continue;
         };
-        if execution.deleted_at.is_some() {
-            continue;
-        }
-        let smallest = leases.smallest_timeout_ms.unwrap_or(timeout_ms);
-        leases.smallest_timeout_ms = Some(smallest.min(timeout_ms));
-        let last = crate::domain::execution::last_sign_of_life(&execution);
-        // A record of another program may show nothing at all: then its silence begins when it is first seen,
-        // which nobody remembers, so it is left alone.
-        let Some(last) = last else { continue };
-        if last.saturating_add(timeout_ms) <= now {
-            leases.silent.push(Silent {
-                execution_id: execution.execution_id,
+        if execution.deleted_at.is_none() {
+            leases.push(Lease {
                 heartbeat_timeout_ms: timeout_ms,
-                last_sign_of_life: last,
-                seen_in_steps: false,
+                sign: SignOfLife::of(&execution),
+                execution_id: execution.execution_id,
             });
         }
     }
-    let mut in_steps: HashMap<String, Millis> = HashMap::new();
-    for asked in leases.silent.chunks(ASKED_AT_ONCE) {
-        let ids: Vec<&str> = asked.iter().map(|silent| silent.execution_id.as_str()).collect();
-        // Other programs may not keep `updated_at`. A server's clock may be a little ahead of this one; a
-        // client's own time that lies ahead proves nothing.
-        let now = DateTime::from_millis(now);
-        let times = [
-            ("$updated_at", Bson::DateTime(now)),
-            ("$created_at", Bson::DateTime(now)),
-            ("$started_at", Bson::Null),
-            ("$completed_at", Bson::Null),
-        ];
-        let known = times.map(|(time, when_ahead)| {
-            let ahead = doc! { "$gt": [time, now] };
-            Bson::Document(doc! { "$cond": [ahead, when_ahead, time] })
-        });
+    Ok(leases)
+}
+
+pub async fn signs_in_steps(
+    records: &Records,
+    execution_ids: &[String],
+    now: Millis,
+) -> Result<HashMap<String, SignOfLife>> {
+    let ready = records.ready().await?;
+    // Other programs may not keep `updated_at`; a client's own time that lies ahead proves nothing.
+    let now = DateTime::from_millis(now);
+    let past = |time| {
+        let ahead = doc! { "$gt": [time, now] };
+        Bson::Document(doc! { "$cond": [ahead, Bson::Null, time] })
+    };
+    let times =
+        ["$updated_at".into(), "$created_at".into(), past("$started_at"), past("$completed_at")];
+    let numbered = doc! { "$isNumber": "$revision" };
+    let revision = doc! { "$mod": ["$revision", WRITES_MODULUS] };
+    let revision = doc! { "$cond": [numbered, revision, 0] };
+    let mut signs = HashMap::new();
+    for asked in execution_ids.chunks(ASKED_AT_ONCE) {
         let pipeline = [
-            doc! { "$match": { "execution_id": { "$in": ids } } },
+            doc! { "$match": { "execution_id": { "$in": asked } } },
             doc! { "$group": {
                 "_id": "$execution_id",
-                "last": { "$max": { "$max": known.to_vec() } },
+                "last": { "$max": { "$max": times.to_vec() } },
+                "writes": { "$sum": &revision },
             } },
         ];
         for raw in ready.collect(ready.own(STEPS).aggregate(pipeline)).await? {
-            let last = field(&raw, "last").and_then(millis);
-            if let (Ok(id), Some(last)) = (raw.get_str("_id"), last) {
-                in_steps.insert(id.to_owned(), last);
+            let sign = SignOfLife {
+                at: field(&raw, "last").and_then(millis),
+                writes: field(&raw, "writes").and_then(integer).unwrap_or(0),
+            };
+            if let Ok(id) = raw.get_str("_id") {
+                signs.insert(id.to_owned(), sign);
             }
         }
     }
-    for silent in &mut leases.silent {
-        if let Some(last) = in_steps.get(&silent.execution_id)
-            && *last > silent.last_sign_of_life
-        {
-            silent.last_sign_of_life = *last;
-            silent.seen_in_steps = true;
-        }
-    }
-    Ok(leases)
+    Ok(signs)
 }

@@ -28,5 +28,5 @@ mod walks;
 pub use alive::check_trusted;
 pub use apply::apply;
 pub use indexes::wanted;
-pub use leases::leases;
+pub use leases::{leases, signs_in_steps};
 pub use room::Records;
