@@ -14,6 +14,10 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --profile dist --locked && cp target/dist/stepwell /usr/local/bin/stepwell
 
 FROM debian:bookworm-slim
+# Certificates for S3, and for MongoDB with TLS.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 stepwell \
     && useradd --uid 10001 --gid stepwell --no-create-home --home-dir /var/lib/stepwell stepwell \
     && install -d -o stepwell -g stepwell -m 0750 /var/lib/stepwell

@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "every test binary uses a part of the harness")]
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -117,13 +118,22 @@ fn serve_needs_nothing_configured() {
 fn a_data_directory_serves_one_server_and_survives_it() {
     run(async {
         let data = TempDir::with_prefix("stepwell-data-").expect("a temp dir");
-        let path = data.path().display().to_string();
+        let made = data.path().join("made");
+        let path = made.display().to_string();
         let args = ["--data-dir", path.as_str()];
         let mut first = Serving::start(&args, &[]).await;
         first.client.create("e").await;
+        // Nobody else on the machine reads what is in it.
+        let mode = |path: std::path::PathBuf| {
+            std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777
+        };
+        assert_eq!(mode(made.clone()), 0o700);
+        for file in ["stepwell.db", "stepwell.db-wal", "stepwell.db-shm"] {
+            assert_eq!(mode(made.join(file)), 0o600, "{file}");
+        }
         let port = format!("127.0.0.1:{}", free_port());
         let second = stepwell(&["serve", "--listen", &port, "--data-dir", &path]);
-        assert!(!second.status.success(), "two servers on one data directory");
+        assert_eq!(second.status.code(), Some(2), "two servers on one data directory");
         assert!(text_of(&second).contains("in use"), "{}", text_of(&second));
         assert_eq!(first.terminate().0, 0);
         let again = Serving::start(&args, &[]).await;
@@ -243,6 +253,8 @@ fn config_prints_what_is_in_force_without_secrets() {
         .args(["config", "--listen", "127.0.0.1:7"])
         .env("STEPWELL_MONGODB_URI", "mongodb://ann:geheim@db.example/?authSource=admin")
         .env("STEPWELL_LISTEN", "127.0.0.1:6")
+        .env("STEPWELL_ARTIFACTS_S3_ENDPOINT", "https://ann:geheim@s3.example")
+        .env("STEPWELL_TELEMETRY_OTLP_ENDPOINT", "http://ann:geheim@otlp.example:4317")
         .env("STEPWELL_INJECTED_BY_SOMEBODY", "1")
         .output()
         .expect("the binary runs");

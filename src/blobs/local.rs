@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,7 +94,7 @@ fn make_folders(folder: &Path) -> io::Result<()> {
     if let Some(above) = above {
         make_folders(above)?;
     }
-    match fs::create_dir(folder) {
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
@@ -140,8 +140,12 @@ impl Storage for Local {
         blocking(move || {
             let folder = names.partial.parent().unwrap_or(Path::new("."));
             make_folders(folder)?;
-            let file =
-                File::options().create(true).truncate(false).write(true).open(&names.partial)?;
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&names.partial)?;
             sync_folder(folder)?;
             lock(&file)?;
             file.set_len(0)?;
@@ -269,6 +273,8 @@ impl Writer for LocalWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -334,6 +340,11 @@ mod tests {
         writer.write(Bytes::from_static(b"abc")).await.unwrap();
         writer.finish().await.unwrap();
         assert_eq!(local.size(&path).await.unwrap(), 13);
+        // Nobody else on the machine reads it.
+        let names = local.names(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&names.complete), 0o600);
+        assert_eq!(mode(names.complete.parent().unwrap()), 0o700);
         let read = async |range| {
             let pieces: Vec<_> = local.read(&path, range, 0).collect().await;
             pieces.into_iter().collect::<Result<Vec<_>>>().map(|pieces| pieces.concat())

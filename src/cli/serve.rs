@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use super::exit::Exit;
 use crate::clock::SystemClock;
 use crate::config::{self, Config, ConfigError, ServeFlags};
 use crate::server::Server;
@@ -32,7 +33,7 @@ async fn run(config: Config) -> ExitCode {
     // Before anything is opened: a signal during the start ends the process in order as well.
     if let Err(error) = shutdown.on_signals() {
         tracing::error!(%error, "cannot listen for signals");
-        return ExitCode::FAILURE;
+        return Exit::CouldNotStart.into();
     }
     match Server::start_with(config, shutdown, Arc::new(SystemClock)).await {
         Ok(server) => ExitCode::from(server.ended().await.exit_code()),
@@ -40,7 +41,7 @@ async fn run(config: Config) -> ExitCode {
             tracing::error!("{error:#}");
             match error.downcast_ref::<ConfigError>() {
                 Some(_) => ExitCode::from(config::EXIT_CODE),
-                None => ExitCode::FAILURE,
+                None => Exit::CouldNotStart.into(),
             }
         }
     }

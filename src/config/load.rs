@@ -514,7 +514,7 @@ fn conflicts(config: &Config) -> Vec<Problem> {
         }
         _ => {}
     }
-    if artifacts.s3_endpoint.as_ref().is_some_and(|url| url.starts_with("http:"))
+    if artifacts.s3_endpoint.as_ref().is_some_and(|url| url.expose().starts_with("http:"))
         && !artifacts.s3_allow_http
     {
         refuse(

@@ -254,7 +254,7 @@ pub struct Artifacts {
     pub s3_bucket: Option<String>,
     pub s3_prefix: Option<String>,
     pub s3_region: Option<String>,
-    pub s3_endpoint: Option<String>,
+    pub s3_endpoint: Option<Secret>,
     pub s3_allow_http: bool,
     #[serde(with = "seconds", rename = "upload_expiry_seconds")]
     pub upload_expiry: Duration,

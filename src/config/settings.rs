@@ -42,18 +42,17 @@ pub enum Kind {
 struct Row {
     key: &'static str,
     kind: Kind,
-    secret: bool,
     /// Shown in the short help; all others only in the long one.
     common: bool,
     doc: &'static str,
 }
 
 const fn row(key: &'static str, kind: Kind, doc: &'static str) -> Row {
-    Row { key, kind, secret: false, common: false, doc }
+    Row { key, kind, common: false, doc }
 }
 
 const fn common(key: &'static str, kind: Kind, doc: &'static str) -> Row {
-    Row { key, kind, secret: false, common: true, doc }
+    Row { key, kind, common: true, doc }
 }
 
 const MIB: i64 = 1024 * 1024;
@@ -74,13 +73,11 @@ const ROWS: &[Row] = &[
         Kind::Address,
         "Address of the HTTP port (metrics and probes); off unless set.",
     ),
-    Row {
-        key: "mongodb.uri",
-        kind: Kind::MongoUri,
-        secret: true,
-        common: true,
-        doc: "Connection string; selects MongoDB instead of the embedded store.",
-    },
+    common(
+        "mongodb.uri",
+        Kind::MongoUri,
+        "Connection string; selects MongoDB instead of the embedded store.",
+    ),
     common("mongodb.database", Kind::Text(63), "Name of the MongoDB database."),
     row(
         "mongodb.max_pool_size",
@@ -339,7 +336,8 @@ static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
             env: format!("{ENV_PREFIX}{}", row.key.replace('.', "_").to_ascii_uppercase()),
             flag: row.key.replace(['.', '_'], "-"),
             kind: row.kind,
-            secret: row.secret,
+            // Every URL may carry a password.
+            secret: matches!(row.kind, Kind::MongoUri | Kind::Endpoint | Kind::Url),
             common: row.common,
             doc: row.doc,
         })

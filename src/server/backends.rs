@@ -163,7 +163,7 @@ fn storages(config: &Config, gridfs: Option<Arc<dyn Storage>>) -> anyhow::Result
             bucket: bucket.clone(),
             prefix: set.s3_prefix.clone().unwrap_or_default(),
             region: set.s3_region.clone(),
-            endpoint: set.s3_endpoint.clone(),
+            endpoint: set.s3_endpoint.as_ref().map(|url| url.expose().to_owned()),
             allow_http: set.s3_allow_http,
         };
         S3::new(&options).map(|s3| Arc::new(s3) as Arc<dyn Storage>)

@@ -21,7 +21,8 @@ mod schema;
 mod search;
 
 use std::collections::HashMap;
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, Permissions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +50,8 @@ use apply::{Job, Writer};
 const DATABASE_FILE: &str = "stepwell.db";
 /// Held locked while a server uses the directory; the kernel lets go of it however the server ends.
 const LOCK_FILE: &str = "stepwell.lock";
+/// Who may read and write the database: its owner.
+const PRIVATE: u32 = 0o600;
 /// Calls that may wait for the writer; it takes several into one transaction.
 const QUEUED_JOBS: usize = 64;
 
@@ -233,9 +236,11 @@ impl SqliteStore {
             let path = path.to_owned();
             |source| OpenError::Io { path, source }
         };
-        std::fs::create_dir_all(dir).map_err(io(dir))?;
+        // What users report is nobody else's on this machine. A directory that is there already is its owner's to open.
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
         let lock = lock(dir, &dir.join(LOCK_FILE))?;
         let path = dir.join(DATABASE_FILE);
+        private(&path).map_err(io(&path))?;
         let connection = schema::open_writer(&path, options.synchronous, options.busy_timeout)?;
         let secret =
             connection.query_row("SELECT value FROM meta WHERE name = 'secret'", [], |row| {
@@ -297,6 +302,14 @@ fn lock(dir: &Path, path: &Path) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
         Err(TryLockError::Error(source)) => Err(io(source)),
     }
+}
+
+/// Makes the file of the database, and keeps others on this machine from reading it. SQLite makes the files beside it
+/// alike.
+fn private(path: &Path) -> std::io::Result<()> {
+    let mut made = File::options();
+    let file = made.create(true).truncate(false).write(true).mode(PRIVATE).open(path)?;
+    file.set_permissions(Permissions::from_mode(PRIVATE))
 }
 
 #[async_trait]
