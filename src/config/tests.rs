@@ -396,7 +396,7 @@ fn conflicts_are_refused() {
         ),
         (
             &[("STEPWELL_WRITES_QUEUE_BYTES", "1048576")][..],
-            "writes.queue_bytes = 1048576: one request",
+            "writes.queue_bytes = 1048576: must be at least limits.request_bytes",
         ),
         (
             &[("STEPWELL_MONGODB_MAX_POOL_SIZE", "5"), ("STEPWELL_MONGODB_MIN_POOL_SIZE", "6")][..],
@@ -420,7 +420,7 @@ fn files_that_cannot_be_used() {
     );
     let file = file("# first\n[mongodb]\nuri = mongodb://eve:hunter2@h\n");
     let error = load(&with_file(&file), &[]).expect_err("no TOML").to_string();
-    assert!(error.contains("is not TOML: line 3"), "{error}");
+    assert!(error.contains("is not valid TOML: line 3"), "{error}");
     assert!(!error.contains("hunter2"), "{error}");
 }
 
