@@ -333,6 +333,8 @@ mod tests {
         let state = writer.checkpoint().await.unwrap();
         writer.write(Bytes::from_static(b"lost")).await.unwrap();
         assert!(matches!(local.resume(&path, 10, &state).await, Err(Error::Unavailable(_))));
+        // What is under way holds the file until it is written.
+        writer.checkpoint().await.unwrap();
         drop(writer);
         assert!(matches!(local.size(&path).await, Err(Error::Missing)));
         assert!(matches!(local.resume(&path, 15, &state).await, Err(Error::Missing)));

@@ -602,7 +602,7 @@ pub async fn step_graphs_hold_together(b: Backend) {
     ]));
     let fields = bad_fields(s.try_publish_configuration(publish(circle, false)).await);
     assert_eq!(fields.len(), 1);
-    assert!(!fields[0].0.contains("steps[2]") && fields[0].1.contains("circle"), "{fields:?}");
+    assert!(!fields[0].0.contains("steps[2]") && fields[0].1.contains("cycle"), "{fields:?}");
     // Other shapes are taken as they are.
     for (n, other) in [
         json!({ "steps": [] }),
