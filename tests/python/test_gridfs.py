@@ -99,6 +99,7 @@ class GridFs(unittest.TestCase):
                 bucket.upload_from_stream_with_id(id, name, data)
             else:
                 id = bucket.upload_from_stream(name, data)
+            stored = []
             for path in (str(id), name):
                 inserted = self.database.execution_artifacts.insert_one(
                     {
@@ -113,12 +114,17 @@ class GridFs(unittest.TestCase):
                     }
                 )
                 artifact_id = str(inserted.inserted_id)
+                stored.append(artifact_id)
                 self.assertEqual(self.download(artifact_id), data)
                 self.assertEqual(self.download(artifact_id, offset=255 * 1024 - 2, limit=5), data[261118:261123])
                 self.assertEqual(self.download(artifact_id, tail=9), data[-9:])
             listed = self.calls.ListArtifacts(self.pb.artifact.ListArtifactsRequest(execution_id="e"))
             self.assertIn(artifact_id, [artifact.artifact_id for artifact in listed.artifacts])
-            self.calls.DeleteArtifact(self.pb.artifact.DeleteArtifactRequest(artifact_id=artifact_id))
+            # Both records name the file, each in its own way: it goes with the last of them.
+            first, last = stored
+            self.calls.DeleteArtifact(self.pb.artifact.DeleteArtifactRequest(artifact_id=first))
+            self.assertEqual(self.download(last), data)
+            self.calls.DeleteArtifact(self.pb.artifact.DeleteArtifactRequest(artifact_id=last))
             self.assertIsNone(self.database["artifacts.files"].find_one({"_id": id}))
             self.assertIsNone(self.database["artifacts.chunks"].find_one({"files_id": id}))
 

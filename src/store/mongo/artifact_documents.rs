@@ -46,7 +46,10 @@ pub fn insert(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawDocume
     to.append(cstr!("metadata"), raw(&record.metadata)?);
     nullable(&mut to, cstr!("created_at"), record.created_at.map(date));
     nullable(&mut to, cstr!("sha256"), record.sha256.as_deref());
-    to.append(cstr!("record_only"), record.origin == Origin::Imported);
+    // An upload is told by its digest, and its document has what the contract says and nothing more.
+    if record.origin == Origin::Imported {
+        to.append(cstr!("record_only"), true);
+    }
     to.append(cstr!("digests"), rawdoc! { "create": digest });
     to.append(
         cstr!("last_change"),
