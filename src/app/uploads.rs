@@ -443,20 +443,7 @@ impl Artifacts {
             origin: Origin::Uploaded,
         };
         let stored = match self.store.create_artifact(&record, &digest).await {
-            Ok(Created::Found(stored)) => stored,
-            Ok(Created::New(stored)) => {
-                // Who deleted the execution meanwhile has taken the turn: one of the same id that was made since is
-                // another one, and its sweep may have removed the bytes.
-                let now = self.store.upload(&upload.upload_id).await?;
-                if now.is_none_or(|now| now.turn != upload.turn) {
-                    if self.store.mark_artifact(&stored.artifact_id, self.now()).await? {
-                        self.try_remove(&stored).await;
-                    }
-                    self.app.sweeps().ask();
-                    return Err(execution_not_found(&description.execution_id));
-                }
-                stored
-            }
+            Ok(Created::New(stored) | Created::Found(stored)) => stored,
             Err(store::Error::Refused(refusal)) => {
                 if !self.has_record(&upload).await? {
                     self.drop_bytes(&upload).await?;
