@@ -2,13 +2,18 @@
 //! it open, and says what is well, what is not, and what to do about it. Beside the composition root, as it
 //! opens a database; changes nothing there.
 
+mod finding;
+mod safety;
+mod shards;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::server;
-use crate::store::inspect::{Deployment, Disk, Durability, Facts, History, IndexCheck};
+use crate::store::inspect::{Deployment, Disk, Documents, Durability, Facts, History, IndexCheck};
+pub use finding::{Finding, State};
 
 /// The oldest MongoDB that the tests run on.
 const OLDEST_MAJOR: u32 = 6;
@@ -18,57 +23,26 @@ const FREE_BYTES: u64 = 1024 * 1024 * 1024;
 /// A watcher that is away for a night and comes back in the morning.
 const HISTORY: Duration = Duration::from_secs(24 * 3600);
 
-/// How something is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Well,
-    /// Nothing is known that would have to be done.
-    Note,
-    ToDo,
-}
-
-impl State {
-    pub fn word(self) -> &'static str {
-        match self {
-            State::Well => "ok",
-            State::Note => "note",
-            State::ToDo => "to do",
-        }
-    }
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// One word or a name, for instance "clock" or "index executions (user_id)".
-    pub subject: String,
-    pub state: State,
-    pub says: String,
-    /// What to do; empty when there is nothing.
-    pub advice: String,
-}
-
-impl Finding {
-    fn new(subject: impl Into<String>, state: State, says: impl Into<String>) -> Finding {
-        Finding { subject: subject.into(), state, says: says.into(), advice: String::new() }
-    }
-
-    fn to_do(
-        subject: impl Into<String>,
-        says: impl Into<String>,
-        advice: impl Into<String>,
-    ) -> Finding {
-        Finding { advice: advice.into(), ..Finding::new(subject, State::ToDo, says) }
-    }
-}
-
 /// Looks at the database of a configuration. An error: it cannot be reached, or is none of ours.
 pub async fn examine(config: &Config) -> anyhow::Result<Vec<Finding>> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let database = server::look_at(config, &clock).await?;
     let facts = database.facts().await?;
     let indexes = database.indexes().await?;
-    Ok(judge(&facts, &indexes))
+    let mut findings = judge(&facts, &indexes);
+    findings.extend(facts.shards.iter().flat_map(shards::judge));
+    findings.extend(safety::judge(&facts, config));
+    Ok(findings)
+}
+
+/// The command that makes the role by which a server may do in its database what it does, and no more, as JSON.
+pub fn role(config: &Config) -> String {
+    server::role(&config.mongodb.database)
+}
+
+/// The commands that spread the database over the shards of a cluster, for mongosh.
+pub fn shard_plan(config: &Config) -> String {
+    server::shard_plan(&config.mongodb.database)
 }
 
 /// What the facts mean.
@@ -90,6 +64,34 @@ pub fn judge(facts: &Facts, indexes: &[IndexCheck]) -> Vec<Finding> {
     });
     findings.extend(history(facts));
     findings.extend(indexes.iter().map(index));
+    findings.extend(facts.documents.iter().flat_map(documents));
+    findings
+}
+
+/// What other programs stored that servers cannot work with as it is.
+fn documents(found: &Documents) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if found.unreadable > 0 {
+        findings.push(Finding::to_do(
+            "unreadable executions",
+            format!("{} documents in executions have no usable execution_id", found.unreadable),
+            "they are in no list and no report: give each a text as execution_id, or remove them",
+        ));
+    }
+    if found.lists > 0 {
+        findings.push(Finding::to_do(
+            "lists in executions",
+            format!("{} documents in executions have an array in an indexed field", found.lists),
+            "lists of executions may leave them out: store one value",
+        ));
+    }
+    if !found.doubled.is_empty() {
+        findings.push(Finding::to_do(
+            "doubled ids",
+            format!("several documents have one id, for instance: {}", found.doubled.join(", ")),
+            "remove or rename all but one of each: until then a unique index over newer records alone keeps ids apart",
+        ));
+    }
     findings
 }
 
@@ -235,6 +237,10 @@ mod tests {
             clock_ahead_ms: Some(-3),
             disk: Some(Disk { free_bytes: 9 * FREE_BYTES, total_bytes: 10 * FREE_BYTES }),
             history: Some(History { covers_ms: 90_000_000, full: true }),
+            documents: Some(Documents::default()),
+            access: None,
+            shards: None,
+            idle_keys: Vec::new(),
         }
     }
 
@@ -265,6 +271,23 @@ mod tests {
             (Facts { clock_ahead_ms: Some(1_001), ..healthy() }, "clock"),
             (Facts { disk: Some(full), ..healthy() }, "disk"),
             (Facts { history: Some(short), ..healthy() }, "history"),
+            (
+                Facts {
+                    documents: Some(Documents { unreadable: 1, ..Documents::default() }),
+                    ..healthy()
+                },
+                "unreadable executions",
+            ),
+            (
+                Facts {
+                    documents: Some(Documents {
+                        doubled: vec!["e".into()],
+                        ..Documents::default()
+                    }),
+                    ..healthy()
+                },
+                "doubled ids",
+            ),
         ] {
             assert_eq!(to_do(&facts), [subject], "{facts:?}");
         }

@@ -14,11 +14,16 @@ pub mod store;
 
 pub mod blobs;
 
+pub mod outbound;
+
 pub mod watch;
 
 pub mod follow;
 
 pub mod app;
+
+pub mod audit;
+pub mod auth;
 
 pub mod proto;
 

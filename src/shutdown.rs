@@ -49,11 +49,13 @@ impl Ending {
 const TASKS_SHARE: f64 = 0.6;
 /// What part of it the lanes may take after the tasks, to apply what is queued.
 pub const LANES_SHARE: f64 = 0.25;
+/// How long it may take after that to record the end.
+pub const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 /// How long the store may take after that to close.
 pub const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 const _: () = assert!(
     config::Shutdown::DEFAULT_DEADLINE.as_millis() as f64 * (1.0 - TASKS_SHARE - LANES_SHARE)
-        > CLOSED_WITHIN.as_millis() as f64,
+        > (RECORDED_WITHIN.as_millis() + CLOSED_WITHIN.as_millis()) as f64,
     "tasks, lanes and the store that take all their time are down before the deadline"
 );
 const _: () = assert!(

@@ -7,6 +7,7 @@
 mod artifacts;
 mod connect;
 mod dice;
+mod hostile;
 mod lists;
 mod machine;
 mod measure;
@@ -64,6 +65,7 @@ enum Workload {
     Metrics(metrics::Args),
     Artifacts(artifacts::Args),
     Search(search::Args),
+    Hostile(hostile::Args),
 }
 
 fn main() -> ExitCode {
@@ -91,6 +93,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Workload::Metrics(metrics) => metrics::run(&server, &metrics).await?,
         Workload::Artifacts(artifacts) => artifacts::run(&server, &artifacts).await?,
         Workload::Search(search) => search::run(&server, &search).await?,
+        Workload::Hostile(hostile) => hostile::run(&server, &hostile).await?,
     };
     report.print(&header, args.output)?;
     Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })

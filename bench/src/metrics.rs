@@ -90,7 +90,7 @@ impl Round {
 fn point(at: i64) -> MetricPoint {
     let cpu = (at / 1000 % 1000) as f64 / 10.0;
     let metrics = [("cpu_usage_percent".to_owned(), cpu), ("memory_usage_mb".to_owned(), 512.5)];
-    MetricPoint { at, step_id: None, metrics: metrics.into() }
+    MetricPoint { at, step_id: None, metrics: metrics.into(), ..Default::default() }
 }
 
 /// One round's figures.

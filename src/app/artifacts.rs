@@ -16,10 +16,11 @@ use tokio_util::task::TaskTracker;
 
 use super::digest::Passing;
 use super::turns::Active;
-use super::{App, Error, PageAnswer, PageRequest, Result, execution_not_found, ids, token};
+use super::{App, Error, PageAnswer, PageRequest, Result, ids, token};
 use crate::blobs::{self, PIECE_BYTES, Storage, Storages, pieces};
 use crate::clock::Clock;
-use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
+use crate::domain::access::AppScope;
+use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal, StepRef};
 use crate::store::artifacts::{ArtifactStore, Created, Upload};
 
 /// What is complete may get its record as long as this, however soon uploads expire.
@@ -84,9 +85,17 @@ impl Artifacts {
         self.clock.now().millis()
     }
 
-    pub async fn artifact(&self, artifact_id: &str) -> Result<Artifact> {
+    pub async fn artifact(&self, artifact_id: &str, scope: &AppScope) -> Result<Artifact> {
         let found = self.store.artifact(&artifact_id.to_ascii_lowercase()).await?;
         let found = found.ok_or_else(|| not_found(artifact_id))?;
+        if !scope.is_all() {
+            // One of no execution is of no app.
+            let execution = self.app.store().execution(&found.execution_id).await?;
+            return match execution.is_some_and(|execution| scope.holds_execution(&execution)) {
+                true => Ok(found),
+                false => Err(not_found(artifact_id)),
+            };
+        }
         // It goes with its execution: the record and the bytes a moment later.
         match self.app.store().is_being_deleted(&found.execution_id).await? {
             true => Err(not_found(artifact_id)),
@@ -98,13 +107,23 @@ impl Artifacts {
     pub async fn list(
         &self,
         execution_id: &str,
-        step_id: Option<i32>,
+        scope: &AppScope,
+        step: Option<StepRef>,
         artifact_type: Option<String>,
         page: PageRequest,
         size_of: impl Fn(&Artifact) -> usize,
     ) -> Result<PageAnswer<Artifact>> {
         let tokens = self.app.tokens().await?;
-        let identity = format!("{execution_id}/{step_id:?}/{artifact_type:?}");
+        let whose = scope.identity();
+        let identity = match &step {
+            Some(StepRef { step_id: None, step_key }) => {
+                format!("{whose}{execution_id}/{step_key:?}/{artifact_type:?}")
+            }
+            step => {
+                let step_id = step.as_ref().and_then(|step| step.step_id);
+                format!("{whose}{execution_id}/{step_id:?}/{artifact_type:?}")
+            }
+        };
         let kind = token::Kind::ArtifactPage;
         let after = match page.token.as_str() {
             "" => None,
@@ -115,12 +134,14 @@ impl Artifacts {
                     .ok_or(Error::BadToken("page_token"))?,
             ),
         };
-        if self.app.store().execution(execution_id).await?.is_none() {
-            return Err(execution_not_found(execution_id));
-        }
+        self.app.execution(execution_id, scope).await?;
+        let step = match &step {
+            None => None,
+            Some(named) => Some(self.app.names_of(execution_id, named).await?),
+        };
         let query = |after, limit, examine| ArtifactQuery {
             execution_id: execution_id.to_owned(),
-            step_id,
+            step: step.clone(),
             artifact_type: artifact_type.clone(),
             after,
             limit,
@@ -135,7 +156,7 @@ impl Artifacts {
             })
             .await?;
         // One that was deleted meanwhile has none any more, and no half of them is told.
-        self.app.still_there(execution_id).await?;
+        self.app.still_there(execution_id, scope).await?;
         let next_page_token = found
             .next
             .map(|key| tokens.seal(kind, identity.as_bytes(), key.as_bytes()))
@@ -144,17 +165,38 @@ impl Artifacts {
     }
 
     /// Stores a record as it is, without bytes, or finds it stored.
-    pub async fn put(&self, mut record: Artifact) -> Result<Created> {
+    pub async fn put(
+        &self,
+        mut record: Artifact,
+        mirrored: Option<i64>,
+        scope: &AppScope,
+    ) -> Result<Created> {
+        self.app.check_within(&record.execution_id, scope).await?;
         let digest = record.put_digest();
         if record.artifact_id.is_empty() {
             record.artifact_id = ids::artifact_id();
         }
-        Ok(self.store.create_artifact(&record, &digest).await?)
+        Ok(match mirrored {
+            None => self.store.create_artifact(&record, &digest).await?,
+            Some(position) => {
+                let there = self.store.artifact(&record.artifact_id).await?;
+                if let Some(there) = there.filter(|there| there.execution_id != record.execution_id)
+                {
+                    self.app.check_within(&there.execution_id, scope).await?;
+                }
+                self.store.mirror_artifact(&record, &digest, position).await?
+            }
+        })
     }
 
     /// Begins to read the bytes. The digest is checked where all of them are read.
-    pub async fn download(&self, artifact_id: &str, part: Part) -> Result<Download> {
-        let artifact = self.artifact(artifact_id).await?;
+    pub async fn download(
+        &self,
+        artifact_id: &str,
+        part: Part,
+        scope: &AppScope,
+    ) -> Result<Download> {
+        let artifact = self.artifact(artifact_id, scope).await?;
         let artifact_id = artifact.artifact_id.clone();
         let lost =
             || Error::Refused(Refusal::ArtifactBytesLost { artifact_id: artifact_id.clone() });
@@ -218,8 +260,8 @@ impl Artifacts {
     }
 
     /// Deletes an artifact: it is invisible when this returns, and normally gone.
-    pub async fn delete(&self, artifact_id: &str) -> Result<()> {
-        let artifact = self.artifact(artifact_id).await?;
+    pub async fn delete(&self, artifact_id: &str, scope: &AppScope) -> Result<()> {
+        let artifact = self.artifact(artifact_id, scope).await?;
         if !self.store.mark_artifact(&artifact.artifact_id, self.now()).await? {
             return Err(not_found(artifact_id));
         }

@@ -6,7 +6,8 @@ use bson::Document;
 
 use super::{App, Error, PageAnswer, PageRequest, Result, token};
 use crate::clock::Clock;
-use crate::domain::configuration::{AppRef, ConfigurationQuery, Place, Scope};
+use crate::domain::access::{App as AccessApp, AppScope};
+use crate::domain::configuration::{AppRef, ConfigurationQuery, Part, Place, Scope};
 use crate::domain::graph::{self, GraphStep};
 use crate::domain::patch::{self, Change, What};
 use crate::domain::query::Page;
@@ -52,20 +53,58 @@ impl Configurations {
     }
 
     /// Stores a version that is made now.
-    pub async fn publish(&self, record: Configuration) -> Result<Configuration> {
+    pub async fn publish(&self, record: Configuration, access: &AppScope) -> Result<Configuration> {
+        self.check_put(&record, access).await?;
         let created_at = Some(self.clock.now().millis());
         let stored = self.store.put_configuration(Configuration { created_at, ..record }).await?;
         Ok(stored.record)
     }
 
     /// Stores a version as it is.
-    pub async fn put(&self, record: Configuration) -> Result<Stored> {
-        Ok(self.store.put_configuration(record).await?)
+    pub async fn put(
+        &self,
+        record: Configuration,
+        mirrored: Option<i64>,
+        access: &AppScope,
+    ) -> Result<Stored> {
+        self.check_put(&record, access).await?;
+        Ok(match mirrored {
+            None => self.store.put_configuration(record).await?,
+            Some(position) => self.store.mirror_configuration(record, position).await?,
+        })
     }
 
-    pub async fn get(&self, named: &Named) -> Result<Configuration> {
-        let scope = self.scope(&named.app).await?;
+    /// What is stored has to be within what its writer may reach, and what it replaces as the active one too.
+    async fn check_put(&self, record: &Configuration, access: &AppScope) -> Result<()> {
+        if access.is_all() {
+            return Ok(());
+        }
+        let forbids = || Error::Refused(Refusal::ScopeForbids);
+        if !access.holds(AccessApp::of_configuration(record)) {
+            return Err(forbids());
+        }
+        let scope = record.scope();
+        let there = self.store.configuration(&scope, Some(&record.version)).await?;
+        if there.is_some_and(|there| !access.holds(AccessApp::of_configuration(&there))) {
+            let (scope, version) = (scope.to_string(), record.version.clone());
+            return Err(Refusal::ConfigurationExists { scope, version }.into());
+        }
+        match record.active {
+            true if !self.may_replace_active(&scope, access).await? => Err(forbids()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the active configuration, if there is one, is within the access: apps of one number share what is active.
+    async fn may_replace_active(&self, scope: &Scope, access: &AppScope) -> Result<bool> {
+        let active = self.store.configuration(scope, None).await?;
+        Ok(active.is_none_or(|active| access.holds(AccessApp::of_configuration(&active))))
+    }
+
+    pub async fn get(&self, named: &Named, access: &AppScope) -> Result<Configuration> {
+        let scope = self.scope(&named.app, access).await?;
         let found = self.store.configuration(&scope, named.version.as_deref()).await?;
+        let found = found.filter(|found| access.holds(AccessApp::of_configuration(found)));
         found.ok_or_else(|| {
             Error::Refused(Refusal::ConfigurationNotFound {
                 scope: scope.to_string(),
@@ -74,16 +113,28 @@ impl Configurations {
         })
     }
 
-    pub async fn activate(&self, app: &AppRef, version: &str) -> Result<Configuration> {
-        let scope = self.scope(app).await?;
+    pub async fn activate(
+        &self,
+        app: &AppRef,
+        version: &str,
+        access: &AppScope,
+    ) -> Result<Configuration> {
+        let scope = self.scope(app, access).await?;
+        if !access.is_all() {
+            let named = Named { app: app.clone(), version: Some(version.to_owned()) };
+            self.get(&named, access).await?;
+            if !self.may_replace_active(&scope, access).await? {
+                return Err(Refusal::ScopeForbids.into());
+            }
+        }
         Ok(self.store.activate_configuration(&scope, version).await?)
     }
 
     /// The scope that a request means.
-    async fn scope(&self, app: &AppRef) -> Result<Scope> {
+    async fn scope(&self, app: &AppRef, access: &AppScope) -> Result<Scope> {
         let scope = match (app.app_id, &app.app_name) {
             (None, Some(name)) => {
-                let parts = self.store.scopes_named(name, SCOPES).await?;
+                let parts = self.parts(name, access).await?;
                 app.scope_among(&parts).map_err(|numbers| several(&numbers))?
             }
             _ => app.scope(),
@@ -91,23 +142,38 @@ impl Configurations {
         scope.ok_or_else(|| Error::invalid("app_id", "or app_name is required"))
     }
 
+    /// The parts of the apps of a name that are within the access.
+    async fn parts(&self, name: &str, access: &AppScope) -> Result<Vec<Part>> {
+        let mut parts = self.store.scopes_named(name, SCOPES).await?;
+        parts.retain(|part| {
+            access.holds(AccessApp {
+                name,
+                number: part.app_id,
+                part: part.sub_app_id,
+                part_name: part.sub_app_name.as_deref(),
+            })
+        });
+        Ok(parts)
+    }
+
     /// One page of a history; `size_of` is what a record takes in a reply.
     pub async fn list(
         &self,
         app: AppRef,
+        access: &AppScope,
         page: PageRequest,
         size_of: impl Fn(&Configuration) -> usize,
     ) -> Result<PageAnswer<Configuration>> {
         let app = match (app.app_id, &app.app_name) {
             (None, Some(name)) => {
-                let parts = self.store.scopes_named(name, SCOPES).await?;
+                let parts = self.parts(name, access).await?;
                 app.app_among(&parts).map_err(|numbers| several(&numbers))?
             }
             _ => app,
         };
         let tokens = self.app.tokens().await?;
         // Nothing but lengths and texts: no two apps have the same.
-        let identity = format!("{app:?}");
+        let identity = format!("{}{app:?}", access.identity());
         let kind = token::Kind::ConfigurationPage;
         let after = match page.token.as_str() {
             "" => None,
@@ -119,20 +185,22 @@ impl Configurations {
             ),
         };
         let bytes = self.app.limits().page_bytes;
-        let found: Page<Listed, Place> = self
-            .app
-            .fill(
-                page.size,
-                after,
-                |listed: &Listed| size_of(&listed.record),
-                |listed| listed.place.clone(),
-                |after, limit, examine| {
-                    let app = app.clone();
-                    let query = ConfigurationQuery { app, after, limit, examine, bytes };
-                    async move { self.store.configurations(&query).await.map_err(Error::from) }
-                },
-            )
-            .await?;
+        let found: Page<Listed, Place> =
+            self.app
+                .fill(
+                    page.size,
+                    after,
+                    |listed: &Listed| size_of(&listed.record),
+                    |listed| listed.place.clone(),
+                    |after, limit, examine| {
+                        let app = app.clone();
+                        let query = ConfigurationQuery { app, after, limit, examine, bytes };
+                        async move {
+                            self.store.configurations(&query, access).await.map_err(Error::from)
+                        }
+                    },
+                )
+                .await?;
         let next_page_token = found
             .next
             .map(|place| tokens.seal(kind, identity.as_bytes(), &place.0))
@@ -143,9 +211,9 @@ impl Configurations {
 
     /// What makes the one configuration into the other, at most a reply's bytes: beyond that one replacement of
     /// the whole, at the empty path.
-    pub async fn diff(&self, from: &Named, to: &Named) -> Result<Vec<Change>> {
-        let from = self.get(from).await?.configuration;
-        let to = self.get(to).await?.configuration;
+    pub async fn diff(&self, from: &Named, to: &Named, access: &AppScope) -> Result<Vec<Change>> {
+        let from = self.get(from, access).await?.configuration;
+        let to = self.get(to, access).await?.configuration;
         let changes = patch::diff(&from, &to);
         let bytes: usize = changes.iter().map(weight).sum();
         if bytes <= self.app.limits().page_bytes / 2 {
@@ -160,8 +228,8 @@ impl Configurations {
     }
 
     /// The plan that a version of the execution's own configuration makes of it.
-    pub async fn plan(&self, execution_id: &str, version: &str) -> Result<Op> {
-        let execution = self.app.execution(execution_id).await?;
+    pub async fn plan(&self, execution_id: &str, version: &str, access: &AppScope) -> Result<Op> {
+        let execution = self.app.execution(execution_id, access).await?;
         let app = AppRef {
             app_id: execution.app_id,
             app_name: Some(execution.app_name),
@@ -173,7 +241,7 @@ impl Configurations {
         }
         let version = version.to_owned();
         let named = Named { app, version: Some(version.clone()) };
-        let configuration = self.get(&named).await?.configuration;
+        let configuration = self.get(&named, access).await?.configuration;
         let steps = self.steps(&configuration).map_err(|why| {
             let version = version.clone();
             Error::Refused(Refusal::NoPlan { version, why })

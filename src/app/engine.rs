@@ -10,7 +10,7 @@ use super::lanes::{self, Bounds, Lanes, Work};
 use crate::clock::Clock;
 use crate::domain::value;
 use crate::domain::{ExecutionOp, StepOp};
-use crate::store::{self, Answer, Op, Record, Store, Write};
+use crate::store::{self, Answer, By, Op, Record, Store, Write};
 
 /// Told of what became durable.
 pub trait Observer: Send + Sync + 'static {
@@ -45,18 +45,24 @@ impl Engine {
         Engine { lanes: Arc::new(lanes), clock }
     }
 
-    fn taken(&self, execution_id: String, op: Op) -> Write {
-        Write { execution_id, op, now: self.clock.now() }
+    fn taken(&self, execution_id: String, op: Op, by: By) -> Write {
+        let By { scope, asked } = by;
+        Write { execution_id, op, now: self.clock.now(), scope, asked }
     }
 
     /// Applies one write. Refuses at once when the queue is full.
-    pub async fn write(&self, execution_id: String, op: Op) -> Result<Answer> {
-        self.lanes.submit(self.taken(execution_id, op)).await
+    pub async fn write(&self, execution_id: String, op: Op, by: impl Into<By>) -> Result<Answer> {
+        self.lanes.submit(self.taken(execution_id, op, by.into())).await
     }
 
     /// Queues one write, waiting for room as long as it takes.
-    pub async fn enqueue(&self, execution_id: String, op: Op) -> Result<Pending> {
-        self.lanes.enqueue(self.taken(execution_id, op)).await
+    pub async fn enqueue(
+        &self,
+        execution_id: String,
+        op: Op,
+        by: impl Into<By>,
+    ) -> Result<Pending> {
+        self.lanes.enqueue(self.taken(execution_id, op, by.into())).await
     }
 
     /// Waits until every write of this execution that is queued now has been applied or refused.
@@ -143,4 +149,5 @@ fn fields_weight(fields: &crate::domain::step::StepFields) -> usize {
     value::size_of_document(&fields.metadata)
         + fields.input.as_ref().map_or(0, value::size)
         + fields.depends_on.len() * 4
+        + fields.depends_on_keys.iter().map(|key| 24 + key.len()).sum::<usize>()
 }

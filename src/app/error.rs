@@ -1,5 +1,6 @@
 //! What both edges see of a failure: facts for the client, and a private source for the log.
 
+use crate::audit::Unaudited;
 use crate::blobs;
 use crate::domain::Refusal;
 use crate::store;
@@ -65,6 +66,18 @@ pub enum Error {
     /// Too many writes are waiting.
     #[error("the write queue is full")]
     QueueFull,
+    /// The deadline of the call has passed: its client's, or the server's own.
+    #[error("the deadline has passed")]
+    DeadlineExceeded,
+    /// The bytes of messages that this connection, or all of them together, have in memory are as many as they may be.
+    #[error("the budget of bytes is used up")]
+    OverBudget,
+    /// Too many calls wait for their turn.
+    #[error("too many calls are waiting")]
+    TooManyCalls,
+    /// An upload, or a message of another stream, does not go on.
+    #[error("the stream stands still")]
+    StandsStill,
     /// The server is going down.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -90,6 +103,9 @@ pub enum Error {
     /// Texts are not indexed here.
     #[error("search is switched off")]
     SearchDisabled,
+    /// It cannot be recorded, so it was not done.
+    #[error("it cannot be recorded")]
+    Unaudited,
     /// The store failed.
     #[error(transparent)]
     Store(store::Error),
@@ -99,8 +115,15 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match error {
             store::Error::Refused(refusal) => Error::Refused(refusal),
+            store::Error::Unaudited(_) => Error::Unaudited,
             other => Error::Store(other),
         }
+    }
+}
+
+impl From<Unaudited> for Error {
+    fn from(_: Unaudited) -> Self {
+        Error::Unaudited
     }
 }
 
@@ -120,7 +143,12 @@ impl Error {
     /// Whether the same request may well succeed in a moment: its status says when to come back.
     pub fn is_for_now(&self) -> bool {
         match self {
-            Error::QueueFull | Error::ShuttingDown | Error::TooManyFailed { .. } => true,
+            Error::QueueFull
+            | Error::OverBudget
+            | Error::TooManyCalls
+            | Error::ShuttingDown
+            | Error::Unaudited
+            | Error::TooManyFailed { .. } => true,
             Error::Bytes(error) => matches!(error, blobs::Error::Unavailable(_)),
             Error::Store(error) => error.is_retryable(),
             _ => false,

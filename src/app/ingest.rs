@@ -15,10 +15,13 @@ use super::engine::Pending;
 use super::metrics::{Metrics, Request};
 use super::order::{Order, Place};
 use super::{App, Artifacts, Error, Result};
+use crate::audit::Audit;
+use crate::domain::audit::Target;
+use crate::domain::audit::entry::short;
 use crate::domain::{Artifact, Configuration, ExecutionOp, MetricCounts};
 use crate::store::artifacts::Created;
 use crate::store::configurations::Stored;
-use crate::store::{Answer, Op};
+use crate::store::{Answer, By, Op};
 
 /// What one message of a stream asks for.
 #[derive(Debug)]
@@ -42,11 +45,13 @@ pub enum Beside {
     Delete {
         execution_id: String,
         force: bool,
+        /// The place that a mirror gives it.
+        mirrored: Option<i64>,
     },
     Points(Request),
-    /// A record without its bytes.
-    Artifact(Artifact),
-    Configuration(Configuration),
+    /// A record without its bytes; with the place that a mirror gives it, as `Configuration` has it too.
+    Artifact(Artifact, Option<i64>),
+    Configuration(Configuration, Option<i64>),
 }
 
 /// What became of a write.
@@ -66,6 +71,8 @@ pub struct Message {
     pub sequence: i64,
     /// Or why it is refused, at once.
     pub write: Result<Write>,
+    /// Whoever asks for it.
+    pub by: By,
 }
 
 /// The answer to a message.
@@ -86,6 +93,9 @@ pub struct Ingest {
     pub configurations: Arc<Configurations>,
     pub metrics: Arc<Metrics>,
     pub artifacts: Arc<Artifacts>,
+    pub audit: Audit,
+    /// Code and reason of a failure, as records name them.
+    pub codes: fn(&Error) -> (&'static str, Option<String>),
     /// Woken when a lease is made.
     pub lease_made: Arc<Notify>,
     pub tasks: TaskTracker,
@@ -142,7 +152,7 @@ impl Ingest {
                 () = self.stop.cancelled() => break Some(Ended::Failed(Error::ShuttingDown)),
                 message = messages.next(), if waiting.len() < self.in_flight => message,
             };
-            let Message { sequence, write } = match message {
+            let Message { sequence, write, by } = match message {
                 Some(Ok(message)) => message,
                 Some(Err(broken)) => break Some(Ended::Broken(broken)),
                 None => break None,
@@ -173,7 +183,7 @@ impl Ingest {
                 break Some(Ended::Failed(error));
             }
             let begun = match order.may_begin(&place) {
-                Ok(()) => self.begin(write).await,
+                Ok(()) => self.begin(write, by).await,
                 Err(error) => Begun::Refused(error),
             };
             let turn = order.turn(sequence, place);
@@ -194,7 +204,7 @@ impl Ingest {
     }
 
     /// Queues a write, or begins it beside the lanes.
-    async fn begin(self: &Arc<Self>, write: Write) -> Begun {
+    async fn begin(self: &Arc<Self>, write: Write, by: By) -> Begun {
         match write {
             Write::Lane { execution_id, op } => {
                 if let Op::Execution(ExecutionOp::Create(create)) = &op
@@ -203,7 +213,7 @@ impl Ingest {
                     self.lease_made.notify_one();
                 }
                 let is_heartbeat = matches!(op, Op::Execution(ExecutionOp::Heartbeat));
-                match self.app.engine().enqueue(execution_id, op).await {
+                match self.app.engine().enqueue(execution_id, op, by).await {
                     Ok(pending) => Begun::Queued { pending, is_heartbeat },
                     Err(error) => Begun::Refused(error),
                 }
@@ -211,26 +221,44 @@ impl Ingest {
             // A task of its own: what it holds, others wait for, and this stream may stand still for as long as its
             // client reads no answers. It goes on when the client is gone.
             Write::Beside(beside) => {
-                Begun::Beside(self.tasks.spawn(Arc::clone(self).beside(beside)))
+                Begun::Beside(self.tasks.spawn(Arc::clone(self).recorded(beside, by)))
             }
         }
     }
 
-    /// Does a write beside the lanes, once everything queued for its execution has passed.
-    async fn beside(self: Arc<Self>, write: Beside) -> Result<Done> {
+    /// Does a write beside the lanes. What no store records along with it is recorded before and after.
+    async fn recorded(self: Arc<Self>, write: Beside, by: By) -> Result<Done> {
+        let Some((event, target, asked)) = event(&write).zip(by.asked.clone()).map(flat) else {
+            return self.beside(write, by).await;
+        };
+        let (audit, codes) = (self.audit.clone(), self.codes);
+        let open = audit.begin(event, &asked, target).await?;
+        let done = self.beside(write, by).await;
+        let (code, reason) = done.as_ref().err().map_or(("OK", None), codes);
+        open.end(code, reason, made(&done));
+        done
+    }
+
+    /// The same, once everything queued for its execution has passed.
+    async fn beside(self: Arc<Self>, write: Beside, by: By) -> Result<Done> {
         let engine = self.app.engine();
+        let scope = by.scope.clone();
         match write {
             Beside::Plan { execution_id, version } => {
                 engine.passed(&execution_id).await?;
-                let plan = self.configurations.plan(&execution_id, &version).await?;
-                let pending = engine.enqueue(execution_id, plan).await?;
+                let plan = self.configurations.plan(&execution_id, &version, &scope).await?;
+                let pending = engine.enqueue(execution_id, plan, by).await?;
                 pending.answer().await.map(Done::Record)
             }
             // It marks the execution in its lane and then takes its time; what follows about the same execution
             // waits for its end, when the id is free again.
-            Beside::Delete { execution_id, force } => {
+            Beside::Delete { execution_id, force, mirrored } => {
                 engine.passed(&execution_id).await?;
-                self.app.delete_execution(execution_id.clone(), force).await?;
+                let id = execution_id.clone();
+                match mirrored {
+                    None => self.app.delete_execution(id, force, scope).await?,
+                    Some(position) => self.app.delete_mirrored(id, position, scope).await?,
+                }
                 Ok(Done::Deleted { execution_id })
             }
             Beside::Points(request) => {
@@ -238,20 +266,54 @@ impl Ingest {
                 if !request.put {
                     engine.passed(&request.execution_id).await?;
                 }
-                let pending = self.metrics.recorder().enqueue(request).await?;
+                let pending = self.metrics.enqueue(request, by).await?;
                 pending.answer().await.map(Done::Points)
             }
-            Beside::Artifact(record) => {
+            Beside::Artifact(record, mirrored) => {
                 if !record.execution_id.is_empty() {
                     engine.passed(&record.execution_id).await?;
                 }
-                self.artifacts.put(record).await.map(Done::Artifact)
+                self.artifacts.put(record, mirrored, &scope).await.map(Done::Artifact)
             }
-            Beside::Configuration(record) => {
-                self.configurations.put(record).await.map(Done::Configuration)
+            Beside::Configuration(record, mirrored) => {
+                self.configurations.put(record, mirrored, &scope).await.map(Done::Configuration)
             }
         }
     }
+}
+
+/// What is recorded before a write is done, and what it is about. The others are recorded along with what they store.
+fn event(write: &Beside) -> Option<(&'static str, Target)> {
+    match write {
+        Beside::Plan { .. } | Beside::Points(_) => None,
+        Beside::Delete { execution_id, .. } => {
+            Some(("execution.delete", Target::execution(execution_id)))
+        }
+        Beside::Artifact(record, _) => {
+            let step_id = record.step_id;
+            Some(("artifact.put", Target { step_id, ..Target::execution(&record.execution_id) }))
+        }
+        Beside::Configuration(record, _) => {
+            let (app_name, version) = (short(&record.app_name), short(&record.version));
+            let (app_name, version) = (Some(app_name), Some(version));
+            Some(("configuration.put", Target { app_name, version, ..Target::default() }))
+        }
+    }
+}
+
+fn flat<A, B, C>(((a, b), c): ((A, B), C)) -> (A, B, C) {
+    (a, b, c)
+}
+
+/// What has got its name with being done.
+fn made(done: &Result<Done>) -> Target {
+    let artifact_id = match done {
+        Ok(Done::Artifact(Created::New(stored) | Created::Found(stored))) => {
+            Some(stored.artifact_id.clone())
+        }
+        _ => None,
+    };
+    Target { artifact_id, ..Target::default() }
 }
 
 fn place(write: &Write) -> Place {
@@ -267,8 +329,10 @@ fn place(write: &Write) -> Place {
             let bytes = request.points.iter().map(|point| point.weight()).sum();
             Place::apart(request.execution_id.clone(), bytes)
         }
-        Beside::Artifact(record) => Place::together(record.execution_id.clone(), record.weight()),
-        Beside::Configuration(record) => {
+        Beside::Artifact(record, _) => {
+            Place::together(record.execution_id.clone(), record.weight())
+        }
+        Beside::Configuration(record, _) => {
             let about = format!("configurations of {}", record.scope().identity());
             Place::apart(about, record.weight())
         }

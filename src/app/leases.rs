@@ -14,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use crate::clock::Clock;
+use crate::domain::access::AppScope;
 use crate::domain::execution::SignOfLife;
 use crate::domain::limits::HEARTBEAT_TIMEOUT_MS;
 use crate::domain::{ExecutionOp, Millis};
+use crate::store::mirrors::MirrorStore;
 use crate::store::{Answer, Lease, Op, Result, Store};
 
 /// How often to look when nothing needs more.
@@ -33,6 +35,8 @@ const _: () = assert!(
 /// Looks for silent executions.
 pub struct Keeper {
     pub store: Arc<dyn Store>,
+    /// What they hold is alive or not at their sources, until they are finished.
+    pub mirrors: Arc<dyn MirrorStore>,
     pub engine: Engine,
     pub clock: Arc<dyn Clock>,
     /// Woken when a lease was made here, which may be shorter than all others.
@@ -63,20 +67,32 @@ impl Keeper {
         }
     }
 
+    /// Whether there were mirrors, and none is any more.
+    async fn mirrors_are_finished(&self) -> Result<bool> {
+        let kept = self.mirrors.mirrors().await?;
+        Ok(!kept.is_empty() && kept.iter().all(|kept| kept.mirror.finished_at.is_some()))
+    }
+
     /// One look; how long to wait for the next. An eighth of the shortest timeout keeps the mark well within
     /// one and a half of it.
     async fn look(&self, silence: &mut Silence) -> Result<Duration> {
         let now = Moment::of(&*self.clock);
-        let leases = self.store.leases().await?;
+        let mut leases = self.store.leases().await?;
+        if leases.iter().any(|lease| lease.held_elsewhere) && self.mirrors_are_finished().await? {
+            leases.iter_mut().for_each(|lease| lease.held_elsewhere = false);
+        }
         let smallest = leases.iter().map(|lease| lease.heartbeat_timeout_ms).min();
-        let suspects = silence.suspects(leases, now);
+        let suspects = silence.suspects(leases, Reading::since(now.instant, &*self.clock));
+        let asked = self.clock.instant();
         let in_steps = match suspects.as_slice() {
             [] => HashMap::new(),
             suspects => self.store.signs_in_steps(suspects, now.wall).await?,
         };
+        let steps = Reading::since(asked, &*self.clock);
         let mut expired = 0;
         for execution_id in suspects {
-            let Some((seen, timeout)) = silence.judge(&execution_id, &in_steps, now) else {
+            let Some((seen, timeout)) = silence.judge(&execution_id, &in_steps, steps, now.instant)
+            else {
                 continue;
             };
             // What was read is stale if this process stood still meanwhile; look again.
@@ -84,7 +100,7 @@ impl Keeper {
                 return Ok(BUSIEST);
             }
             let op = Op::Execution(ExecutionOp::Expire { seen });
-            match self.engine.write(execution_id.clone(), op).await {
+            match self.engine.write(execution_id.clone(), op, AppScope::all()).await {
                 Ok(Answer::Execution(execution)) if execution.ended_for_silence() => {
                     // Another server may have been first; then its mark is the older one.
                     if execution.updated_at >= Some(now.wall) {
@@ -130,9 +146,23 @@ impl Moment {
     }
 }
 
+/// One reading of the store. What it shows was so at some moment in between, and may be younger than its beginning.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    asked: Instant,
+    read: Moment,
+}
+
+impl Reading {
+    fn since(asked: Instant, clock: &dyn Clock) -> Reading {
+        Reading { asked, read: Moment::of(clock) }
+    }
+}
+
 /// Since when the executions with a lease have shown no sign of life, as far as this server knows.
 struct Silence {
     began: Moment,
+    /// When the reading before began.
     looked: Instant,
     executions: HashMap<String, Known>,
 }
@@ -160,62 +190,72 @@ impl Silence {
         ages.into_iter().min_by_key(|age| age.unsigned_abs()).map_or(Duration::ZERO, millis)
     }
 
-    /// Takes in what their own records show, and names those that show no sign of life within their timeout.
-    fn suspects(&mut self, leases: Vec<Lease>, now: Moment) -> Vec<String> {
-        let since_last = now.instant.saturating_duration_since(self.looked);
+    /// Takes in what their own records show, and names those that had shown no sign of life within their timeout when
+    /// the reading began.
+    fn suspects(&mut self, leases: Vec<Lease>, reading: Reading) -> Vec<String> {
+        let Reading { asked, read } = reading;
+        let since_last = read.instant.saturating_duration_since(self.looked);
         let mut before = std::mem::take(&mut self.executions);
         let mut suspects = Vec::new();
         for lease in leases {
             let timeout = millis(lease.heartbeat_timeout_ms);
-            let age = self.age(lease.sign, now);
+            if lease.held_elsewhere {
+                // Its client shows its life to the source of the mirror. Should that end, it has its whole timeout.
+                let known = Known { timeout, own: lease.sign, steps: None, alive: read.instant };
+                self.executions.insert(lease.execution_id, known);
+                continue;
+            }
+            let age = self.age(lease.sign, read);
             let known = match before.remove(&lease.execution_id) {
                 None => Known {
                     timeout,
                     own: lease.sign,
                     steps: None,
-                    alive: now.before(age.min(timeout)),
+                    alive: read.before(age.min(timeout)),
                 },
                 // Whatever its time says, it came after the last look.
                 Some(known) if known.own != lease.sign => Known {
                     timeout,
                     own: lease.sign,
-                    alive: known.alive.max(now.before(age.min(since_last))),
+                    alive: known.alive.max(read.before(age.min(since_last))),
                     ..known
                 },
                 Some(known) => Known { timeout, ..known },
             };
-            if known.alive + timeout <= now.instant {
+            if known.alive + timeout <= asked {
                 suspects.push(lease.execution_id.clone());
             }
             self.executions.insert(lease.execution_id, known);
         }
-        self.looked = now.instant;
+        self.looked = asked;
         suspects
     }
 
-    /// Whether one that seems silent is, now that its steps were asked: what was seen of it, and its timeout.
+    /// Whether one that seems silent was so at `now`, as its steps were read since: what was seen of it, and its timeout.
     fn judge(
         &mut self,
         execution_id: &str,
         in_steps: &HashMap<String, SignOfLife>,
-        now: Moment,
+        reading: Reading,
+        now: Instant,
     ) -> Option<(SignOfLife, Duration)> {
-        let shown = in_steps.get(execution_id).map(|sign| (*sign, self.age(*sign, now)));
+        let Reading { asked, read } = reading;
+        let shown = in_steps.get(execution_id).map(|sign| (*sign, self.age(*sign, read)));
         let known = self.executions.get_mut(execution_id)?;
         if let Some((sign, age)) = shown {
             let since_last = match known.steps {
                 None => Some(known.timeout),
                 Some((before, asked)) if before != sign => {
-                    Some(now.instant.saturating_duration_since(asked))
+                    Some(read.instant.saturating_duration_since(asked))
                 }
                 Some(_) => None,
             };
-            known.steps = Some((sign, now.instant));
+            known.steps = Some((sign, asked));
             if let Some(most) = since_last {
-                known.alive = known.alive.max(now.before(age.min(most)));
+                known.alive = known.alive.max(read.before(age.min(most)));
             }
         }
-        (known.alive + known.timeout <= now.instant).then_some((known.own, known.timeout))
+        (known.alive + known.timeout <= now).then_some((known.own, known.timeout))
     }
 }
 
@@ -234,6 +274,7 @@ mod tests {
         silence: Silence,
         own: SignOfLife,
         steps: Option<SignOfLife>,
+        held_elsewhere: bool,
     }
 
     impl Rig {
@@ -241,7 +282,7 @@ mod tests {
             let clock = ManualClock::at(START_MS * 1000);
             let silence = Silence::from(Moment::of(&clock));
             let own = SignOfLife { at: Some(START_MS), writes: 1 };
-            Rig { clock, silence, own, steps: None }
+            Rig { clock, silence, own, steps: None, held_elsewhere: false }
         }
 
         fn set_clock(&self, by_ms: i64) {
@@ -260,10 +301,12 @@ mod tests {
                 execution_id: "e".to_owned(),
                 heartbeat_timeout_ms: TIMEOUT_MS,
                 sign: self.own,
+                held_elsewhere: self.held_elsewhere,
             };
-            let suspects = self.silence.suspects(vec![lease], now);
+            let at_once = Reading { asked: now.instant, read: now };
+            let suspects = self.silence.suspects(vec![lease], at_once);
             let in_steps = self.steps.map(|sign| ("e".to_owned(), sign)).into_iter().collect();
-            let judged = self.silence.judge(suspects.first()?, &in_steps, now);
+            let judged = self.silence.judge(suspects.first()?, &in_steps, at_once, now.instant);
             judged.map(|(seen, _)| seen)
         }
 
@@ -280,6 +323,53 @@ mod tests {
     #[test]
     fn silence_ends_it_after_its_timeout() {
         assert_eq!(Rig::new().ended_after(20_000), Some(5000));
+    }
+
+    #[test]
+    fn what_came_while_a_slow_store_was_read_has_its_whole_timeout() {
+        let mut rig = Rig::new();
+        for id in ["made", "changed"] {
+            let sign =
+                |rig: &Rig, writes| SignOfLife { at: Some(rig.clock.now().millis()), writes };
+            let lease = |sign| Lease {
+                execution_id: id.to_owned(),
+                heartbeat_timeout_ms: TIMEOUT_MS,
+                sign,
+                held_elsewhere: false,
+            };
+            if id == "changed" {
+                let (now, first) = (Moment::of(&rig.clock), sign(&rig, 1));
+                let reading = Reading { asked: now.instant, read: now };
+                assert_eq!(rig.silence.suspects(vec![lease(first)], reading), [""; 0]);
+            }
+            // The reading takes three seconds, and the sign is given after two of them.
+            let asked = rig.clock.instant();
+            rig.clock.advance_ms(2000);
+            let given = sign(&rig, 2);
+            rig.clock.advance_ms(1000);
+            let reading = Reading { asked, read: Moment::of(&rig.clock) };
+            assert_eq!(rig.silence.suspects(vec![lease(given)], reading), [""; 0]);
+            let mut silent_ms = 1000;
+            loop {
+                rig.clock.advance_ms(500);
+                silent_ms += 500;
+                let now = Moment::of(&rig.clock);
+                let reading = Reading { asked: now.instant, read: now };
+                if !rig.silence.suspects(vec![lease(given)], reading).is_empty() {
+                    break;
+                }
+            }
+            assert_eq!(silent_ms, TIMEOUT_MS, "{id}");
+        }
+    }
+
+    #[test]
+    fn what_a_mirror_holds_is_not_ended_and_then_has_its_whole_timeout() {
+        let mut rig = Rig { held_elsewhere: true, ..Rig::new() };
+        rig.own.at = Some(START_MS - 3_600_000);
+        assert_eq!(rig.ended_after(60_000), None);
+        rig.held_elsewhere = false;
+        assert!(rig.ended_after(20_000).is_some_and(|after| after >= 4500));
     }
 
     #[test]

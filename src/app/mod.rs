@@ -4,13 +4,17 @@ pub mod analytics;
 pub mod artifacts;
 pub mod configurations;
 mod digest;
+pub mod digests;
 pub mod engine;
 pub mod error;
+pub mod export;
 pub mod ids;
 pub mod ingest;
 pub mod lanes;
 pub mod leases;
 pub mod metrics;
+pub mod mirrors;
+pub mod notifications;
 pub mod order;
 pub mod retention;
 pub mod rollups;
@@ -25,13 +29,17 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
+use crate::domain::access::AppScope;
 use crate::domain::limits::Limits;
 use crate::domain::query::{
     ArtifactQuery, Count, CountQuery, ExecutionFilter, ExecutionKey, ExecutionOrder,
     ExecutionQuery, Page, StepCounts, StepQuery,
 };
-use crate::domain::{Artifact, Execution, ExecutionOp, Refusal, Step, StepRef, StepStatus};
-use crate::store::{Answer, Op, Store, StoreInfo};
+use crate::domain::step::fill_in_parents;
+use crate::domain::{
+    Artifact, Execution, ExecutionOp, Refusal, Step, StepNames, StepRef, StepStatus,
+};
+use crate::store::{Answer, By, Op, Store, StoreInfo};
 
 pub use artifacts::Artifacts;
 pub use engine::Engine;
@@ -49,6 +57,9 @@ const BYTES_WAITED_FOR: Duration = Duration::from_secs(20);
 
 /// What a reply takes beside its records, at most: the page token and the framing.
 const FRAMING_BYTES: usize = 16 * 1024;
+
+/// What the number of a parent takes in a reply, where it is filled in.
+const PARENT_BYTES: usize = 8;
 
 /// The operations over one store.
 pub struct App {
@@ -122,19 +133,56 @@ impl App {
     }
 
     /// Applies one write.
-    pub async fn write(&self, execution_id: String, op: Op) -> Result<Answer> {
-        self.engine.write(execution_id, op).await
+    pub async fn write(&self, execution_id: String, op: Op, by: impl Into<By>) -> Result<Answer> {
+        self.engine.write(execution_id, op, by).await
     }
 
-    pub async fn execution(&self, execution_id: &str) -> Result<Execution> {
-        self.store.execution(execution_id).await?.ok_or_else(|| execution_not_found(execution_id))
+    /// The execution, if it is in the scope: one that is not is as good as none.
+    pub async fn execution(&self, execution_id: &str, scope: &AppScope) -> Result<Execution> {
+        let found = self.store.execution(execution_id).await?;
+        found
+            .filter(|execution| scope.holds_execution(execution))
+            .ok_or_else(|| execution_not_found(execution_id))
+    }
+
+    /// Asked before something of an execution is read or written for somebody who may not see every app. Of the others
+    /// whoever reads it finds out whether there is one.
+    pub(crate) async fn check_within(&self, execution_id: &str, scope: &AppScope) -> Result<()> {
+        match scope.is_all() {
+            true => Ok(()),
+            false => self.execution(execution_id, scope).await.map(drop),
+        }
     }
 
     /// Deletes an execution with everything it has. The mark is a write like any other, in order with those before
     /// it; what it takes to remove the rest holds up no other write. If this is cut short, the sweep ends it.
-    pub async fn delete_execution(&self, execution_id: String, force: bool) -> Result<()> {
-        let op = Op::Execution(ExecutionOp::Delete { force });
-        self.engine.write(execution_id.clone(), op).await?;
+    pub async fn delete_execution(
+        &self,
+        execution_id: String,
+        force: bool,
+        scope: AppScope,
+    ) -> Result<()> {
+        self.delete(execution_id, ExecutionOp::Delete { force }, scope).await
+    }
+
+    /// Deletes an execution that is gone at the source of a mirror. One that is not here either is no error.
+    pub async fn delete_mirrored(
+        &self,
+        execution_id: String,
+        position: i64,
+        scope: AppScope,
+    ) -> Result<()> {
+        match self.delete(execution_id, ExecutionOp::DeleteMirrored { position }, scope).await {
+            Err(Error::Refused(Refusal::ExecutionNotFound { .. })) => Ok(()),
+            deleted => deleted,
+        }
+    }
+
+    async fn delete(&self, execution_id: String, op: ExecutionOp, scope: AppScope) -> Result<()> {
+        let answer = self.engine.write(execution_id.clone(), Op::Execution(op), scope).await?;
+        if !matches!(answer, Answer::Deleted) {
+            return Ok(());
+        }
         match self.store.remove(&execution_id).await {
             // Somebody else may have marked some.
             Ok(0) => {
@@ -151,33 +199,37 @@ impl App {
     }
 
     /// Asked after the parts of an execution were read: of one that is being deleted, nobody gets a part.
-    pub(crate) async fn still_there(&self, execution_id: &str) -> Result<()> {
-        self.execution(execution_id).await.map(drop)
+    pub(crate) async fn still_there(&self, execution_id: &str, scope: &AppScope) -> Result<()> {
+        self.execution(execution_id, scope).await.map(drop)
     }
 
     /// The execution, its steps by id and its artifacts, as many as fit a reply by their sizes; steps come first.
     pub async fn whole_execution(
         &self,
         execution_id: &str,
+        scope: &AppScope,
         size_of_execution: impl Fn(&Execution) -> usize,
         size_of_step: impl Fn(&Step) -> usize,
         size_of_artifact: impl Fn(&Artifact) -> usize,
     ) -> Result<WholeExecution> {
-        let whole = self
-            .read_whole(execution_id, size_of_execution, size_of_step, size_of_artifact)
+        let size_of_step = |step: &Step| size_of_step(step) + PARENT_BYTES;
+        let mut whole = self
+            .read_whole(execution_id, scope, size_of_execution, size_of_step, size_of_artifact)
             .await?;
-        self.still_there(execution_id).await?;
+        self.still_there(execution_id, scope).await?;
+        fill_in_parents(&mut whole.steps);
         Ok(whole)
     }
 
     async fn read_whole(
         &self,
         execution_id: &str,
+        scope: &AppScope,
         size_of_execution: impl Fn(&Execution) -> usize,
         size_of_step: impl Fn(&Step) -> usize,
         size_of_artifact: impl Fn(&Artifact) -> usize,
     ) -> Result<WholeExecution> {
-        let execution = self.execution(execution_id).await?;
+        let execution = self.execution(execution_id, scope).await?;
         let mut bytes = size_of_execution(&execution) + FRAMING_BYTES;
         let mut whole = WholeExecution {
             execution,
@@ -195,6 +247,7 @@ impl App {
                     after,
                     limit: QUERY_RECORDS,
                     examine: self.limits.page_examined_records,
+                    payloads: None,
                 })
                 .await?;
             for step in page.records {
@@ -275,6 +328,11 @@ impl App {
         Ok(self.store.count_executions(&CountQuery { filter, limit, examine }).await?)
     }
 
+    /// How many stored executions have no usable id, and are left out of everything.
+    pub async fn unreadable_executions(&self) -> Result<u64> {
+        Ok(self.store.unreadable_executions().await?)
+    }
+
     /// How many steps of each of these stand where.
     pub async fn step_counts(&self, executions: &[Execution]) -> Result<Vec<StepCounts>> {
         if executions.is_empty() {
@@ -285,16 +343,19 @@ impl App {
         Ok(self.store.step_counts(&ids, self.limits.page_examined_records).await?)
     }
 
-    /// One page of the steps of an execution.
+    /// One page of the steps of an execution, with input and output if `payloads`.
     pub async fn list_steps(
         &self,
         execution_id: &str,
+        scope: &AppScope,
         statuses: Vec<StepStatus>,
+        payloads: bool,
         page: PageRequest,
         size_of: impl Fn(&Step) -> usize,
     ) -> Result<PageAnswer<Step>> {
         let tokens = self.tokens().await?;
-        let identity = format!("{execution_id}/{statuses:?}");
+        let with = if payloads { "/payloads" } else { "" };
+        let identity = format!("{}{execution_id}/{statuses:?}{with}", scope.identity());
         let kind = token::Kind::StepPage;
         let after = match page.token.as_str() {
             "" => None,
@@ -305,11 +366,12 @@ impl App {
                     .ok_or(Error::BadToken("page_token"))?,
             ),
         };
-        let found = self
+        let payloads = payloads.then_some(self.limits.page_bytes);
+        let mut found = self
             .fill(
                 page.size,
                 after,
-                size_of,
+                |step| size_of(step) + PARENT_BYTES,
                 |step| step.step_id,
                 |after, limit, examine| {
                     let query = StepQuery {
@@ -318,12 +380,14 @@ impl App {
                         after,
                         limit,
                         examine,
+                        payloads,
                     };
                     async move { self.store.steps(&query).await.map_err(Error::from) }
                 },
             )
             .await?;
-        self.still_there(execution_id).await?;
+        self.still_there(execution_id, scope).await?;
+        fill_in_parents(&mut found.records);
         let next_page_token = found
             .next
             .map(|step_id| tokens.seal(kind, identity.as_bytes(), &step_id.to_be_bytes()))
@@ -369,15 +433,31 @@ impl App {
         }
     }
 
+    /// All names of the step that is named so: what belongs to it may have been stored under any of them, also before
+    /// the step was.
+    pub(crate) async fn names_of(&self, execution_id: &str, named: &StepRef) -> Result<StepNames> {
+        let StepRef { step_id, step_key } = named.clone();
+        Ok(match self.store.step(execution_id, named, false).await? {
+            Some(step) => StepNames { step_id: Some(step.step_id), step_key: step.step_key },
+            None => StepNames { step_id, step_key },
+        })
+    }
+
     /// One step with its payloads.
-    pub async fn step(&self, execution_id: &str, named: &StepRef) -> Result<Step> {
+    pub async fn step(
+        &self,
+        execution_id: &str,
+        named: &StepRef,
+        scope: &AppScope,
+    ) -> Result<Step> {
+        self.check_within(execution_id, scope).await?;
         let not_found = || {
             Error::Refused(Refusal::StepNotFound {
                 execution_id: execution_id.to_owned(),
                 step: named.to_string(),
             })
         };
-        match self.store.step(execution_id, named).await? {
+        match self.store.step(execution_id, named, true).await? {
             // Both names were given: they must be of one step.
             Some(step)
                 if named.step_id.is_none_or(|id| id == step.step_id)
@@ -398,20 +478,51 @@ fn execution_not_found(execution_id: &str) -> Error {
     Error::Refused(Refusal::ExecutionNotFound { execution_id: execution_id.to_owned() })
 }
 
+/// What follows in the bytes of a key.
+const KEY_HAS_TIME: u8 = 1;
+const KEY_HAS_ODD: u8 = 2;
+const KEY_HAS_PASSED: u8 = 4;
+
 fn encode_key(key: &ExecutionKey) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(9 + key.execution_id.len());
-    bytes.push(u8::from(key.started_at.is_some()));
+    let flag = |there: bool, flag: u8| if there { flag } else { 0 };
+    bytes.push(
+        flag(key.started_at.is_some(), KEY_HAS_TIME)
+            | flag(key.odd.is_some(), KEY_HAS_ODD)
+            | flag(key.passed > 0, KEY_HAS_PASSED),
+    );
     bytes.extend_from_slice(&key.started_at.unwrap_or(0).to_be_bytes());
+    if let Some(odd) = &key.odd {
+        bytes.extend_from_slice(&u32::try_from(odd.len()).unwrap_or(u32::MAX).to_be_bytes());
+        bytes.extend_from_slice(odd);
+    }
+    if key.passed > 0 {
+        bytes.extend_from_slice(&key.passed.to_be_bytes());
+    }
     bytes.extend_from_slice(key.execution_id.as_bytes());
     bytes
 }
 
 fn decode_key(bytes: &[u8]) -> Option<ExecutionKey> {
-    let (known, rest) = bytes.split_first()?;
-    let (started_at, execution_id) = rest.split_at_checked(8)?;
+    let (flags, rest) = bytes.split_first()?;
+    let (started_at, mut rest) = rest.split_at_checked(8)?;
     let started_at = i64::from_be_bytes(started_at.try_into().ok()?);
+    let number = |rest: &mut &[u8]| {
+        let (number, after) = rest.split_at_checked(4)?;
+        *rest = after;
+        Some(u32::from_be_bytes(number.try_into().ok()?))
+    };
+    let mut odd = None;
+    if flags & KEY_HAS_ODD != 0 {
+        let length = usize::try_from(number(&mut rest)?).ok()?;
+        let (bytes, after) = rest.split_at_checked(length)?;
+        (odd, rest) = (Some(bytes.to_vec()), after);
+    }
+    let passed = if flags & KEY_HAS_PASSED != 0 { number(&mut rest)? } else { 0 };
     Some(ExecutionKey {
-        started_at: (*known == 1).then_some(started_at),
-        execution_id: String::from_utf8(execution_id.to_vec()).ok()?,
+        started_at: (flags & KEY_HAS_TIME != 0).then_some(started_at),
+        execution_id: String::from_utf8(rest.to_vec()).ok()?,
+        odd,
+        passed,
     })
 }

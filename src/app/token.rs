@@ -24,6 +24,12 @@ pub enum Kind {
     MetricPage,
     ArtifactPage,
     SearchPage,
+    Export,
+    KeyPage,
+    AuditPage,
+    AuditHeadPage,
+    SubscriptionPage,
+    DeliveryPage,
 }
 
 /// Signs and checks tokens.

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{Artifacts, Result};
+use super::{Artifacts, Error, Result};
 use crate::domain::Refusal;
+use crate::domain::access::AppScope;
 use crate::store::artifacts::Upload;
 
 /// The uploads with an id of their client that go on in this server just now. A new connection for the same id
@@ -58,9 +59,15 @@ impl Drop for Place<'_> {
 
 impl Artifacts {
     /// How many bytes of an upload are safe.
-    pub async fn received(&self, upload_id: &str) -> Result<u64> {
+    pub async fn received(&self, upload_id: &str, scope: &AppScope) -> Result<u64> {
         let not_found = || Refusal::UploadNotFound { upload_id: upload_id.to_owned() };
         let found = self.store.upload(upload_id).await?.ok_or_else(not_found)?;
+        if let Err(error) = self.app.check_within(&found.execution_id, scope).await {
+            return Err(match error {
+                Error::Refused(_) => not_found().into(),
+                error => error,
+            });
+        }
         if self.has_expired(&found)
             || (found.finished && self.record_of(&found).await?.is_none())
             || self.has_lost_its_execution(&found).await?

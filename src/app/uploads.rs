@@ -17,6 +17,7 @@ use super::digest::Passing;
 use super::{Artifacts, Error, Result, execution_not_found, ids};
 use crate::blobs::unit::Unit;
 use crate::blobs::{self, Storage, Writer};
+use crate::domain::access::AppScope;
 use crate::domain::{Artifact, Description, Origin, Refusal};
 use crate::store;
 use crate::store::artifacts::{Created, Upload};
@@ -57,12 +58,11 @@ impl Artifacts {
     pub async fn upload(
         &self,
         description: Description,
+        scope: &AppScope,
         chunks: BoxStream<'_, Result<Bytes>>,
     ) -> Result<Artifact> {
         let execution_id = &description.execution_id;
-        if self.app.store().execution(execution_id).await?.is_none() {
-            return Err(execution_not_found(execution_id));
-        }
+        self.app.execution(execution_id, scope).await?;
         let ended = self.upload_to(&description, chunks).await;
         if let Err(Error::Refused(
             Refusal::UploadTaken { .. }
@@ -86,7 +86,7 @@ impl Artifacts {
         let execution_id = &description.execution_id;
         if let Some(sha256) = &description.sha256 {
             let digest = description.artifact_digest(sha256);
-            if let Some(found) = self.store.artifact_by_digest(&digest).await? {
+            if let Some(found) = self.store.artifact_by_digest(execution_id, &digest).await? {
                 return Ok(found);
             }
             // It is a new one. Without a digest only the bytes tell, and whether there is room is said at the end.
@@ -431,6 +431,7 @@ impl Artifacts {
             artifact_id: upload.artifact_id.clone(),
             execution_id: description.execution_id.clone(),
             step_id: description.step_id,
+            step_key: description.step_key.clone(),
             artifact_type: description.artifact_type.clone(),
             artifact_name: description.artifact_name.clone(),
             mime_type: description.mime_type.clone(),

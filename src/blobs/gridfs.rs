@@ -18,10 +18,9 @@ use bson::{Bson, DateTime, Document, RawBinaryRef, doc};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _, stream};
+use mongodb::Collection;
 use mongodb::error::ErrorKind;
-use mongodb::options::{CollectionOptions, ReadPreference, SelectionCriteria};
 use mongodb::raw_batch_cursor::RawBatch;
-use mongodb::{Collection, Database};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::under_way::UnderWay;
@@ -40,9 +39,9 @@ const CHUNKS_FETCHED: u64 = 1000;
 const PATIENCE: Duration = Duration::from_secs(30);
 const DUPLICATE_KEY: i32 = 11000;
 
-/// The database, or why there is none just now.
+/// The bucket of the database, or why there is none just now.
 pub type Connect =
-    Box<dyn Fn() -> BoxFuture<'static, Result<Database, crate::store::Error>> + Send + Sync>;
+    Box<dyn Fn() -> BoxFuture<'static, Result<Bucket, crate::store::Error>> + Send + Sync>;
 
 /// GridFS of one database.
 pub struct GridFs {
@@ -126,25 +125,13 @@ fn name_of(id: &Bson) -> Option<String> {
     }
 }
 
-struct Bucket {
-    files: Collection<Document>,
-    chunks: Collection<RawDocumentBuf>,
+/// What there is, and the pieces of it: opened by who knows the database.
+pub struct Bucket {
+    pub files: Collection<Document>,
+    pub chunks: Collection<RawDocumentBuf>,
 }
 
 impl Bucket {
-    fn of(database: &Database) -> Self {
-        let options = || {
-            let mut options = CollectionOptions::default();
-            let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-            options.selection_criteria = Some(primary);
-            options
-        };
-        Bucket {
-            files: database.collection_with_options(&format!("{BUCKET}.files"), options()),
-            chunks: database.collection_with_options(&format!("{BUCKET}.chunks"), options()),
-        }
-    }
-
     /// The file of this name: its id in any of the types that programs use, or what it is called.
     async fn find(&self, name: &str) -> Result<Option<File>> {
         let mut found = None;
@@ -176,22 +163,23 @@ impl Bucket {
 }
 
 impl Inner {
-    async fn database(&self) -> Result<Database> {
+    async fn connected(&self) -> Result<Bucket> {
         (self.connect)().await.map_err(|error| Error::Unavailable(error.into()))
     }
 
     async fn bucket(&self, path: &str) -> Result<(Bucket, String)> {
         let name = parse(path).ok_or(Error::Missing)?;
-        Ok((Bucket::of(&self.database().await?), name.to_owned()))
+        Ok((self.connected().await?, name.to_owned()))
     }
 
     /// The indexes that GridFS is specified with.
     async fn prepare(&self) -> Result<()> {
         let make = || async {
-            let database = self.database().await?;
+            let Bucket { files, chunks } = self.connected().await?;
+            let database = files.client().database(&files.namespace().db);
             for (collection, keys, unique) in [
-                (format!("{BUCKET}.files"), doc! { "filename": 1, "uploadDate": 1 }, false),
-                (format!("{BUCKET}.chunks"), doc! { "files_id": 1, "n": 1 }, true),
+                (files.name(), doc! { "filename": 1, "uploadDate": 1 }, false),
+                (chunks.name(), doc! { "files_id": 1, "n": 1 }, true),
             ] {
                 let names = keys.keys().map(|key| format!("{key}_1")).collect::<Vec<_>>();
                 let index = doc! { "key": keys, "name": names.join("_"), "unique": unique };

@@ -7,6 +7,23 @@ use super::output::{Output, message};
 use crate::config::Config;
 use crate::doctor::{self, State};
 
+/// Prints the command that makes the role: the command alone on stdout, for other programs to run.
+pub fn print_role(config: &Config, output: &Output) -> Result<Exit> {
+    output.line(&doctor::role(config))?;
+    let database = &config.mongodb.database;
+    message(&format!(
+        "run it with db.runCommand(...) in the database {database}, and give the role to the user of the server: \
+         {{ role: \"stepwell\", db: \"{database}\" }}"
+    ));
+    Ok(Exit::Done)
+}
+
+/// Prints the commands that spread the database over shards, and runs none.
+pub fn print_shard_plan(config: &Config, output: &Output) -> Result<Exit> {
+    output.line(doctor::shard_plan(config).trim_end())?;
+    Ok(Exit::Done)
+}
+
 /// Looks and tells. `Refused` stands for something to do.
 pub async fn run(config: &Config, output: &Output) -> Result<Exit> {
     let findings = doctor::examine(config).await.map_err(|error| {

@@ -15,7 +15,8 @@ Exit codes:
   0   done; `executions watch ID`: the execution completed; `import`: everything was imported
   1   the server refused it or part of it; `executions watch ID`: the execution failed, was
       cancelled or deleted; `import`: some records were refused or not sent; `doctor`: there is something to do;
-      `analytics rebuild`: something had been counted incorrectly
+      `analytics rebuild`: something had been counted incorrectly; `audit verify`: a record is not as it was written;
+      `spool send`: something stays in the spool
   2   could not start: wrong arguments, unreadable input, no server at the address, no database
   78  `serve`, `config`, `doctor`: the configuration is refused
 A reader that closes the pipe early (`| head`) ends a command quietly with 0.";

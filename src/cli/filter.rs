@@ -38,7 +38,8 @@ pub struct FilterArgs {
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub app_id: Vec<i32>,
     /// Name of the app (exact match); may be repeated.
-    #[arg(long, value_name = "NAME")]
+    // The libraries call it `app`, and without this the nearest name that is proposed is that of the number.
+    #[arg(long, alias = "app", value_name = "NAME")]
     pub app_name: Vec<String>,
     /// Number of the part of the app (sub_app_id); may be repeated.
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
@@ -123,6 +124,8 @@ mod tests {
             "-2",
             "--app-name",
             "a",
+            "--app",
+            "b",
             "--sub-app-id",
             "3",
             "--user",
@@ -142,7 +145,7 @@ mod tests {
         ]);
         let filter = flags.filter.resolve(Now { micros: 5_000_000 });
         assert_eq!(filter.app_ids, [1, -2]);
-        assert_eq!(filter.app_names, ["a"]);
+        assert_eq!(filter.app_names, ["a", "b"]);
         assert_eq!(filter.sub_app_ids, [3]);
         assert_eq!(filter.user_ids, ["u"]);
         assert_eq!(filter.statuses, [3, 4]);

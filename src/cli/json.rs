@@ -43,6 +43,7 @@ pub fn execution(record: &proto::Execution) -> Json {
         "pinned": record.pinned,
         "configuration_version": record.configuration_version,
         "update_sequence": record.update_sequence,
+        "omitted_fields": record.omitted_fields,
     })
 }
 
@@ -65,11 +66,14 @@ pub fn step(record: &proto::Step, payloads: bool) -> Json {
         "created_at": time(record.created_at.as_ref()),
         "updated_at": time(record.updated_at.as_ref()),
         "depends_on": record.depends_on,
+        "depends_on_keys": record.depends_on_keys,
         "parent_step_id": record.parent_step_id,
+        "parent_step_key": record.parent_step_key,
         "progress": record.progress,
         "progress_message": record.progress_message,
         "update_sequence": record.update_sequence,
         "attempts": record.attempts.iter().map(attempt).collect::<Vec<_>>(),
+        "omitted_fields": record.omitted_fields,
     });
     if payloads && let Some(fields) = step.as_object_mut() {
         fields.insert("input".to_owned(), value(record.input.as_ref()));
@@ -92,6 +96,7 @@ pub fn artifact(record: &proto::Artifact) -> Json {
         "artifact_id": record.artifact_id,
         "execution_id": record.execution_id,
         "step_id": record.step_id,
+        "step_key": record.step_key,
         "artifact_type": record.artifact_type,
         "artifact_name": record.artifact_name,
         "mime_type": record.mime_type,
@@ -101,6 +106,7 @@ pub fn artifact(record: &proto::Artifact) -> Json {
         "metadata": object(record.metadata.as_ref()),
         "created_at": time(record.created_at.as_ref()),
         "sha256": record.sha256,
+        "omitted_fields": record.omitted_fields,
     })
 }
 
@@ -112,6 +118,7 @@ fn point(record: &proto::MetricPoint) -> Json {
         "execution_id": record.execution_id,
         "metrics": metrics,
         "step_id": record.step_id,
+        "step_key": record.step_key,
     })
 }
 
@@ -161,6 +168,7 @@ pub fn server_info(info: &proto::GetServerInfoResponse) -> Json {
         "version": info.version,
         "store": info.store,
         "store_version": info.store_version,
+        "database_id": info.database_id,
         "features": info.features,
         "limits": limits,
     })

@@ -3,23 +3,31 @@
 
 mod analytics;
 mod artifacts;
+mod audit;
 mod connection;
 mod doctor;
 mod executions;
 mod exit;
+mod export;
 mod filter;
 mod health;
 mod import;
 mod json;
+mod keys;
+mod mirror;
+mod notifications;
 mod output;
 mod reports;
 mod retention;
 mod search;
 pub mod serve;
 mod server_info;
+mod source;
+mod spool;
 mod table;
 mod text;
 mod time;
+mod verify;
 mod watch;
 
 use std::ffi::OsString;
@@ -74,15 +82,51 @@ enum Command {
         #[command(flatten)]
         args: import::Args,
     },
+    /// Export executions with everything that belongs to them, and configurations, to the files that `import` reads.
+    #[command(after_help = CODES_HELP)]
+    Export {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: export::Args,
+    },
+    /// Compare two sides: whether they hold the same executions with everything that belongs to them, and which differ.
+    ///
+    /// Both may go on changing. `_id`, revisions and what else Stepwell adds do not count. --server is not used.
+    #[command(after_help = verify::CODES_HELP)]
+    Verify {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: verify::Args,
+    },
+    /// Bring what another database holds into a server, and go on bringing what changes there, until apps write to that
+    /// server.
+    #[command(after_help = CODES_HELP)]
+    Mirror {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(flatten)]
+        args: mirror::Args,
+    },
     /// Check the database with the server's own settings, and report what is in order and what to do.
     ///
     /// Takes the settings of `serve` (file, environment, flags), can run beside a server, and changes nothing.
     #[command(after_help = CODES_HELP)]
     Doctor {
+        /// Print the command that makes the role of a server in MongoDB, and look at nothing.
+        #[arg(long)]
+        print_role: bool,
         #[command(flatten)]
         output: OutputArgs,
         #[command(flatten)]
         flags: Box<ServeFlags>,
+    },
+    /// Spread the database over the shards of a MongoDB cluster.
+    #[command(after_help = CODES_HELP)]
+    Shard {
+        #[command(subcommand)]
+        command: ShardCommand,
     },
     /// Delete what is older than the server's retention times.
     #[command(after_help = CODES_HELP)]
@@ -148,6 +192,39 @@ enum Command {
         #[command(flatten)]
         args: reports::activity::Args,
     },
+    /// Make, list, rotate and revoke the keys by which callers are known.
+    #[command(after_help = CODES_HELP)]
+    Keys {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: keys::Command,
+    },
+    /// Verify, list and export the record of who did what.
+    #[command(after_help = CODES_HELP)]
+    Audit {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: audit::Command,
+    },
+    /// Tell other systems over HTTP what happens to executions and steps.
+    #[command(after_help = CODES_HELP)]
+    Notifications {
+        #[command(flatten)]
+        client: ClientArgs,
+        #[command(subcommand)]
+        command: notifications::Command,
+    },
+    /// List, send and drop what apps have reported and their server does not have yet, from the files in which the
+    /// libraries for Python and TypeScript keep it.
+    #[command(after_help = CODES_HELP)]
+    Spool {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(subcommand)]
+        command: spool::Command,
+    },
     /// Check whether the server is SERVING; exit code 0 if it is.
     #[command(after_help = CODES_HELP)]
     Health {
@@ -164,6 +241,19 @@ enum Command {
     ServerInfo {
         #[command(flatten)]
         client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ShardCommand {
+    /// Print the commands for mongosh, and run none.
+    ///
+    /// Takes the settings of `serve` for the name of the database, and connects to nothing.
+    Plan {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        flags: Box<ServeFlags>,
     },
 }
 
@@ -196,10 +286,29 @@ pub fn run(cli: Cli) -> ExitCode {
             let connection = client.server.connect()?;
             import::run(&args, &connection, &client.output.open(), &SystemClock).await
         }),
-        Command::Doctor { output, flags } => match serve::load(&flags) {
+        Command::Export { client, args } => block_on(async {
+            let connection = client.server.connect()?;
+            export::run(&args, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Verify { client, args } => block_on(async {
+            verify::run(&args, &client.server, &client.output.open(), &SystemClock).await
+        }),
+        Command::Mirror { client, args } => {
+            block_on(async { mirror::run(args, &client.server, &client.output.open()).await })
+        }
+        Command::Doctor { print_role, output, flags } => match serve::load(&flags) {
+            Ok(config) if print_role => {
+                block_on(async { doctor::print_role(&config, &output.open()) })
+            }
             Ok(config) => block_on(async { doctor::run(&config, &output.open()).await }),
             Err(exit) => exit,
         },
+        Command::Shard { command: ShardCommand::Plan { output, flags } } => {
+            match serve::load(&flags) {
+                Ok(config) => block_on(async { doctor::print_shard_plan(&config, &output.open()) }),
+                Err(exit) => exit,
+            }
+        }
         Command::Retention { client, command } => block_on(async {
             let connection = client.server.connect()?;
             retention::run(command, &connection, &client.output.open()).await
@@ -228,6 +337,24 @@ pub fn run(cli: Cli) -> ExitCode {
             let connection = client.server.connect()?;
             reports::activity::run(&args, &connection, &client.output.open(), &SystemClock).await
         }),
+        Command::Keys { client, command: keys::Command::Generate } => {
+            block_on(async { keys::generate(&client.output.open()) })
+        }
+        Command::Keys { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            keys::run(command, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Audit { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            audit::run(command, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Notifications { client, command } => block_on(async {
+            let connection = client.server.connect()?;
+            notifications::run(command, &connection, &client.output.open(), &SystemClock).await
+        }),
+        Command::Spool { output, command } => {
+            block_on(async { spool::run(command, &output.open(), &SystemClock).await })
+        }
         Command::Health { client } => block_on(async {
             let connection = client.server.connect()?;
             health::run(&connection, &client.output.open()).await

@@ -23,9 +23,19 @@ pub async fn serve(flags: &ServeFlags) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    if let Err(error) = outlive_size_limits() {
+        tracing::warn!(%error, "a limit of file sizes would end the server");
+    }
     let code = run(config).await;
     telemetry.flush().await;
     code
+}
+
+/// A write over the limit of file sizes fails, where the signal for it would end the process.
+fn outlive_size_limits() -> std::io::Result<()> {
+    let signal = rustix::process::Signal::XFSZ.as_raw();
+    // It stays caught although nobody listens.
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(signal)).map(drop)
 }
 
 async fn run(config: Config) -> ExitCode {

@@ -24,6 +24,7 @@ pub async fn run(connection: &Connection, output: &Output) -> Result<Exit> {
         ("version", info.version.into()),
         ("store", info.store.into()),
         ("store version", info.store_version.into()),
+        ("database id", info.database_id.into()),
         ("features", info.features.join(", ").into()),
         ("limits", limits.join("\n").into()),
     ];

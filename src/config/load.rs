@@ -9,17 +9,15 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use toml::{Table, Value};
 
-use super::settings::{ENV_PREFIX, RETENTION_RULES, Setting, by_key, nearest, settings};
-use super::{Config, RetentionRule, StorageKind};
+use super::lists::{self, LISTS, List, RETENTION_RULES};
+use super::settings::{ENV_PREFIX, Setting, by_key, nearest, settings};
+use super::{Config, StorageKind, access, database, idle};
 
 /// Names the configuration file.
 pub const CONFIG_ENV: &str = "STEPWELL_CONFIG";
 /// Variables of other commands and of the test suite: not settings of the server, and not typing errors.
-const NOT_OURS: [&str; 2] = [CONFIG_ENV, "STEPWELL_SERVER"];
+const NOT_OURS: [&str; 3] = [CONFIG_ENV, "STEPWELL_KEY", "STEPWELL_SERVER"];
 const NOT_OURS_PREFIXES: [&str; 3] = ["STEPWELL_TEST_", "STEPWELL_CI_", "STEPWELL_BENCH_"];
-
-/// More rules than anybody needs cost every record that is judged.
-const RETENTION_RULES_MOST: usize = 100;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,7 +171,7 @@ impl Args for ServeFlags {
             command.arg(
                 Arg::new(setting.key)
                     .long(setting.flag.as_str())
-                    .value_name(setting.value_name())
+                    .value_name(setting.kind.value_name())
                     .action(ArgAction::Set)
                     .hide_short_help(!setting.common)
                     .help(format!("{} [env: {}]{default}", setting.doc, setting.env)),
@@ -271,13 +269,16 @@ impl Layers {
             if let Some(setting) = by_key(&key) {
                 let shown = value.to_string();
                 let origin = Origin::File(path.to_owned());
-                let checked = setting.check(value);
+                let checked = setting.kind.check(value);
                 self.put(setting, origin, &shown, checked);
+                continue;
+            }
+            if let Some(list) = lists::by_key(&key) {
+                self.list(path, list, value);
                 continue;
             }
             let inside = format!("{key}.");
             match value {
-                value if key == RETENTION_RULES => self.rules(path, value),
                 Value::Table(table) if settings().iter().any(|s| s.key.starts_with(&inside)) => {
                     self.table(path, &key, table);
                 }
@@ -293,34 +294,33 @@ impl Layers {
         }
     }
 
-    /// Retention rules are checked one by one, so that what is wrong with one says with which.
-    fn rules(&mut self, path: &Path, value: Value) {
-        let Value::Array(rules) = value else {
+    /// The tables of a list are checked one by one, so that what is wrong with one says with which.
+    fn list(&mut self, path: &Path, list: &'static List, value: Value) {
+        let origin = Origin::File(path.to_owned());
+        let Value::Array(tables) = value else {
             return self.problems.push(Problem::BadValue {
-                key: RETENTION_RULES,
-                origin: Origin::File(path.to_owned()),
+                key: list.key,
+                origin,
                 value: value.to_string(),
-                expected: "tables, each beginning with [[retention.rules]]".to_owned(),
+                expected: format!("tables, each beginning with [[{}]]", list.key),
             });
         };
-        if rules.len() > RETENTION_RULES_MOST {
-            self.problems.push(Problem::Conflict {
-                key: RETENTION_RULES,
-                value: format!("{} rules", rules.len()),
-                reason: format!("at most {RETENTION_RULES_MOST} are allowed"),
-            });
+        let mut refuse = |value, reason| {
+            self.problems.push(Problem::Conflict { key: list.key, value, reason });
+        };
+        if tables.len() > list.most {
+            refuse(
+                format!("{} entries", tables.len()),
+                format!("at most {} are allowed", list.most),
+            );
         }
-        for (index, rule) in rules.iter().enumerate() {
-            if let Err(error) = rule.clone().try_into::<RetentionRule>() {
-                self.problems.push(Problem::Conflict {
-                    key: RETENTION_RULES,
-                    value: format!("rule {}", index + 1),
-                    reason: error.message().to_owned(),
-                });
+        for (index, table) in tables.iter().enumerate() {
+            if let Err(reason) = (list.check)(table.clone()) {
+                refuse(format!("rule {}", index + 1), reason);
             }
         }
-        self.values.insert(RETENTION_RULES, Value::Array(rules));
-        self.origins.insert(RETENTION_RULES, Origin::File(path.to_owned()));
+        self.values.insert(list.key, Value::Array(tables));
+        self.origins.insert(list.key, origin);
     }
 
     fn variables(&mut self, variables: Vec<Variable>) {
@@ -342,7 +342,7 @@ impl Layers {
             }
             let shown = value.to_string_lossy();
             let parsed = match value.to_str() {
-                Some(text) => setting.parse(text),
+                Some(text) => setting.kind.parse(text),
                 None => Err("UTF-8 text".to_owned()),
             };
             self.put(setting, Origin::Environment(name), &format!("{shown:?}"), parsed);
@@ -353,14 +353,16 @@ impl Layers {
         for (key, value) in &flags.values {
             if let Some(setting) = by_key(key) {
                 let origin = Origin::Flag(setting.flag.clone());
-                self.put(setting, origin, &format!("{value:?}"), setting.parse(value));
+                self.put(setting, origin, &format!("{value:?}"), setting.kind.parse(value));
             }
         }
     }
 
     fn finish(mut self) -> Result<(Config, Vec<Warning>), ConfigError> {
-        if self.problems.iter().any(|problem| problem.is_about(RETENTION_RULES)) {
-            self.values.remove(RETENTION_RULES);
+        let is_bad = |list: &&List| self.problems.iter().any(|problem| problem.is_about(list.key));
+        let bad: Vec<&List> = LISTS.iter().filter(is_bad).collect();
+        for list in &bad {
+            self.values.remove(list.key);
         }
         let mut whole = Table::new();
         for (key, value) in self.values {
@@ -378,9 +380,21 @@ impl Layers {
                 None
             }
         };
+        let mut config = config;
+        if let Some(config) = &mut config
+            && let Err(problem) = database::read_uri_file(config)
+        {
+            self.problems.push(problem);
+        }
         if let Some(config) = &config {
-            self.problems.extend(conflicts(config));
-            self.warnings.extend(without_effect(config));
+            // What is wrong with a list was said: without it, it looks as if it were not there.
+            let is_said = |problem: &Problem| bad.iter().any(|list| problem.is_about(list.key));
+            self.problems.extend(conflicts(config).into_iter().filter(|one| !is_said(one)));
+            let idle = idle::without_effect(config).into_iter().filter_map(|(key, because)| {
+                let origin = config.origins.get(key)?.clone();
+                Some(Warning::NoEffect { key, origin, because })
+            });
+            self.warnings.extend(idle);
         }
         match config {
             Some(config) if self.problems.is_empty() => Ok((config, self.warnings)),
@@ -429,11 +443,22 @@ fn known_keys() -> impl Iterator<Item = &'static str> {
             [Some(setting.key), setting.key.rsplit_once('.').map(|(section, _)| section)]
         })
         .flatten()
+        .chain(LISTS.iter().map(|list| list.key))
+}
+
+/// What lets in whom nobody meant to let in.
+pub(super) fn doors(config: &Config) -> Vec<Problem> {
+    let problem = |(key, reason)| {
+        let value =
+            config.value(key).map_or_else(|| "(not set)".to_owned(), |value| value.to_string());
+        Problem::Conflict { key, value, reason }
+    };
+    access::conflicts(config).into_iter().map(problem).collect()
 }
 
 /// Settings that are fine alone and not together.
 fn conflicts(config: &Config) -> Vec<Problem> {
-    let mut problems = Vec::new();
+    let mut problems = doors(config);
     let mut refuse = |key: &'static str, reason: String| {
         let value =
             config.value(key).map_or_else(|| "(not set)".to_owned(), |value| value.to_string());
@@ -480,6 +505,17 @@ fn conflicts(config: &Config) -> Vec<Problem> {
             format!("must not exceed limits.request_bytes = {}", limits.request_bytes),
         );
     }
+    let share = limits.process_bytes / 4;
+    if share < limits.request_bytes || share < limits.decoded_bytes {
+        refuse(
+            "limits.process_bytes",
+            format!(
+                "a connection gets a quarter of it, which must be at least limits.request_bytes = {} and \
+                 limits.decoded_bytes = {}",
+                limits.request_bytes, limits.decoded_bytes
+            ),
+        );
+    }
     if config.writes.queue_bytes < limits.request_bytes {
         refuse(
             "writes.queue_bytes",
@@ -523,36 +559,6 @@ fn conflicts(config: &Config) -> Vec<Problem> {
         );
     }
     problems
-}
-
-/// Settings that somebody gave and that do nothing.
-fn without_effect(config: &Config) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    let mut warn = |key: &'static str, because: &'static str| {
-        if let Some(origin) = config.origins.get(key) {
-            warnings.push(Warning::NoEffect { key, origin: origin.clone(), because });
-        }
-    };
-    if config.artifacts.s3_bucket.is_none() {
-        for setting in settings().iter().filter(|one| one.key.starts_with("artifacts.s3_")) {
-            warn(setting.key, "artifacts.s3_bucket is not set");
-        }
-    }
-    let files = config.artifacts.storage == Some(StorageKind::Local);
-    if config.mongodb.uri.is_some() {
-        if !files || config.artifacts.local_dir.is_some() {
-            warn("data_dir", "mongodb.uri selects MongoDB");
-        }
-    } else {
-        for setting in settings().iter().filter(|setting| setting.key.starts_with("mongodb.")) {
-            warn(setting.key, "mongodb.uri is not set, so the embedded store is used");
-        }
-    }
-    if config.telemetry.otlp_endpoint.is_none() {
-        warn("telemetry.service_name", "telemetry.otlp_endpoint is not set");
-        warn("telemetry.sample_ratio", "telemetry.otlp_endpoint is not set");
-    }
-    warnings
 }
 
 impl Config {

@@ -4,6 +4,12 @@
 //! together. Loading is a pure function of its inputs but for reading the file: it opens no port and no
 //! database, so a bad configuration ends the process before anything else happens.
 
+mod access;
+mod audit;
+mod database;
+mod idle;
+mod kind;
+mod lists;
 mod load;
 mod print;
 mod secret;
@@ -16,8 +22,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::limits::Limits;
+use crate::domain::limits::{Limits, seconds};
 
+pub use access::{Auth, AuthMode, CertificateRule, ClientAuth, Oidc, OidcRule, Tls, TlsMode};
+pub use audit::{Audit, AuditLevel};
+pub use database::Safety;
 pub use load::{ConfigError, Origin, Problem, ServeFlags, Warning};
 pub use secret::{Secret, mask_uri};
 pub use settings::reference_table;
@@ -31,6 +40,9 @@ pub const EXIT_CODE: u8 = 78;
 pub struct Config {
     pub listen: SocketAddr,
     pub data_dir: PathBuf,
+    pub auth: Auth,
+    pub tls: Tls,
+    pub audit: Audit,
     pub http: Http,
     pub mongodb: Mongodb,
     pub grpc: Grpc,
@@ -39,10 +51,14 @@ pub struct Config {
     pub retention: Retention,
     pub artifacts: Artifacts,
     pub search: Search,
+    pub notifications: Notifications,
     pub limits: Limits,
     pub shutdown: Shutdown,
     pub log: Log,
     pub telemetry: Telemetry,
+    /// For reading the database of somebody else: nothing is written to it, and nothing is done in the background.
+    #[serde(skip)]
+    pub read_only: bool,
     /// Where each setting that is not the default came from.
     #[serde(skip)]
     pub origins: BTreeMap<&'static str, Origin>,
@@ -58,6 +74,22 @@ pub enum StoreChoice<'a> {
 }
 
 impl Config {
+    /// Refuses what lets in whom nobody meant to let in. Before a port opens.
+    pub fn check_doors(&self) -> Result<(), ConfigError> {
+        let problems = load::doors(self);
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+    }
+
+    /// Whether the ports speak TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.mode == Some(TlsMode::On)
+    }
+
+    /// Whether callers are asked who they are.
+    pub fn asks_callers(&self) -> bool {
+        self.auth.mode == Some(AuthMode::Required)
+    }
+
     /// MongoDB when there is a URI for it, else the embedded store.
     pub fn store(&self) -> StoreChoice<'_> {
         match &self.mongodb.uri {
@@ -72,6 +104,9 @@ impl Default for Config {
         Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50051)),
             data_dir: PathBuf::from("./stepwell-data"),
+            auth: Auth::default(),
+            tls: Tls::default(),
+            audit: Audit::default(),
             http: Http::default(),
             mongodb: Mongodb::default(),
             grpc: Grpc::default(),
@@ -79,11 +114,13 @@ impl Default for Config {
             watch: Watch::default(),
             retention: Retention::default(),
             search: Search::default(),
+            notifications: Notifications::default(),
             artifacts: Artifacts::default(),
             limits: Limits::default(),
             shutdown: Shutdown::default(),
             log: Log::default(),
             telemetry: Telemetry::default(),
+            read_only: false,
             origins: BTreeMap::new(),
         }
     }
@@ -94,6 +131,7 @@ impl Default for Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     pub listen: Option<SocketAddr>,
+    pub public_url: Option<Secret>,
 }
 
 /// MongoDB. What is `None` is left to the URI, and to the defaults there: pool 10 to 100, 30 s idle,
@@ -102,6 +140,10 @@ pub struct Http {
 #[serde(deny_unknown_fields, default)]
 pub struct Mongodb {
     pub uri: Option<Secret>,
+    /// Where the URI is, instead.
+    pub uri_file: Option<PathBuf>,
+    /// The database is on a network that nobody else reaches.
+    pub trusted_network: bool,
     pub database: String,
     pub max_pool_size: Option<u32>,
     pub min_pool_size: Option<u32>,
@@ -109,6 +151,7 @@ pub struct Mongodb {
     pub max_idle: Option<Duration>,
     pub retry_writes: Option<bool>,
     pub write_concern: Option<String>,
+    pub metrics_collection: String,
     #[serde(with = "optional_seconds", rename = "server_selection_timeout_seconds")]
     pub server_selection_timeout: Option<Duration>,
 }
@@ -117,12 +160,15 @@ impl Default for Mongodb {
     fn default() -> Self {
         Mongodb {
             uri: None,
+            uri_file: None,
+            trusted_network: false,
             database: "ai_apps".to_owned(),
             max_pool_size: None,
             min_pool_size: None,
             max_idle: None,
             retry_writes: None,
             write_concern: None,
+            metrics_collection: "timeseries".to_owned(),
             server_selection_timeout: None,
         }
     }
@@ -137,6 +183,10 @@ pub struct Grpc {
     pub ping_interval: Duration,
     #[serde(with = "seconds", rename = "ping_timeout_seconds")]
     pub ping_timeout: Duration,
+    #[serde(with = "seconds", rename = "handshake_seconds")]
+    pub handshake: Duration,
+    #[serde(with = "seconds", rename = "idle_seconds")]
+    pub idle: Duration,
 }
 
 impl Default for Grpc {
@@ -145,6 +195,8 @@ impl Default for Grpc {
             streams_per_connection: 16_384,
             ping_interval: Duration::from_secs(30),
             ping_timeout: Duration::from_secs(20),
+            handshake: Duration::from_secs(10),
+            idle: Duration::from_secs(300),
         }
     }
 }
@@ -209,6 +261,8 @@ pub struct Retention {
     pub artifacts: Duration,
     #[serde(with = "seconds")]
     pub metrics: Duration,
+    #[serde(with = "seconds")]
+    pub audit: Duration,
     /// 0: never by itself.
     #[serde(with = "seconds", rename = "interval_seconds")]
     pub interval: Duration,
@@ -226,6 +280,7 @@ impl Default for Retention {
             steps: 183 * DAY,
             artifacts: 92 * DAY,
             metrics: 30 * DAY,
+            audit: 730 * DAY,
             interval: Duration::from_secs(3600),
             rules: Vec::new(),
         }
@@ -242,6 +297,40 @@ pub struct Search {
 impl Default for Search {
     fn default() -> Self {
         Search { enabled: true }
+    }
+}
+
+/// Telling others what happens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Notifications {
+    pub retry_seconds: Vec<f64>,
+    #[serde(with = "seconds", rename = "timeout_seconds")]
+    pub timeout: Duration,
+    pub allow_http: bool,
+    pub allow_networks: Vec<String>,
+    pub subscriptions: usize,
+    pub undelivered: usize,
+    pub requests: usize,
+    pub requests_per_subscription: usize,
+    #[serde(with = "seconds", rename = "keep_seconds")]
+    pub keep: Duration,
+}
+
+impl Default for Notifications {
+    fn default() -> Self {
+        let retry_seconds = [5, 30, 300, 1_800, 7_200, 18_000, 36_000, 86_400];
+        Notifications {
+            retry_seconds: retry_seconds.map(f64::from).to_vec(),
+            timeout: Duration::from_secs(15),
+            allow_http: false,
+            allow_networks: Vec::new(),
+            subscriptions: 100,
+            undelivered: 10_000,
+            requests: 64,
+            requests_per_subscription: 8,
+            keep: 30 * DAY,
+        }
     }
 }
 
@@ -370,25 +459,6 @@ pub struct Telemetry {
 impl Default for Telemetry {
     fn default() -> Self {
         Telemetry { otlp_endpoint: None, service_name: "stepwell".to_owned(), sample_ratio: 1.0 }
-    }
-}
-
-/// A duration as a number of seconds, whole where it is.
-mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(value: &Duration, out: S) -> Result<S::Ok, S::Error> {
-        if value.subsec_nanos() == 0 {
-            out.serialize_u64(value.as_secs())
-        } else {
-            out.serialize_f64(value.as_secs_f64())
-        }
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(D::Error::custom)
     }
 }
 

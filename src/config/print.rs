@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use toml::Value;
 
-use super::settings::{RETENTION_RULES, settings};
+use super::lists::LISTS;
+use super::settings::settings;
 use super::{Config, Origin};
 
 impl Config {
@@ -40,10 +41,13 @@ impl Config {
             }
             out.push('\n');
         }
-        for rule in &self.retention.rules {
-            let table = toml::Table::try_from(rule)
-                .expect("a rule has a form in TOML, as every part of the configuration");
-            let _ = write!(out, "\n[[{RETENTION_RULES}]]\n{table}");
+        for list in LISTS {
+            let tables = self.value(list.key);
+            for table in tables.as_ref().and_then(Value::as_array).into_iter().flatten() {
+                if let Value::Table(table) = table {
+                    let _ = write!(out, "\n[[{}]]\n{table}", list.key);
+                }
+            }
         }
         out
     }

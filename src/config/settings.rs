@@ -2,41 +2,12 @@
 //! `STEPWELL_HTTP_LISTEN` in the environment and `--http-listen` on the command line.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::sync::LazyLock;
 
-use toml::Value;
+pub use super::kind::Kind;
 
 /// Prefix of every environment variable of ours.
 pub const ENV_PREFIX: &str = "STEPWELL_";
-
-/// What a value has to be.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
-    /// IP address and port.
-    Address,
-    /// A directory.
-    Directory,
-    /// Text of 1 to so many characters.
-    Text(usize),
-    /// A MongoDB connection string.
-    MongoUri,
-    /// An `http://` URL.
-    Endpoint,
-    /// An `http://` or `https://` URL.
-    Url,
-    /// A level, or `tracing` directives.
-    LogFilter,
-    /// One of these words.
-    OneOf(&'static [&'static str]),
-    Bool,
-    /// A whole number between these.
-    Integer(i64, i64),
-    /// Seconds between these, fractions allowed.
-    Seconds(f64, f64),
-    /// A number between 0 and 1.
-    Ratio,
-}
 
 /// One row of the table, as written below.
 struct Row {
@@ -58,9 +29,6 @@ const fn common(key: &'static str, kind: Kind, doc: &'static str) -> Row {
 const MIB: i64 = 1024 * 1024;
 const CENTURY: f64 = 36_525.0 * 86_400.0;
 
-/// The one part of the configuration that has no place in a variable or a flag: a list of tables in the file.
-pub const RETENTION_RULES: &str = "retention.rules";
-
 const ROWS: &[Row] = &[
     common("listen", Kind::Address, "Address of the gRPC port."),
     common(
@@ -69,14 +37,82 @@ const ROWS: &[Row] = &[
         "Directory of the embedded store; created if missing. Not used with MongoDB.",
     ),
     common(
+        "auth.mode",
+        Kind::OneOf(&["off", "required"]),
+        "Whether callers are asked who they are. Unset: off on a loopback address; on any other the server does not start.",
+    ),
+    common(
+        "auth.admin_key_file",
+        Kind::File,
+        "File of admin keys, one a line: a key, or sha256: and the SHA-256 of one in hexadecimal. Two lines are a rotation. `stepwell keys generate` makes a key.",
+    ),
+    row(
+        "auth.oidc.issuer",
+        Kind::Text(1024),
+        "Identity provider whose tokens are accepted, exactly as in their claim iss. Which claims give which grants say `[[auth.oidc.rules]]`, see docs/security.md.",
+    ),
+    row("auth.oidc.audience", Kind::Text(1024), "What the claim aud of a token has to contain."),
+    row(
+        "auth.oidc.jwks_uri",
+        Kind::Url,
+        "Where the provider publishes its keys (JWKS): https, or http on a loopback address. Unset, without auth.oidc.jwks_file: what the provider says at /.well-known/openid-configuration.",
+    ),
+    row("auth.oidc.jwks_file", Kind::File, "File with the keys of the provider (JWKS) instead."),
+    common(
+        "tls.mode",
+        Kind::OneOf(&["off", "on"]),
+        "Whether the gRPC port speaks TLS (1.2 and 1.3). Unset: off on a loopback address; on any other the server does not start.",
+    ),
+    common(
+        "tls.cert_file",
+        Kind::File,
+        "Certificate of the server in PEM, followed by those between it and its authority. Read again when it changes, as all files of tls and auth are.",
+    ),
+    common("tls.key_file", Kind::File, "Private key of the certificate in PEM."),
+    row(
+        "tls.client_ca_file",
+        Kind::File,
+        "Authorities in PEM that issue the certificates of clients; without it clients are not asked for one. Whose certificate gives which grants say `[[auth.certificates]]`, see docs/security.md.",
+    ),
+    row(
+        "tls.client_crl_file",
+        Kind::File,
+        "Revocation lists of these authorities in PEM. With it, a certificate of an authority without a list is refused.",
+    ),
+    row(
+        "tls.client_auth",
+        Kind::OneOf(&["optional", "required"]),
+        "Whether a client has to show a certificate for a connection. Unset: optional.",
+    ),
+    common(
+        "audit.level",
+        Kind::OneOf(&["off", "security", "writes", "all"]),
+        "What the audit log records. security: refused credentials, denials, keys, deletes, what only editors and operators may do, start and stop; writes: every write too; all: every read and stream too. What has to be recorded and cannot be is refused. Unset: security with auth.mode = required, else off.",
+    ),
+    common(
         "http.listen",
         Kind::Address,
         "Address of the HTTP port (metrics and probes); off unless set.",
+    ),
+    row(
+        "http.public_url",
+        Kind::Url,
+        "URL under which people reach this server's console; notifications link to it.",
     ),
     common(
         "mongodb.uri",
         Kind::MongoUri,
         "Connection string; selects MongoDB instead of the embedded store.",
+    ),
+    row(
+        "mongodb.uri_file",
+        Kind::File,
+        "File that holds the connection string, in place of mongodb.uri: so it is in no environment and in no list of processes.",
+    ),
+    row(
+        "mongodb.trusted_network",
+        Kind::Bool,
+        "Allows a database on another machine without credentials or TLS while auth.mode is required.",
     ),
     common("mongodb.database", Kind::Text(63), "Name of the MongoDB database."),
     row(
@@ -105,6 +141,11 @@ const ROWS: &[Row] = &[
         "\"majority\", or a number of members; less than a majority can lose acknowledged writes in a failover. The URI takes precedence. Unset: majority.",
     ),
     row(
+        "mongodb.metrics_collection",
+        Kind::OneOf(&["timeseries", "ordinary"]),
+        "Which kind of collection a server makes for metrics where there is none: a time series, or an ordinary one for programs that make the index which ends points themselves.",
+    ),
+    row(
         "mongodb.server_selection_timeout_seconds",
         Kind::Seconds(0.1, 600.0),
         "How long an operation waits for a MongoDB server that can take it, unless the URI sets it. Unset: 5.",
@@ -123,6 +164,16 @@ const ROWS: &[Row] = &[
         "grpc.ping_timeout_seconds",
         Kind::Seconds(1.0, 3600.0),
         "How long a probed connection may stay silent before it is closed.",
+    ),
+    row(
+        "grpc.handshake_seconds",
+        Kind::Seconds(0.1, 600.0),
+        "How long a new connection may take for its handshake before it is closed.",
+    ),
+    row(
+        "grpc.idle_seconds",
+        Kind::Seconds(0.1, 86_400.0),
+        "How long a connection may be open without a call before its client is told to go (GOAWAY); it connects again when it needs to.",
     ),
     row(
         "writes.queue_writes",
@@ -238,11 +289,46 @@ const ROWS: &[Row] = &[
         Kind::Integer(1, 1024 * 1024 * 1024 * MIB),
         "Maximum size of all artifacts of one execution together.",
     ),
+    row(
+        "limits.connections",
+        Kind::Integer(16, 1_000_000),
+        "Maximum number of connections to the gRPC port. At the limit a new one takes the place of the one that is longest without a call; 8 places are kept for loopback addresses. Unset: 10000, or the limit of open files less 512 if that is lower.",
+    ),
+    row(
+        "limits.process_bytes",
+        Kind::Integer(64 * MIB, 1024 * 1024 * MIB),
+        "Maximum memory for messages of all connections together: requests as they come, what they decode to, and replies until they are sent. One connection has at most a quarter, and less beside others. Beyond it unary calls are RESOURCE_EXHAUSTED, and streams are not read on.",
+    ),
+    row(
+        "limits.calls",
+        Kind::Integer(16, 1_000_000),
+        "Maximum number of calls with one request and one reply that are worked on at a time: so many that report runs, and so many others; of one connection a quarter. More of them wait for two seconds and are then RESOURCE_EXHAUSTED.",
+    ),
+    row(
+        "limits.call_seconds",
+        Kind::Seconds(0.1, 86_400.0),
+        "Maximum duration of a call with one request and one reply, counted from its headers; beyond it: DEADLINE_EXCEEDED. The request of any other call has as long to come.",
+    ),
+    row(
+        "limits.upload_idle_seconds",
+        Kind::Seconds(0.1, 86_400.0),
+        "How long the server waits for an upload to go on, or for the rest of a message of another stream; less than 64 KiB in that time counts as waiting. An upload can be resumed.",
+    ),
+    row(
+        "limits.reply_idle_seconds",
+        Kind::Seconds(0.1, 86_400.0),
+        "How long a reply other than a watch waits for a client that reads nothing of it before it is reset.",
+    ),
     row("limits.request_bytes", Kind::Integer(64 * 1024, 64 * MIB), "Largest incoming message."),
     row(
         "limits.decoded_bytes",
         Kind::Integer(16 * MIB, 4096 * MIB),
         "Maximum memory for one decoded incoming message; estimated before it is decoded.",
+    ),
+    row(
+        "limits.inline_payload_bytes",
+        Kind::Integer(0, 2 * MIB),
+        "Largest input or output sent in lists and watches; larger ones are left out and named in omitted_fields.",
     ),
     row("limits.page_records", Kind::Integer(1, 1000), "Maximum number of records per page."),
     row(
@@ -276,6 +362,11 @@ const ROWS: &[Row] = &[
         "Seconds for which metric points are kept, by their own timestamps; older points are not accepted. 0: forever.",
     ),
     row(
+        "retention.audit",
+        Kind::Seconds(0.0, CENTURY),
+        "Seconds for which audit records are kept. 0: forever.",
+    ),
+    row(
         "retention.interval_seconds",
         Kind::Seconds(0.0, 366.0 * 86_400.0),
         "How often one server of the cluster deletes what is too old. 0: only by `stepwell retention run`.",
@@ -284,6 +375,39 @@ const ROWS: &[Row] = &[
         "search.enabled",
         Kind::Bool,
         "Whether texts are indexed and can be searched. When search is switched on again, texts stored in the meantime are indexed.",
+    ),
+    row(
+        "notifications.retry_seconds",
+        Kind::SecondsList(0.0, 7.0 * 86_400.0, 32),
+        "Seconds after which a notification that is not delivered is tried again, after the first try, the second, and so on; each a fifth more or less. After the last it is dead.",
+    ),
+    row(
+        "notifications.timeout_seconds",
+        Kind::Seconds(0.1, 60.0),
+        "How long a receiver may take to answer, from the lookup of its name on.",
+    ),
+    row("notifications.allow_http", Kind::Bool, "Whether notifications may be sent without TLS."),
+    row(
+        "notifications.allow_networks",
+        Kind::Networks(100),
+        "Networks, such as 10.0.0.0/8, to which notifications may be sent although their addresses are not public.",
+    ),
+    row("notifications.subscriptions", Kind::Integer(1, 1_000), "Maximum number of subscriptions."),
+    row(
+        "notifications.undelivered",
+        Kind::Integer(1, 100_000),
+        "Maximum number of undelivered notifications per subscription; beyond it the subscription waits in the log of changes.",
+    ),
+    row("notifications.requests", Kind::Integer(1, 1_024), "Maximum number of requests under way."),
+    row(
+        "notifications.requests_per_subscription",
+        Kind::Integer(1, 256),
+        "Maximum number of requests under way for one subscription.",
+    ),
+    row(
+        "notifications.keep_seconds",
+        Kind::Seconds(60.0, 366.0 * 86_400.0),
+        "How long deliveries are kept, counted from when they were made.",
     ),
     row(
         "shutdown.streams_seconds",
@@ -352,107 +476,6 @@ pub fn settings() -> &'static [Setting] {
 /// The setting of this key.
 pub fn by_key(key: &str) -> Option<&'static Setting> {
     settings().iter().find(|setting| setting.key == key)
-}
-
-impl Setting {
-    /// Placeholder of the value in the help.
-    pub fn value_name(&self) -> &'static str {
-        match self.kind {
-            Kind::Address => "ADDR",
-            Kind::Directory => "DIR",
-            Kind::Text(_) => "NAME",
-            Kind::MongoUri => "URI",
-            Kind::Endpoint | Kind::Url => "URL",
-            Kind::LogFilter => "LEVEL",
-            Kind::OneOf(_) => "FORMAT",
-            Kind::Bool => "BOOL",
-            Kind::Integer(..) => "N",
-            Kind::Seconds(..) => "SECONDS",
-            Kind::Ratio => "RATIO",
-        }
-    }
-
-    /// The value out of text (environment, flag), or what is expected instead.
-    pub fn parse(&self, text: &str) -> Result<Value, String> {
-        let value = match self.kind {
-            Kind::Bool => text.parse().map(Value::Boolean).map_err(|_| self.expected())?,
-            Kind::Integer(..) => text.parse().map(Value::Integer).map_err(|_| self.expected())?,
-            Kind::Seconds(..) | Kind::Ratio => {
-                text.parse().map(Value::Float).map_err(|_| self.expected())?
-            }
-            _ => Value::String(text.to_owned()),
-        };
-        self.check(value)
-    }
-
-    /// The value if it is of the kind and within the bounds, in its normal form; else what is expected.
-    pub fn check(&self, value: Value) -> Result<Value, String> {
-        let good = match (self.kind, &value) {
-            (Kind::Address, Value::String(text)) => {
-                return address(text)
-                    .map(|address| Value::String(address.to_string()))
-                    .ok_or_else(|| self.expected());
-            }
-            (Kind::Directory, Value::String(text)) => !text.is_empty() && !text.contains('\0'),
-            (Kind::Text(longest), Value::String(text)) => {
-                (1..=longest).contains(&text.chars().count()) && !text.contains('\0')
-            }
-            (Kind::MongoUri, Value::String(text)) => ["mongodb://", "mongodb+srv://"]
-                .iter()
-                .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())),
-            (Kind::Endpoint, Value::String(text)) => {
-                text.strip_prefix("http://").is_some_and(|_| {
-                    text.parse::<http::Uri>()
-                        .is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
-                })
-            }
-            (Kind::Url, Value::String(text)) => text.parse::<http::Uri>().is_ok_and(|uri| {
-                matches!(uri.scheme_str(), Some("http" | "https"))
-                    && uri.host().is_some_and(|host| !host.is_empty())
-            }),
-            (Kind::LogFilter, Value::String(text)) => {
-                !text.is_empty() && crate::telemetry::filter(text).is_ok()
-            }
-            (Kind::OneOf(words), Value::String(text)) => words.contains(&text.as_str()),
-            (Kind::Bool, Value::Boolean(_)) => true,
-            (Kind::Integer(least, most), Value::Integer(number)) => (least..=most).contains(number),
-            (Kind::Seconds(..) | Kind::Ratio, Value::Integer(number)) => {
-                // A whole number of seconds is as good as a fraction.
-                return self.check(Value::Float(*number as f64));
-            }
-            (Kind::Seconds(least, most), Value::Float(number)) => (least..=most).contains(number),
-            (Kind::Ratio, Value::Float(number)) => (0.0..=1.0).contains(number),
-            _ => false,
-        };
-        if good { Ok(value) } else { Err(self.expected()) }
-    }
-
-    fn expected(&self) -> String {
-        match self.kind {
-            Kind::Address => "an IP address and a port, such as 127.0.0.1:50051".to_owned(),
-            Kind::Directory => "a directory".to_owned(),
-            Kind::Text(longest) => format!("text of 1 to {longest} characters"),
-            Kind::MongoUri => "a connection string: mongodb://... or mongodb+srv://...".to_owned(),
-            Kind::Endpoint => "a URL such as http://localhost:4317 (without TLS)".to_owned(),
-            Kind::Url => "a URL such as https://s3.example.com".to_owned(),
-            Kind::LogFilter => {
-                "error, warn, info, debug, trace or off, or directives such as info,stepwell::watch=debug"
-                    .to_owned()
-            }
-            Kind::OneOf(words) => format!("one of: {}", words.join(", ")),
-            Kind::Bool => "true or false".to_owned(),
-            Kind::Integer(least, most) => format!("a whole number from {least} to {most}"),
-            Kind::Seconds(least, most) => format!("seconds from {least} to {most}"),
-            Kind::Ratio => "a number from 0 to 1".to_owned(),
-        }
-    }
-}
-
-fn address(text: &str) -> Option<SocketAddr> {
-    match text.strip_prefix("localhost:") {
-        Some(port) => format!("127.0.0.1:{port}").parse().ok(),
-        None => text.parse().ok(),
-    }
 }
 
 /// The known name nearest to a mistyped one, if any is near.

@@ -1,9 +1,9 @@
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::time::Duration;
 
+use super::super::StoreChoice;
+use super::super::lists::OIDC_RULES;
 use super::super::settings::{ENV_PREFIX, Kind, settings};
-use super::super::{Outcome, StoreChoice};
 use super::*;
 
 fn environment(pairs: &[(&str, &str)]) -> impl Iterator<Item = (OsString, OsString)> {
@@ -35,93 +35,7 @@ fn nothing_configured_is_the_default() {
 
 #[test]
 fn printed_defaults() {
-    let expected = r#"listen = "127.0.0.1:50051"
-data_dir = "./stepwell-data"
-
-[http]
-# listen is not set
-
-[mongodb]
-# uri is not set
-database = "ai_apps"
-# max_pool_size is not set
-# min_pool_size is not set
-# max_idle_seconds is not set
-# retry_writes is not set
-# write_concern is not set
-# server_selection_timeout_seconds is not set
-
-[grpc]
-streams_per_connection = 16384
-ping_interval_seconds = 30
-ping_timeout_seconds = 20
-
-[writes]
-queue_writes = 16384
-queue_bytes = 134217728
-batch_writes = 500
-batch_bytes = 8388608
-ingest_in_flight = 1024
-
-[watch]
-keepalive_seconds = 15
-linger_seconds = 30
-inbox_events = 64
-inbox_bytes = 32768
-catch_up_readers = 2
-
-[artifacts]
-# storage is not set
-# local_dir is not set
-# s3_bucket is not set
-# s3_prefix is not set
-# s3_region is not set
-# s3_endpoint is not set
-s3_allow_http = false
-upload_expiry_seconds = 86400
-
-[limits]
-name_characters = 256
-execution_id_characters = 128
-message_characters = 4096
-metadata_bytes = 262144
-error_message_bytes = 65536
-stack_trace_bytes = 262144
-payload_bytes = 6291456
-steps_per_execution = 100000
-depends_on_ids = 10000
-artifact_bytes = 5368709120
-artifacts_per_execution = 10000
-artifact_bytes_per_execution = 107374182400
-request_bytes = 16777216
-decoded_bytes = 268435456
-page_records = 1000
-page_bytes = 4194304
-page_examined_records = 20000
-
-[retention]
-executions = 31536000
-steps = 15811200
-artifacts = 7948800
-metrics = 2592000
-interval_seconds = 3600
-
-[search]
-enabled = true
-
-[shutdown]
-streams_seconds = 4
-deadline_seconds = 18
-
-[log]
-format = "text"
-level = "info"
-
-[telemetry]
-# otlp_endpoint is not set
-service_name = "stepwell"
-sample_ratio = 1.0
-"#;
+    let expected = include_str!("tests/defaults.toml");
     assert_eq!(Config::default().printable(), expected);
 }
 
@@ -159,10 +73,22 @@ fn the_environment_names_the_file_and_the_flag_wins() {
 }
 
 /// A value for each kind that is not the default of any setting.
+/// A file with a connection string.
+fn uri_file() -> &'static Path {
+    static FILE: std::sync::OnceLock<tempfile::NamedTempFile> = std::sync::OnceLock::new();
+    FILE.get_or_init(|| file("mongodb://eve:hunter2@h:27017\n")).path()
+}
+
+/// All settings that can be set together: the connection string is in its file.
+fn together() -> impl Iterator<Item = &'static Setting> {
+    settings().iter().filter(|setting| setting.key != "mongodb.uri")
+}
+
 fn sample(setting: &Setting) -> String {
     match setting.kind {
         Kind::Address => format!("127.0.0.1:{}", 7000 + setting.key.len()),
-        Kind::Directory | Kind::Text(_) => "other".to_owned(),
+        Kind::File if setting.key == "mongodb.uri_file" => uri_file().display().to_string(),
+        Kind::Directory | Kind::File | Kind::Text(_) => "other".to_owned(),
         Kind::MongoUri => "mongodb://eve:hunter2@h:27017".to_owned(),
         Kind::Url => "https://s3.example.org".to_owned(),
         Kind::Endpoint => "http://localhost:4317".to_owned(),
@@ -177,6 +103,8 @@ fn sample(setting: &Setting) -> String {
             "limits.metadata_bytes" | "writes.batch_bytes" | "limits.page_bytes" => {
                 "66000".to_owned()
             }
+            // A quarter of it has room for the largest message.
+            "limits.process_bytes" => "70000000".to_owned(),
             "writes.queue_bytes" => "2000000".to_owned(),
             "mongodb.max_pool_size" => "61".to_owned(),
             _ => {
@@ -186,19 +114,37 @@ fn sample(setting: &Setting) -> String {
         },
         Kind::Seconds(_, most) => (most / 2.0 - 0.25).to_string(),
         Kind::Ratio => "0.5".to_owned(),
+        Kind::SecondsList(..) => "0.5, 7".to_owned(),
+        Kind::Networks(_) => "10.0.0.0/8,fd00::/8".to_owned(),
     }
 }
 
+/// Of these one at a time.
+const EITHER: [&str; 2] = ["auth.oidc.jwks_uri", "auth.oidc.jwks_file"];
+
+/// What some settings need beside them, which has its place in the file only.
+const LISTED: &str =
+    "[[auth.oidc.rules]]\nclaim = \"groups\"\nvalue = \"all\"\nrole = \"viewer\"\napps = [\"*\"]\n";
+
 #[test]
 fn every_setting_is_reachable_by_every_name() {
+    for left_out in EITHER {
+        let all: Vec<&Setting> = together().filter(|one| one.key != left_out).collect();
+        reachable_by_every_name(&all);
+    }
+}
+
+fn reachable_by_every_name(settings: &[&'static Setting]) {
+    let lists = file(LISTED);
     let by_variable: Vec<(String, String)> =
-        settings().iter().map(|setting| (setting.env.clone(), sample(setting))).collect();
+        settings.iter().map(|setting| (setting.env.clone(), sample(setting))).collect();
     let pairs: Vec<(&str, &str)> =
         by_variable.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    let (from_environment, _) = load(&ServeFlags::default(), &pairs).expect("environment");
+    let (from_environment, _) = load(&with_file(&lists), &pairs).expect("environment");
 
-    let line: Vec<String> = std::iter::once("serve".to_owned())
-        .chain(settings().iter().map(|setting| format!("--{}={}", setting.flag, sample(setting))))
+    let line: Vec<String> = ["serve".to_owned(), format!("--config={}", lists.path().display())]
+        .into_iter()
+        .chain(settings.iter().map(|setting| format!("--{}={}", setting.flag, sample(setting))))
         .collect();
     let matches = ServeFlags::augment_args(Command::new("serve")).get_matches_from(line);
     let flags = ServeFlags::from_arg_matches(&matches).expect("flags");
@@ -206,21 +152,22 @@ fn every_setting_is_reachable_by_every_name() {
 
     let mut text = String::new();
     let mut section = "";
-    for setting in settings() {
+    for setting in settings {
         let (part, name) = setting.key.rsplit_once('.').unwrap_or(("", setting.key));
         if part != section {
             section = part;
             text.push_str(&format!("[{part}]\n"));
         }
-        let value = setting.parse(&sample(setting)).expect("a good sample");
+        let value = setting.kind.parse(&sample(setting)).expect("a good sample");
         text.push_str(&format!("{name} = {value}\n"));
     }
+    text.push_str(LISTED);
     let (from_file, _) = load(&with_file(&file(&text)), &[]).expect("file");
 
     for (config, layer) in
         [(&from_environment, "environment"), (&from_flags, "flags"), (&from_file, "file")]
     {
-        for setting in settings() {
+        for setting in settings {
             let value = config.value(setting.key);
             assert!(value.is_some(), "{} by {layer}", setting.key);
             assert_ne!(value, Config::default().value(setting.key), "{} by {layer}", setting.key);
@@ -248,7 +195,9 @@ fn every_setting_is_reachable_by_every_name() {
     }
     let mut found = Vec::new();
     leaves("", &Value::try_from(&from_file).expect("TOML"), &mut found);
-    let mut known: Vec<&str> = settings().iter().map(|setting| setting.key).collect();
+    let mut known: Vec<&str> = settings.iter().map(|setting| setting.key).collect();
+    // Read from its file, and from the lists.
+    known.extend(["mongodb.uri", OIDC_RULES]);
     found.sort();
     known.sort_unstable();
     assert_eq!(found, known);
@@ -448,6 +397,45 @@ fn secrets_stay_hidden_and_reach_the_store() {
 }
 
 #[test]
+fn the_connection_string_may_be_in_a_file() {
+    let path = uri_file().display().to_string();
+    let flags = ServeFlags::default().with("mongodb.uri_file", &path);
+    let (config, warnings) = load(&flags, &[]).expect("a good file");
+    assert_eq!(warnings, []);
+    let StoreChoice::Mongodb { uri, .. } = config.store() else { panic!("no MongoDB") };
+    assert_eq!(uri.expose(), "mongodb://eve:hunter2@h:27017");
+    let printed = config.printable();
+    assert!(!printed.contains("hunter2") && printed.contains(&path), "{printed}");
+    assert_eq!(config.secret_files(), [("mongodb.uri", uri_file().to_owned())]);
+
+    let both = [("STEPWELL_MONGODB_URI", "mongodb://h")];
+    let refused = |flags: &ServeFlags, pairs: &[(&str, &str)]| {
+        let error = load(flags, pairs).expect_err("it is refused");
+        error.to_string()
+    };
+    let told = refused(&flags, &both);
+    assert!(told.contains("mongodb.uri_file") && told.contains("with mongodb.uri:"), "{told}");
+    for (content, why) in [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ("postgres://eve:hunter2@h", "one connection string"),
+        ("mongodb://a\nmongodb://eve:hunter2@b", "one connection string"),
+    ] {
+        let bad = file(content);
+        let flags =
+            ServeFlags::default().with("mongodb.uri_file", bad.path().display().to_string());
+        let told = refused(&flags, &[]);
+        assert!(told.contains(why) && !told.contains("hunter2"), "{content:?}: {told}");
+    }
+    let flags = ServeFlags::default().with("mongodb.uri_file", "/nowhere/at/all");
+    let told = refused(&flags, &[]);
+    assert!(told.contains("cannot be read") && told.contains("/nowhere/at/all"), "{told}");
+    let in_the_file = file("[mongodb]\nuri = \"mongodb://eve:hunter2@h\"\n");
+    let (config, _) = load(&with_file(&in_the_file), &[]).expect("a good file");
+    assert_eq!(config.secret_files(), [("mongodb.uri", in_the_file.path().to_owned())]);
+}
+
+#[test]
 fn what_is_printed_can_be_read_again() {
     let flags = ServeFlags::default()
         .with("listen", "localhost:7")
@@ -457,40 +445,6 @@ fn what_is_printed_can_be_read_again() {
     let (again, _) = load(&with_file(&file(&config.printable())), &[]).expect("its own print");
     for setting in settings() {
         assert_eq!(again.value(setting.key), config.value(setting.key), "{}", setting.key);
-    }
-}
-
-#[test]
-fn retention_rules_are_read_in_order_and_printed_again() {
-    let file = file(
-        "[retention]\nsteps = 0\n\
-         [[retention.rules]]\nstatuses = [\"failed\"]\nexecutions = 0\n\
-         [[retention.rules]]\napp_names = [\"a\", \"b\"]\napp_ids = [1]\nsteps = 0.5\n",
-    );
-    let (config, _) = load(&with_file(&file), &[]).expect("good rules");
-    let [failed, apps] = config.retention.rules.as_slice() else { panic!("{config:?}") };
-    assert_eq!((failed.statuses.as_slice(), failed.steps), (&[Outcome::Failed][..], None));
-    assert_eq!(failed.executions, Some(Duration::ZERO));
-    assert_eq!((apps.app_ids.as_slice(), apps.app_names.len()), (&[1][..], 2));
-    assert_eq!(apps.steps, Some(Duration::from_millis(500)));
-    let again = self::file(&config.printable());
-    let (again, _) = load(&with_file(&again), &[]).expect("what was printed");
-    assert_eq!(again.retention, config.retention);
-}
-
-#[test]
-fn bad_retention_rules_are_refused_by_their_number() {
-    for (rules, said) in [
-        ("[[retention.rules]]\n[[retention.rules]]\nkeep = 3\n", "rule 2: unknown field `keep`"),
-        ("[[retention.rules]]\nstatuses = [\"running\"]\n", "rule 1: unknown variant `running`"),
-        ("[[retention.rules]]\nsteps = -1\n", "rule 1"),
-        ("[[retention.rules]]\nsteps = 1e12\n", "longer than the limit of 100 years"),
-        ("[retention]\nrules = 3\n", "expected tables"),
-        (&"[[retention.rules]]\n".repeat(101), "at most 100"),
-    ] {
-        let error = load(&with_file(&file(rules)), &[]).expect_err(rules).to_string();
-        assert!(error.contains(said) && error.contains("retention.rules"), "{rules}: {error}");
-        assert_eq!(error.lines().count(), 1, "{error}");
     }
 }
 

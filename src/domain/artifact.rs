@@ -3,7 +3,7 @@
 use bson::{Bson, Document};
 
 use super::digest::Digest;
-use super::{Millis, value};
+use super::{Millis, StepNames, value};
 
 /// How a record came to name bytes. That decides what its clients may do with them: a name alone gives no right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Artifact {
     pub artifact_id: String,
     pub execution_id: String,
     pub step_id: Option<i32>,
+    /// Instead of `step_id`.
+    pub step_key: Option<String>,
     pub artifact_type: String,
     pub artifact_name: String,
     pub mime_type: Option<String>,
@@ -65,6 +67,7 @@ impl Artifact {
             + self.execution_id.len()
             + self.artifact_type.len()
             + self.artifact_name.len()
+            + text(&self.step_key)
             + text(&self.mime_type)
             + text(&self.storage_path)
             + text(&self.sha256)
@@ -88,6 +91,7 @@ impl Artifact {
             .text("artifact_id", id)
             .text("execution_id", Some(&self.execution_id))
             .integer("step_id", self.step_id.map(i64::from))
+            .text("step_key", self.step_key.as_deref())
             .text("artifact_type", Some(&self.artifact_type))
             .text("artifact_name", Some(&self.artifact_name))
             .text("mime_type", self.mime_type.as_deref())
@@ -105,6 +109,8 @@ impl Artifact {
 pub struct Description {
     pub execution_id: String,
     pub step_id: Option<i32>,
+    /// Instead of `step_id`.
+    pub step_key: Option<String>,
     pub artifact_type: String,
     pub artifact_name: String,
     pub mime_type: Option<String>,
@@ -126,6 +132,7 @@ impl Description {
         Digest::new("upload")
             .text("execution_id", Some(&self.execution_id))
             .integer("step_id", self.step_id.map(i64::from))
+            .text("step_key", self.step_key.as_deref())
             .text("artifact_type", Some(&self.artifact_type))
             .text("artifact_name", Some(&self.artifact_name))
             .text("mime_type", self.mime_type.as_deref())
@@ -140,6 +147,7 @@ impl Description {
         Digest::new("artifact")
             .text("execution_id", Some(&self.execution_id))
             .integer("step_id", self.step_id.map(i64::from))
+            .text("step_key", self.step_key.as_deref())
             .text("artifact_name", Some(&self.artifact_name))
             .text("sha256", Some(sha256))
             .finish()
@@ -150,7 +158,8 @@ impl Description {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArtifactQuery {
     pub execution_id: String,
-    pub step_id: Option<i32>,
+    /// Only those of this step.
+    pub step: Option<StepNames>,
     pub artifact_type: Option<String>,
     /// Only those stored before the one of this id.
     pub after: Option<String>,
@@ -163,7 +172,7 @@ pub struct ArtifactQuery {
 impl ArtifactQuery {
     /// Whether a record of the execution is one of those asked for.
     pub fn admits(&self, record: &Artifact) -> bool {
-        self.step_id.is_none_or(|step_id| record.step_id == Some(step_id))
+        self.step.as_ref().is_none_or(|step| step.is(record.step_id, record.step_key.as_deref()))
             && self.artifact_type.as_ref().is_none_or(|wanted| record.artifact_type == *wanted)
     }
 }

@@ -50,6 +50,16 @@ impl Digest {
         self
     }
 
+    pub fn texts(mut self, name: &str, values: &[String]) -> Self {
+        if !values.is_empty() {
+            self.bytes(b'n', name.as_bytes());
+            for value in values {
+                self.bytes(b's', value.as_bytes());
+            }
+        }
+        self
+    }
+
     /// An object; empty is the same as absent.
     pub fn object(mut self, name: &str, value: &Document) -> Self {
         if !value.is_empty() {

@@ -1,5 +1,7 @@
 //! Every bound of the public API in one place. Units are the end of the name.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// Nesting of input, output, metadata and configuration. Decoders of other languages fail soon after.
@@ -19,6 +21,10 @@ pub const ATTEMPT_ERROR_BYTES: usize = 4 * 1024;
 /// Values per list of an `ExecutionFilter`.
 pub const FILTER_VALUES: usize = 50;
 
+/// Encoded bytes of a record in a reply or an event, from which on its largest fields are left out: with its frame it is
+/// less than what clients take by default.
+pub const RECORD_BYTES: usize = 3 * 1024 * 1024;
+
 /// Steps of a configuration that are a graph, and so a plan.
 pub const PLANNED_STEPS: usize = 10_000;
 
@@ -33,6 +39,13 @@ pub const METRIC_PAGE_DEFAULT: usize = 1000;
 pub const METRIC_NAMES: usize = 50;
 /// The `request_id` of a request of metrics.
 pub const REQUEST_ID_CHARACTERS: usize = 128;
+
+/// Records that one request may name whose digests are wanted.
+pub const DIGEST_KEYS: usize = 1000;
+
+/// What whoever runs a mirror may keep with it: where to go on, and reasons for which records were refused.
+pub const MIRROR_TOKEN_BYTES: usize = 64 * 1024;
+pub const MIRROR_REASONS: usize = 100;
 
 /// Bytes in one message of an upload.
 pub const UPLOAD_CHUNK_BYTES: usize = 4 * 1024 * 1024;
@@ -55,6 +68,7 @@ pub struct Limits {
     pub error_message_bytes: usize,
     pub stack_trace_bytes: usize,
     pub payload_bytes: usize,
+    pub inline_payload_bytes: usize,
     pub steps_per_execution: usize,
     pub depends_on_ids: usize,
     pub request_bytes: usize,
@@ -65,6 +79,18 @@ pub struct Limits {
     pub artifact_bytes: usize,
     pub artifacts_per_execution: usize,
     pub artifact_bytes_per_execution: usize,
+    /// Of clients; `None` leaves it to the descriptors that the process may have.
+    pub connections: Option<usize>,
+    /// Bytes of messages of all connections together.
+    pub process_bytes: usize,
+    /// Calls of one request and one reply that are worked on at a time.
+    pub calls: usize,
+    #[serde(with = "seconds", rename = "call_seconds")]
+    pub call: Duration,
+    #[serde(with = "seconds", rename = "upload_idle_seconds")]
+    pub upload_idle: Duration,
+    #[serde(with = "seconds", rename = "reply_idle_seconds")]
+    pub reply_idle: Duration,
 }
 
 impl Default for Limits {
@@ -77,6 +103,7 @@ impl Default for Limits {
             error_message_bytes: 64 * 1024,
             stack_trace_bytes: 256 * 1024,
             payload_bytes: 6 * 1024 * 1024,
+            inline_payload_bytes: 1024 * 1024,
             steps_per_execution: 100_000,
             depends_on_ids: 10_000,
             request_bytes: 16 * 1024 * 1024,
@@ -87,6 +114,31 @@ impl Default for Limits {
             artifact_bytes: 5 * 1024 * 1024 * 1024,
             artifacts_per_execution: 10_000,
             artifact_bytes_per_execution: 100 * 1024 * 1024 * 1024,
+            connections: None,
+            process_bytes: 1024 * 1024 * 1024,
+            calls: 4096,
+            call: Duration::from_secs(60),
+            upload_idle: Duration::from_secs(60),
+            reply_idle: Duration::from_secs(60),
         }
+    }
+}
+
+/// A duration as a number of seconds, whole where it is.
+pub mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &Duration, out: S) -> Result<S::Ok, S::Error> {
+        if value.subsec_nanos() == 0 {
+            out.serialize_u64(value.as_secs())
+        } else {
+            out.serialize_f64(value.as_secs_f64())
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(D::Error::custom)
     }
 }

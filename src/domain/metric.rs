@@ -15,6 +15,8 @@ pub const AHEAD_MS: i64 = 60_000;
 pub struct MetricPoint {
     pub at: Millis,
     pub step_id: Option<i32>,
+    /// Instead of `step_id`.
+    pub step_key: Option<String>,
     /// Name -> finite number.
     pub metrics: BTreeMap<String, f64>,
 }
@@ -22,7 +24,8 @@ pub struct MetricPoint {
 impl MetricPoint {
     /// Bytes it takes in memory and in the store, roughly.
     pub fn weight(&self) -> usize {
-        64 + self.metrics.keys().map(|name| name.len() + 24).sum::<usize>()
+        64 + self.step_key.as_ref().map_or(0, String::len)
+            + self.metrics.keys().map(|name| name.len() + 24).sum::<usize>()
     }
 
     /// Only the metrics of these names; no names: all.
@@ -42,8 +45,12 @@ impl MetricPoint {
 
     fn feed(&self, hash: &mut Sha256) {
         hash.update(self.at.to_le_bytes());
-        hash.update([u8::from(self.step_id.is_some())]);
+        hash.update([u8::from(self.step_id.is_some()) + 2 * u8::from(self.step_key.is_some())]);
         hash.update(self.step_id.unwrap_or(0).to_le_bytes());
+        if let Some(key) = &self.step_key {
+            hash.update((key.len() as u64).to_le_bytes());
+            hash.update(key.as_bytes());
+        }
         hash.update((self.metrics.len() as u64).to_le_bytes());
         for (name, value) in &self.metrics {
             hash.update((name.len() as u64).to_le_bytes());
@@ -168,7 +175,12 @@ mod tests {
     use super::*;
 
     fn point(at: Millis) -> MetricPoint {
-        MetricPoint { at, step_id: None, metrics: BTreeMap::from([("a".to_owned(), 1.0)]) }
+        MetricPoint {
+            at,
+            step_id: None,
+            step_key: None,
+            metrics: BTreeMap::from([("a".to_owned(), 1.0)]),
+        }
     }
 
     #[test]
@@ -186,7 +198,10 @@ mod tests {
     #[test]
     fn a_digest_tells_every_part_of_a_point() {
         let base = point(1);
-        let mut others = vec![point(2), MetricPoint { step_id: Some(0), ..base.clone() }];
+        let key = |key: &str| MetricPoint { step_key: Some(key.to_owned()), ..base.clone() };
+        let numbered = MetricPoint { step_id: Some(0), ..base.clone() };
+        let mut others = vec![point(2), numbered, key("a"), key("")];
+        assert_ne!(key("a").digest(), key("b").digest());
         for (name, value) in [("a", 2.0), ("b", 1.0)] {
             let metrics = BTreeMap::from([(name.to_owned(), value)]);
             others.push(MetricPoint { metrics, ..base.clone() });

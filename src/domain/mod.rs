@@ -4,22 +4,31 @@
 //! fact, the fact is a parameter. Values of input, output and metadata are BSON values, because the documents
 //! of MongoDB are the data model; the `bson` crate does no I/O.
 
+pub mod access;
 pub mod artifact;
+pub mod audit;
 pub mod calendar;
 pub mod configuration;
 pub mod digest;
 pub mod execution;
 pub mod fingerprint;
 pub mod graph;
+pub mod hosts;
 pub mod limits;
 pub mod metric;
+pub mod mirror;
+pub mod mirrored;
+pub mod notification;
 pub mod patch;
+pub mod plain;
 pub mod query;
 pub mod refusal;
 pub mod retention;
 pub mod rollup;
+pub mod san;
 pub mod search;
 pub mod step;
+pub mod stored;
 pub mod trend;
 pub mod value;
 
@@ -31,7 +40,7 @@ pub use configuration::Configuration;
 pub use execution::{Execution, ExecutionOp, ExecutionStatus};
 pub use metric::{MetricCounts, MetricInterval, MetricPoint};
 pub use refusal::Refusal;
-pub use step::{Attempt, Payload, Step, StepOp, StepRef, StepStatus};
+pub use step::{Attempt, Payload, Step, StepNames, StepOp, StepRef, StepStatus};
 
 /// Milliseconds since the Unix epoch, UTC. Finer times are cut, never rounded up.
 pub type Millis = i64;
@@ -78,6 +87,13 @@ pub struct RunError {
     pub code: String,
     pub stack_trace: String,
     pub details: bson::Document,
+}
+
+impl RunError {
+    /// Whether it has more than its message.
+    pub fn has_more(&self) -> bool {
+        !self.code.is_empty() || !self.stack_trace.is_empty() || !self.details.is_empty()
+    }
 }
 
 /// Digests of what a client sent, by which a repeated request is recognised. Absent in foreign records.

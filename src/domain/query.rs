@@ -2,6 +2,7 @@
 
 use bson::Bson;
 
+use super::access::AppScope;
 use super::digest::Digest;
 use super::value;
 use super::{Execution, ExecutionStatus, Millis, StepStatus};
@@ -21,6 +22,8 @@ pub struct ExecutionFilter {
     pub min_duration_ms: Option<i64>,
     /// Path of keys in `metadata` and the value that must stand there.
     pub metadata: Vec<(Vec<String>, Bson)>,
+    /// Whose executions may be told of at all, whatever is asked for.
+    pub scope: AppScope,
 }
 
 fn any<T: PartialEq>(wanted: &[T], actual: Option<&T>) -> bool {
@@ -30,6 +33,20 @@ fn any<T: PartialEq>(wanted: &[T], actual: Option<&T>) -> bool {
 impl ExecutionFilter {
     pub fn is_empty(&self) -> bool {
         *self == ExecutionFilter::default()
+    }
+
+    /// The same for somebody who may be told only of these. Where nothing else of it names an app or a user, the names of
+    /// the scope are looked for, of which there is an index.
+    pub fn within(self, scope: AppScope) -> ExecutionFilter {
+        let named =
+            !(self.app_ids.is_empty() && self.app_names.is_empty() && self.user_ids.is_empty());
+        let app_names = match scope.names() {
+            Some(names) if !named && !names.is_empty() => {
+                names.into_iter().map(str::to_owned).collect()
+            }
+            _ => self.app_names,
+        };
+        ExecutionFilter { app_names, scope, ..self }
     }
 
     /// Tells this filter from others: the same filter has the same identity on every server.
@@ -49,6 +66,12 @@ impl ExecutionFilter {
             .integer("started_at_from", self.started_at_from)
             .integer("started_at_until", self.started_at_until)
             .integer("min_duration_ms", self.min_duration_ms);
+        for word in self.scope.words() {
+            digest = digest.text("scope", Some(&word));
+        }
+        if self.scope.patterns().is_some_and(<[_]>::is_empty) {
+            digest = digest.text("scope", Some("nobody"));
+        }
         for (path, wanted) in &self.metadata {
             for key in path {
                 digest = digest.text("metadata.key", Some(key));
@@ -73,7 +96,8 @@ impl ExecutionFilter {
 
     /// The part about fields that our own writes never change after the creation.
     pub fn matches_fixed(&self, execution: &Execution) -> bool {
-        any(&self.app_ids, execution.app_id.as_ref())
+        self.scope.holds_execution(execution)
+            && any(&self.app_ids, execution.app_id.as_ref())
             && any(&self.app_names, Some(&execution.app_name))
             && any(&self.sub_app_ids, execution.sub_app_id.as_ref())
             && any(&self.user_ids, execution.user_id.as_ref())
@@ -127,6 +151,11 @@ pub enum ExecutionOrder {
 pub struct ExecutionKey {
     pub started_at: Option<Millis>,
     pub execution_id: String,
+    /// What stands there instead, where another program stored something that is no time, or an id that is none: in the
+    /// form in which the store keeps it.
+    pub odd: Option<Vec<u8>>,
+    /// How many records with this very key have been passed, if several have it.
+    pub passed: u32,
 }
 
 impl ExecutionKey {
@@ -134,6 +163,8 @@ impl ExecutionKey {
         ExecutionKey {
             started_at: execution.started_at,
             execution_id: execution.execution_id.clone(),
+            odd: execution.odd_start.clone(),
+            passed: 0,
         }
     }
 }
@@ -166,6 +197,8 @@ pub struct CountQuery {
 pub struct Count {
     pub number: u64,
     pub exact: bool,
+    /// How many more are stored without a usable id, so that nobody can name them.
+    pub unreadable: u64,
 }
 
 /// How many steps of an execution stand where.
@@ -187,7 +220,7 @@ impl StepCounts {
     }
 }
 
-/// One page of the steps of an execution, by step_id, without payloads.
+/// One page of the steps of an execution, by step_id.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepQuery {
     pub execution_id: String,
@@ -196,6 +229,8 @@ pub struct StepQuery {
     pub after: Option<i32>,
     pub limit: usize,
     pub examine: usize,
+    /// With input and output; then the page ends with the record that makes it larger than this many bytes.
+    pub payloads: Option<usize>,
 }
 
 /// Where an artifact stands among those of its execution: bytes of the store.

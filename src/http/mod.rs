@@ -33,11 +33,19 @@ const LAST_ANSWER: Duration = Duration::from_secs(3);
 /// Pause after an accept that failed (out of file descriptors), instead of a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Whether the server is SERVING.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// What keeps it from that.
+    Not(&'static str),
+}
+
 /// What the probes need to know.
 #[derive(Debug, Clone)]
 pub struct HttpState {
     /// Whether the server is SERVING.
-    pub ready: watch::Receiver<bool>,
+    pub ready: watch::Receiver<Readiness>,
 }
 
 /// The routes.
@@ -68,23 +76,21 @@ async fn metrics_text() -> Response {
     ([(header::CONTENT_TYPE, TEXT)], metrics::render()).into_response()
 }
 
-fn probe(status: StatusCode, text: &'static str) -> Response {
+fn probe(status: StatusCode, text: String) -> Response {
     const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
     (status, [(header::CACHE_CONTROL, NO_STORE)], text).into_response()
 }
 
 async fn live() -> Response {
-    probe(StatusCode::OK, "ok\n")
+    probe(StatusCode::OK, "ok\n".to_owned())
 }
 
 async fn ready(State(state): State<HttpState>) -> Response {
-    if *state.ready.borrow() {
-        probe(StatusCode::OK, "ready\n")
-    } else {
-        probe(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: the database is unavailable, or the server is shutting down\n",
-        )
+    match *state.ready.borrow() {
+        Readiness::Ready => probe(StatusCode::OK, "ready\n".to_owned()),
+        Readiness::Not(why) => {
+            probe(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n"))
+        }
     }
 }
 
@@ -145,7 +151,7 @@ mod tests {
 
     struct Running {
         address: std::net::SocketAddr,
-        ready: watch::Sender<bool>,
+        ready: watch::Sender<Readiness>,
         stop: CancellationToken,
         task: tokio::task::JoinHandle<()>,
     }
@@ -154,7 +160,7 @@ mod tests {
         metrics::install();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (ready, receiver) = watch::channel(false);
+        let (ready, receiver) = watch::channel(Readiness::Not("it is starting"));
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, HttpState { ready: receiver }, stop.clone()));
         Running { address, ready, stop, task }
@@ -178,10 +184,11 @@ mod tests {
         let server = start().await;
         assert!(fetch(server.address, "/livez").await.starts_with("HTTP/1.1 200 OK\r\n"));
         assert!(fetch(server.address, "/readyz").await.starts_with("HTTP/1.1 503 "));
-        server.ready.send_replace(true);
+        server.ready.send_replace(Readiness::Ready);
         assert!(fetch(server.address, "/readyz").await.starts_with("HTTP/1.1 200 "));
-        server.ready.send_replace(false);
-        assert!(fetch(server.address, "/readyz").await.starts_with("HTTP/1.1 503 "));
+        server.ready.send_replace(Readiness::Not("the disk is full"));
+        let full = fetch(server.address, "/readyz").await;
+        assert!(full.starts_with("HTTP/1.1 503 ") && full.contains("disk is full"), "{full}");
         let text = fetch(server.address, "/metrics").await;
         assert!(text.contains("content-type: text/plain; version=0.0.4"), "{text}");
         assert!(text.contains("process_start_time_seconds "), "{text}");

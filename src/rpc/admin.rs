@@ -17,7 +17,7 @@ use crate::app::{self, App, Retention};
 use crate::clock::Clock;
 use crate::domain::limits::{
     COUNT_MOST, FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,
-    NESTING_DEPTH, REQUEST_ID_CHARACTERS, UPLOAD_CHUNK_BYTES,
+    NESTING_DEPTH, RECORD_BYTES, REQUEST_ID_CHARACTERS, UPLOAD_CHUNK_BYTES,
 };
 use crate::proto;
 use crate::store::inspect::Inspect;
@@ -31,6 +31,8 @@ pub struct Admin {
     pub rollups: Rollups,
     /// Whether texts are indexed.
     pub searchable: bool,
+    /// Whether it is recorded who does what.
+    pub recorded: bool,
     pub clock: Arc<dyn Clock>,
     pub tasks: TaskTracker,
     /// Ends what takes long.
@@ -41,13 +43,19 @@ pub struct Admin {
 const FEATURES: &[(&str, &str)] = &[
     ("analytics", "AnalyticsService"),
     ("artifacts", "ArtifactService"),
+    ("audit", "AuditService"),
+    ("auth", "AuthService"),
     ("configurations", "ConfigurationService"),
+    ("export", "ExportService"),
     ("ingest", "IngestService"),
     ("leases", "ExecutionService/Heartbeat"),
     ("metrics", "MetricService"),
+    ("mirrors", "MirrorService"),
+    ("notifications", "NotificationService"),
     ("plans", "StepService/PlanSteps"),
     ("retention", "AdminService/RunRetention"),
     ("search", "SearchService"),
+    ("verify", "VerifyService"),
     ("watch", "ExecutionService/WatchExecution"),
 ];
 
@@ -197,6 +205,8 @@ impl proto::admin_service_server::AdminService for Admin {
             ("error_message_bytes", limits.error_message_bytes),
             ("stack_trace_bytes", limits.stack_trace_bytes),
             ("payload_bytes", limits.payload_bytes),
+            ("inline_payload_bytes", limits.inline_payload_bytes),
+            ("record_bytes", RECORD_BYTES),
             ("steps_per_execution", limits.steps_per_execution),
             ("depends_on_ids", limits.depends_on_ids),
             ("request_bytes", limits.request_bytes),
@@ -221,7 +231,8 @@ impl proto::admin_service_server::AdminService for Admin {
         .map(|(name, limit)| (name.to_owned(), i64::try_from(limit).unwrap_or(i64::MAX)))
         .collect();
         let works = |feature: &str| match feature {
-            "search" => store.watchable && self.searchable,
+            "audit" => self.recorded,
+            "search" => self.searchable,
             "watch" => store.watchable,
             _ => true,
         };
@@ -231,6 +242,7 @@ impl proto::admin_service_server::AdminService for Admin {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: store.name.to_owned(),
             store_version: store.version,
+            database_id: store.database_id,
             features,
             limits,
         }))

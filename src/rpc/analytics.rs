@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{analytics_requests as requests, convert, status};
+use super::{analytics_requests as requests, authenticate, convert, status};
 use crate::app::analytics::{
     Analytics, AppTrend, Change, FailingStep, Freshness, Hours, Row, RowOfApp, SlowStep, Summary,
     TopError,
@@ -40,6 +40,8 @@ fn freshness(freshness: &Freshness) -> Option<proto::Freshness> {
         counted_until: freshness.counted_until.map(convert::timestamp),
         executions_read: i64::try_from(freshness.executions_read).unwrap_or(i64::MAX),
         read_from: freshness.read_from.and_then(convert::shown_time),
+        unreadable: i64::try_from(freshness.unreadable).unwrap_or(i64::MAX),
+        not_counted_since: freshness.not_counted_since.map(convert::timestamp),
     })
 }
 
@@ -288,6 +290,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
         let limits = self.analytics.limits();
         let (filter, apart, limit) =
             requests::success_rates(limits, request.get_ref()).map_err(refused)?;
+        let filter = filter.within(authenticate::scope(&request)?);
         let answer = self.analytics.success_rates(&filter, apart).await;
         let (mut groups, fresh) = answer.map_err(refused)?;
         let total_groups = number(groups.len());
@@ -304,6 +307,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
     ) -> Result<Response<proto::GetReportResponse>, Status> {
         let limits = self.analytics.limits();
         let (filter, asked) = requests::report(limits, request.get_ref()).map_err(refused)?;
+        let filter = filter.within(authenticate::scope(&request)?);
         let report = self.analytics.report(&filter, &asked).await.map_err(refused)?;
         let mut periods: Vec<proto::ReportRow> = report.rows.iter().map(report_row).collect();
         let size = |row: &proto::ReportRow| row.encoded_len() + 8;
@@ -334,6 +338,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
         let limits = self.analytics.limits();
         let (filter, interval_ms, zone, limit) =
             requests::trends(limits, request.get_ref()).map_err(refused)?;
+        let filter = filter.within(authenticate::scope(&request)?);
         let answer = self.analytics.trends(&filter, interval_ms, &zone, limit).await;
         let trends = answer.map_err(refused)?;
         let mut bytes = self.bytes();
@@ -364,6 +369,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
         let limits = self.analytics.limits();
         let (filter, zone, limit) =
             requests::activity(limits, request.get_ref()).map_err(refused)?;
+        let filter = filter.within(authenticate::scope(&request)?);
         let activity = self.analytics.activity(&filter, &zone).await.map_err(refused)?;
         let total_users = number(activity.users.len());
         let user = |(user_id, executions, of_user): &(Option<String>, i64, Hours)| {
@@ -391,6 +397,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
         let limits = self.analytics.limits();
         let (filter, limit, max_executions) =
             requests::slowest_steps(limits, request.get_ref()).map_err(refused)?;
+        let filter = filter.within(authenticate::scope(&request)?);
         let answer = self.analytics.slowest_steps(&filter, max_executions).await;
         let slow = answer.map_err(refused)?;
         let total_steps = number(slow.steps.len());
@@ -411,6 +418,7 @@ impl proto::analytics_service_server::AnalyticsService for Reports {
     ) -> Result<Response<proto::ListTopErrorsResponse>, Status> {
         let limits = self.analytics.limits();
         let (filter, asked) = requests::top_errors(limits, request.get_ref()).map_err(refused)?;
+        let filter = filter.within(authenticate::scope(&request)?);
         let top = self.analytics.top_errors(&filter, &asked).await.map_err(refused)?;
         let mut errors = top.errors.into_iter().map(top_error).collect();
         fit(&mut errors, &mut self.bytes());

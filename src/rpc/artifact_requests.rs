@@ -73,6 +73,11 @@ pub fn description(limits: &Limits, sent: proto::ArtifactDescription) -> Result<
     }
     let description = Description {
         step_id: check.step_id("description.step_id", sent.step_id),
+        step_key: check.key_instead(
+            "description.step_key",
+            sent.step_key.as_ref(),
+            ("description.step_id", sent.step_id),
+        ),
         metadata: check.object("description.metadata", sent.metadata.as_ref()),
         execution_id: sent.execution_id,
         artifact_type: sent.artifact_type,
@@ -104,6 +109,7 @@ pub fn part(limits: &Limits, request: &proto::DownloadArtifactRequest) -> Result
 /// A whole record, as it is. One of no execution is one of a program that keeps such.
 pub fn put_artifact(limits: &Limits, sent: proto::Artifact) -> Result<Artifact> {
     let mut check = Check::new(limits);
+    check.whole("omitted_fields", &sent.omitted_fields);
     if !sent.artifact_id.is_empty() && !is_hex(&sent.artifact_id, ARTIFACT_ID_CHARACTERS) {
         check.bad("artifact_id", format!("must be {ARTIFACT_ID_CHARACTERS} hex digits"));
     }
@@ -119,6 +125,7 @@ pub fn put_artifact(limits: &Limits, sent: proto::Artifact) -> Result<Artifact> 
     check.count("size_bytes", sent.size_bytes);
     let artifact = Artifact {
         step_id: check.step_id("step_id", sent.step_id),
+        step_key: check.key_instead("step_key", sent.step_key.as_ref(), ("step_id", sent.step_id)),
         metadata: check.object("metadata", sent.metadata.as_ref()),
         created_at: check.time("created_at", sent.created_at.as_ref()),
         artifact_id: sent.artifact_id.to_ascii_lowercase(),

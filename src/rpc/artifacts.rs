@@ -12,8 +12,9 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
-use super::{artifact_requests, convert, requests, status};
+use super::{artifact_requests, authenticate, convert, requests, shown, status};
 use crate::app::{Artifacts, Error, PageRequest, Result};
+use crate::domain::audit::Target;
 use crate::domain::limits::UPLOAD_CHUNK_BYTES;
 use crate::proto;
 use crate::proto::download_artifact_response::Part as Sent;
@@ -56,6 +57,7 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         &self,
         request: Request<Streaming<proto::UploadArtifactRequest>>,
     ) -> Result<Response<proto::UploadArtifactResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let mut inbound = request.into_inner();
         let first = inbound.message().await?.and_then(|first| first.part);
         let description = match first {
@@ -89,15 +91,18 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         });
         // A task of its own: a call that is given up must end in order.
         let artifacts = Arc::clone(&self.artifacts);
-        let upload = async move { artifacts.upload(description, chunks.boxed()).await };
+        let upload = async move { artifacts.upload(description, &scope, chunks.boxed()).await };
         let uploaded = self.tasks.spawn(upload.in_current_span()).map(|ended| match ended {
             Ok(uploaded) => uploaded,
             Err(error) => Err(Error::Store(crate::store::Error::failed(error))),
         });
         match uploaded.await {
             Ok(stored) => {
-                let artifact = Some(convert::artifact(&stored));
-                Ok(Response::new(proto::UploadArtifactResponse { artifact }))
+                let artifact_id = Some(stored.artifact_id.clone());
+                let artifact = Some(shown::artifact(&stored));
+                let mut answer = Response::new(proto::UploadArtifactResponse { artifact });
+                answer.extensions_mut().insert(Target { artifact_id, ..Target::default() });
+                Ok(answer)
             }
             Err(error) => {
                 let broke = broke.lock().take();
@@ -110,11 +115,12 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         &self,
         request: Request<proto::GetUploadRequest>,
     ) -> Result<Response<proto::GetUploadResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = requests::Check::new(self.artifacts.app().limits());
         check.upload_id("upload_id", &request.upload_id);
         check.done(()).map_err(|error| status::of(&error))?;
-        let received = self.artifacts.received(&request.upload_id).await;
+        let received = self.artifacts.received(&request.upload_id, &scope).await;
         let received = received.map_err(|error| status::of(&error))?;
         let received_bytes = i64::try_from(received).unwrap_or(i64::MAX);
         Ok(Response::new(proto::GetUploadResponse { received_bytes }))
@@ -127,15 +133,16 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         &self,
         request: Request<proto::DownloadArtifactRequest>,
     ) -> Result<Response<Self::DownloadArtifactStream>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let part = artifact_requests::part(self.artifacts.app().limits(), &request);
         let download = match part {
-            Ok(part) => self.artifacts.download(&request.artifact_id, part).await,
+            Ok(part) => self.artifacts.download(&request.artifact_id, part, &scope).await,
             Err(error) => Err(error),
         };
         let download = download.map_err(|error| status::of(&error))?;
         let message = |part| proto::DownloadArtifactResponse { part: Some(part) };
-        let record = message(Sent::Artifact(convert::artifact(&download.artifact)));
+        let record = message(Sent::Artifact(shown::artifact(&download.artifact)));
         let bytes = download.bytes.flat_map(move |piece| {
             let messages: Vec<_> = match piece {
                 Ok(piece) => split(piece).map(|part| Ok(message(Sent::Chunk(part)))).collect(),
@@ -150,11 +157,12 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         &self,
         request: Request<proto::GetArtifactRequest>,
     ) -> Result<Response<proto::GetArtifactResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = requests::Check::new(self.artifacts.app().limits());
         check.artifact_id(&request.artifact_id);
         check.done(()).map_err(|error| status::of(&error))?;
-        let found = self.artifacts.artifact(&request.artifact_id).await;
+        let found = self.artifacts.artifact(&request.artifact_id, &scope).await;
         let found = found.map_err(|error| status::of(&error))?;
         let artifact = Some(convert::artifact(&found));
         Ok(Response::new(proto::GetArtifactResponse { artifact }))
@@ -164,23 +172,24 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         &self,
         request: Request<proto::ListArtifactsRequest>,
     ) -> Result<Response<proto::ListArtifactsResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = requests::Check::new(self.artifacts.app().limits());
         check.execution_id(&request.execution_id);
-        let step_id = check.step_id("step_id", request.step_id);
+        let step = check.of_step(request.step_id, request.step_key.as_ref());
         check.optional_name("artifact_type", request.artifact_type.as_ref());
         let size = check.page_size(request.page_size);
         check.done(()).map_err(|error| status::of(&error))?;
         let page = PageRequest { size, token: request.page_token };
         let found = self
             .artifacts
-            .list(&request.execution_id, step_id, request.artifact_type, page, |record| {
-                convert::artifact(record).encoded_len()
+            .list(&request.execution_id, &scope, step, request.artifact_type, page, |record| {
+                shown::artifact(record).encoded_len()
             })
             .await
             .map_err(|error| status::of(&error))?;
         Ok(Response::new(proto::ListArtifactsResponse {
-            artifacts: found.records.iter().map(convert::artifact).collect(),
+            artifacts: found.records.iter().map(shown::artifact).collect(),
             next_page_token: found.next_page_token,
         }))
     }
@@ -189,11 +198,12 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         &self,
         request: Request<proto::DeleteArtifactRequest>,
     ) -> Result<Response<proto::DeleteArtifactResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = requests::Check::new(self.artifacts.app().limits());
         check.artifact_id(&request.artifact_id);
         check.done(()).map_err(|error| status::of(&error))?;
-        let deleted = self.artifacts.delete(&request.artifact_id).await;
+        let deleted = self.artifacts.delete(&request.artifact_id, &scope).await;
         deleted.map_err(|error| status::of(&error))?;
         Ok(Response::new(proto::DeleteArtifactResponse {}))
     }

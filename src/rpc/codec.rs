@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Buf as _;
 use tonic::Status;
-use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{
+    CompressionEncoding, DecodeBuf, Decoder, EnabledCompressionEncodings, EncodeBuf, Encoder,
+};
 
 use super::status;
 use super::weight::{Kind, Weights};
@@ -20,6 +22,14 @@ static DECODED_BYTES: AtomicUsize = AtomicUsize::new(256 * 1024 * 1024);
 /// Sets what a request may take once it is decoded (`limits.decoded_bytes`).
 pub fn limit_decoded_bytes(limit: usize) {
     DECODED_BYTES.store(limit, Ordering::Relaxed);
+}
+
+/// How replies may be compressed, where their client accepts it. Requests are unpacked before they come here.
+pub fn compressions() -> EnabledCompressionEncodings {
+    let mut enabled = EnabledCompressionEncodings::default();
+    enabled.enable(CompressionEncoding::Zstd);
+    enabled.enable(CompressionEncoding::Gzip);
+    enabled
 }
 
 /// Encodes `T` and decodes `U`.
@@ -74,6 +84,13 @@ impl<T: prost::Message> Encoder for Plain<T> {
 pub fn weighed<T: prost::Name>(message: &[u8]) -> Result<(), Error> {
     let Some(request) = Weights::get().request(&T::full_name()) else { return Ok(()) };
     weighed_as(request, message)
+}
+
+/// What a message of this type takes once it is decoded; refused where that is more than it may.
+pub fn weigh(kind: Kind, message: &[u8]) -> Result<usize, Error> {
+    let (bytes, limit) =
+        (Weights::get().estimate(kind, message), DECODED_BYTES.load(Ordering::Relaxed));
+    if bytes > limit { Err(Error::MessageTooLarge { bytes, limit }) } else { Ok(bytes) }
 }
 
 fn weighed_as(request: Kind, message: &[u8]) -> Result<(), Error> {

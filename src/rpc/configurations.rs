@@ -6,7 +6,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::requests::Check;
-use super::{convert, status};
+use super::{authenticate, convert, shown, status};
 use crate::app::configurations::{Configurations, Named};
 use crate::app::{Error, PageRequest, Result};
 use crate::domain::configuration::AppRef;
@@ -68,6 +68,7 @@ fn key(check: &mut Check<'_>, field: &str, key: Option<proto::ConfigurationKey>)
 /// A whole record; `prefix` begins the names of its fields.
 fn record(check: &mut Check<'_>, prefix: &str, sent: proto::Configuration) -> Configuration {
     let field = |name: &str| format!("{prefix}{name}");
+    check.whole(&field("omitted_fields"), &sent.omitted_fields);
     check.required_name(&field("app_name"), &sent.app_name);
     check.optional_name(&field("sub_app_name"), sent.sub_app_name.as_ref());
     check.required_name(&field("version"), &sent.version);
@@ -141,8 +142,14 @@ impl proto::configuration_service_server::ConfigurationService for Service {
         request: Request<proto::PublishConfigurationRequest>,
     ) -> Result<Response<proto::PublishConfigurationResponse>, Status> {
         let limits = self.configurations.app().limits();
+        let permit = authenticate::permit(&request)?;
         let stored = match published(limits, request.into_inner()) {
-            Ok(record) => self.configurations.publish(record).await,
+            Ok(mut record) => {
+                if let Some(author) = permit.author() {
+                    record.created_by = Some(author.to_owned());
+                }
+                self.configurations.publish(record, &permit.scope()).await
+            }
             Err(error) => Err(error),
         };
         let stored = stored.map_err(|error| status::of(&error))?;
@@ -154,12 +161,13 @@ impl proto::configuration_service_server::ConfigurationService for Service {
         &self,
         request: Request<proto::GetConfigurationRequest>,
     ) -> Result<Response<proto::GetConfigurationResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = self.check();
         let app = app_of!(request);
         let named = named(&mut check, "", app, request.version);
         let found = match required(check, named) {
-            Ok(named) => self.configurations.get(&named).await,
+            Ok(named) => self.configurations.get(&named, &scope).await,
             Err(error) => Err(error),
         };
         let found = found.map_err(|error| status::of(&error))?;
@@ -171,6 +179,7 @@ impl proto::configuration_service_server::ConfigurationService for Service {
         &self,
         request: Request<proto::ListConfigurationsRequest>,
     ) -> Result<Response<proto::ListConfigurationsResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = self.check();
         let listed = app_of!(request);
@@ -190,11 +199,11 @@ impl proto::configuration_service_server::ConfigurationService for Service {
         let page = PageRequest { size, token: request.page_token };
         let found = self
             .configurations
-            .list(listed, page, |record| convert::configuration(record).encoded_len())
+            .list(listed, &scope, page, |record| shown::configuration(record).encoded_len())
             .await
             .map_err(|error| status::of(&error))?;
         Ok(Response::new(proto::ListConfigurationsResponse {
-            configurations: found.records.iter().map(convert::configuration).collect(),
+            configurations: found.records.iter().map(shown::configuration).collect(),
             next_page_token: found.next_page_token,
         }))
     }
@@ -203,13 +212,14 @@ impl proto::configuration_service_server::ConfigurationService for Service {
         &self,
         request: Request<proto::ActivateConfigurationRequest>,
     ) -> Result<Response<proto::ActivateConfigurationResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = self.check();
         let app = app_of!(request);
         let version = request.version;
         let named = named(&mut check, "", app, Some(version.clone()));
         let stored = match required(check, named) {
-            Ok(named) => self.configurations.activate(&named.app, &version).await,
+            Ok(named) => self.configurations.activate(&named.app, &version, &scope).await,
             Err(error) => Err(error),
         };
         let stored = stored.map_err(|error| status::of(&error))?;
@@ -221,12 +231,13 @@ impl proto::configuration_service_server::ConfigurationService for Service {
         &self,
         request: Request<proto::DiffConfigurationsRequest>,
     ) -> Result<Response<proto::DiffConfigurationsResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = self.check();
         let from = key(&mut check, "from_version", request.from_version);
         let to = key(&mut check, "to_version", request.to_version);
         let changes = match required(check, from.zip(to)) {
-            Ok((from, to)) => self.configurations.diff(&from, &to).await,
+            Ok((from, to)) => self.configurations.diff(&from, &to, &scope).await,
             Err(error) => Err(error),
         };
         let changes = changes.map_err(|error| status::of(&error))?;

@@ -3,21 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
 use bson::{Bson, Document};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp, Value};
 
-use crate::domain::limits::NESTING_DEPTH;
+pub use crate::domain::plain::EXACT_INTEGER;
+use crate::domain::plain::{SHOWN_SECONDS, as_text, too_deep};
 use crate::domain::query::StepCounts;
-use crate::domain::{self, Attempt, ExecutionStatus, Millis, Payload, RunError, StepStatus};
+use crate::domain::{self, ExecutionStatus, Millis, RunError, StepStatus};
 use crate::proto;
-
-/// Greatest integer that a double, and so a `google.protobuf.Value`, holds exactly: 2^53.
-pub const EXACT_INTEGER: i64 = 1 << 53;
-
-/// What a Timestamp may hold: the years 1 to 9999.
-const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 pub fn timestamp(at: Millis) -> Timestamp {
     Timestamp {
@@ -29,12 +23,12 @@ pub fn timestamp(at: Millis) -> Timestamp {
 /// The same for a time that another program may have stored: `None` where no valid Timestamp can say it, since
 /// clients would refuse the whole message.
 pub fn shown_time(at: Millis) -> Option<Timestamp> {
-    TIMESTAMP_SECONDS.contains(&at.div_euclid(1000)).then(|| timestamp(at))
+    SHOWN_SECONDS.contains(&at.div_euclid(1000)).then(|| timestamp(at))
 }
 
 /// Milliseconds of a timestamp, cut; `None` outside of years 1 to 9999 or with impossible nanos.
 pub fn millis(at: &Timestamp) -> Option<Millis> {
-    let in_range = TIMESTAMP_SECONDS.contains(&at.seconds);
+    let in_range = SHOWN_SECONDS.contains(&at.seconds);
     if !in_range || !(0..1_000_000_000).contains(&at.nanos) {
         return None;
     }
@@ -62,34 +56,6 @@ pub fn step_status(status: Option<StepStatus>) -> proto::StepStatus {
     }
 }
 
-pub fn execution(record: &domain::Execution) -> proto::Execution {
-    proto::Execution {
-        execution_id: record.execution_id.clone(),
-        app_id: record.app_id,
-        app_name: record.app_name.clone(),
-        sub_app_id: record.sub_app_id,
-        sub_app_name: record.sub_app_name.clone(),
-        user_id: record.user_id.clone(),
-        status: execution_status(record.status).into(),
-        started_at: record.started_at.and_then(shown_time),
-        completed_at: record.completed_at.and_then(shown_time),
-        duration_ms: record.duration_ms,
-        error: record.error.as_ref().map(error),
-        metadata: Some(object(&record.metadata)),
-        created_at: record.created_at.and_then(shown_time),
-        updated_at: record.updated_at.and_then(shown_time),
-        revision: record.revision,
-        heartbeat_timeout_ms: record.heartbeat_timeout_ms,
-        last_heartbeat_at: record.last_heartbeat_at.and_then(shown_time),
-        cancel_requested_at: record.cancel_requested_at.and_then(shown_time),
-        cancel_reason: record.cancel_reason.clone(),
-        parent_execution_id: record.parent_execution_id.clone(),
-        pinned: record.pinned,
-        configuration_version: record.configuration_version.clone(),
-        update_sequence: record.update_sequence,
-    }
-}
-
 pub fn step_counts(counts: &StepCounts) -> proto::StepCounts {
     let of = |status| i64::try_from(counts.of(status)).unwrap_or(i64::MAX);
     proto::StepCounts {
@@ -99,39 +65,6 @@ pub fn step_counts(counts: &StepCounts) -> proto::StepCounts {
         failed: of(domain::StepStatus::Failed),
         skipped: of(domain::StepStatus::Skipped),
         exact: counts.exact,
-    }
-}
-
-/// With `payloads`, input and output as far as the record has them at hand.
-pub fn step(record: &domain::Step, payloads: bool) -> proto::Step {
-    let payload = |payload: &Payload| match payload {
-        Payload::Value(found) if payloads => Some(value(found)),
-        _ => None,
-    };
-    proto::Step {
-        execution_id: record.execution_id.clone(),
-        step_id: Some(record.step_id),
-        step_key: record.step_key.clone(),
-        step_name: record.step_name.clone(),
-        step_version: record.step_version.clone(),
-        status: step_status(record.status).into(),
-        started_at: record.started_at.and_then(shown_time),
-        completed_at: record.completed_at.and_then(shown_time),
-        duration_ms: record.duration_ms,
-        input: payload(&record.input),
-        output: payload(&record.output),
-        error: record.error.as_ref().map(error),
-        retry_count: record.retry_count,
-        metadata: Some(object(&record.metadata)),
-        revision: record.revision,
-        created_at: record.created_at.and_then(shown_time),
-        updated_at: record.updated_at.and_then(shown_time),
-        depends_on: record.depends_on.clone(),
-        parent_step_id: record.parent_step_id,
-        progress: record.progress,
-        progress_message: record.progress_message.clone(),
-        update_sequence: record.update_sequence,
-        attempts: record.attempts.iter().map(attempt).collect(),
     }
 }
 
@@ -149,6 +82,8 @@ pub fn artifact(record: &domain::Artifact) -> proto::Artifact {
         metadata: Some(object(&record.metadata)),
         created_at: record.created_at.map(timestamp),
         sha256: record.sha256.clone(),
+        step_key: record.step_key.clone(),
+        omitted_fields: Vec::new(),
     }
 }
 
@@ -163,6 +98,7 @@ pub fn configuration(record: &domain::Configuration) -> proto::Configuration {
         active: record.active,
         created_at: record.created_at.map(timestamp),
         created_by: record.created_by.clone(),
+        omitted_fields: Vec::new(),
     }
 }
 
@@ -172,6 +108,7 @@ pub fn metric_point(execution_id: &str, point: &domain::MetricPoint) -> proto::M
         execution_id: execution_id.to_owned(),
         metrics: point.metrics.iter().map(|(name, value)| (name.clone(), *value)).collect(),
         step_id: point.step_id,
+        step_key: point.step_key.clone(),
     }
 }
 
@@ -193,15 +130,6 @@ pub fn metric_counts(counts: domain::MetricCounts) -> proto::RecordMetricsRespon
         too_old: counts.too_old,
         in_future: counts.in_future,
         already_there: counts.already_there,
-    }
-}
-
-fn attempt(record: &Attempt) -> proto::Attempt {
-    proto::Attempt {
-        started_at: record.started_at.and_then(shown_time),
-        completed_at: record.completed_at.and_then(shown_time),
-        error: record.error.as_ref().map(error),
-        duration_ms: record.duration_ms,
     }
 }
 
@@ -231,43 +159,26 @@ fn object_at(document: &Document, depth: usize) -> Struct {
 }
 
 fn value_at(stored: &Bson, depth: usize) -> Value {
-    let text = |text: String| Kind::StringValue(text);
-    let kind = match stored {
-        Bson::Null | Bson::Undefined => Kind::NullValue(0),
-        Bson::Boolean(stored) => Kind::BoolValue(*stored),
-        Bson::Int32(stored) => Kind::NumberValue(f64::from(*stored)),
-        Bson::Int64(stored) if (-EXACT_INTEGER..=EXACT_INTEGER).contains(stored) => {
-            Kind::NumberValue(*stored as f64)
-        }
-        Bson::Int64(stored) => text(stored.to_string()),
-        Bson::Double(stored) if stored.is_finite() => Kind::NumberValue(*stored),
-        Bson::Double(stored) if stored.is_nan() => text("NaN".to_owned()),
-        Bson::Double(stored) => {
-            text(if *stored > 0.0 { "Infinity" } else { "-Infinity" }.to_owned())
-        }
-        Bson::String(stored) | Bson::Symbol(stored) => text(stored.clone()),
-        // Other programs may nest deeper than decoders of other languages stand: from there on, text.
-        Bson::Array(_) | Bson::Document(_) if depth > NESTING_DEPTH + 1 => {
-            text(stored.clone().into_relaxed_extjson().to_string())
-        }
-        Bson::Array(stored) => Kind::ListValue(ListValue {
-            values: stored.iter().map(|stored| value_at(stored, depth + 1)).collect(),
-        }),
-        Bson::Document(stored) => Kind::StructValue(object_at(stored, depth)),
-        Bson::DateTime(at) => {
-            let millis = at.timestamp_millis();
-            // RFC 3339 has four digits for the year.
-            let shown = TIMESTAMP_SECONDS
-                .contains(&millis.div_euclid(1000))
-                .then(|| at.try_to_rfc3339_string().ok());
-            text(shown.flatten().unwrap_or_else(|| millis.to_string()))
-        }
-        Bson::ObjectId(id) => text(id.to_hex()),
-        Bson::Binary(binary) => {
-            text(base64::engine::general_purpose::STANDARD.encode(&binary.bytes))
-        }
-        Bson::Decimal128(number) => text(number.to_string()),
-        other => text(other.clone().into_relaxed_extjson().to_string()),
+    let kind = match as_text(stored) {
+        Some(text) => Kind::StringValue(text),
+        None => match stored {
+            Bson::Boolean(stored) => Kind::BoolValue(*stored),
+            Bson::Int32(stored) => Kind::NumberValue(f64::from(*stored)),
+            Bson::Int64(stored) => Kind::NumberValue(*stored as f64),
+            Bson::Double(stored) => Kind::NumberValue(*stored),
+            Bson::String(stored) => Kind::StringValue(stored.clone()),
+            Bson::Array(values) => match too_deep(stored, depth) {
+                Some(text) => Kind::StringValue(text),
+                None => Kind::ListValue(ListValue {
+                    values: values.iter().map(|value| value_at(value, depth + 1)).collect(),
+                }),
+            },
+            Bson::Document(object) => match too_deep(stored, depth) {
+                Some(text) => Kind::StringValue(text),
+                None => Kind::StructValue(object_at(object, depth)),
+            },
+            _ => Kind::NullValue(0),
+        },
     };
     Value { kind: Some(kind) }
 }

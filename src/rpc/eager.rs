@@ -7,21 +7,38 @@
 //! the handler wants the next message, until `TAKEN_BYTES` of a stream wait; and the windows are such that what a few
 //! stalled streams have left on the wire stays below the library's count.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::future::Ready;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::future::Either;
 use futures::task::AtomicWaker;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
+
+use super::budget::{Account, Hold, LOOK_AGAIN};
+use super::unpack::{self, Encoding, PREFIX_BYTES};
+use super::weight::{Kind, Weights};
+use super::{codec, status};
+use crate::app::Error;
+
+/// The one stream whose client never has a reason to pause.
+const UPLOAD: &str = "/stepwell.v1.ArtifactService/UploadArtifact";
+/// What has to come in the time that a client may keep the server waiting.
+const PROGRESS_BYTES: usize = 64 * 1024;
+/// The largest frame of HTTP/2 that a client may send.
+const FRAME_BYTES: usize = 16 * 1024;
 
 /// What a client may send on one stream before the server has taken it.
 pub const STREAM_WINDOW: u32 = 512 * 1024;
@@ -29,9 +46,9 @@ pub const STREAM_WINDOW: u32 = 512 * 1024;
 pub const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 /// Bytes of one stream that are taken and wait for the handler, at most.
 const TAKEN_BYTES: usize = 1024 * 1024;
-/// Frames smaller than this are gathered: each would keep the buffer it was read into.
+/// Messages smaller than this are gathered.
 const SMALL_BYTES: usize = 4 * 1024;
-/// Small frames gathered in one piece, at least.
+/// Small messages gathered in one piece, at least.
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// A message of Ingest with an id of its own is hardly smaller.
@@ -48,13 +65,65 @@ const _: () = assert!(
 /// The body of a request that is read ahead.
 struct State {
     inner: Body,
+    rules: Rules,
+    /// Whole messages, as they are handed over, or parts of one that is too large to be waited for.
     pieces: VecDeque<Bytes>,
-    /// Small frames after all pieces.
+    /// Small messages after all pieces.
     gathered: BytesMut,
     /// Of pieces and gathered.
     bytes: usize,
+    /// The beginning of a message that is not there yet.
+    partial: BytesMut,
+    /// What is to come of a message that is too large: whoever reads it says so.
+    through: usize,
     /// After all bytes.
     end: Option<End>,
+    /// For everything above, and what was handed over last.
+    hold: Option<Hold>,
+    lent: usize,
+    /// When to look again whether there is room.
+    short: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
+}
+
+/// What goes for one request.
+#[derive(Default)]
+struct Rules {
+    account: Option<Arc<Account>>,
+    encoding: Option<Encoding>,
+    kind: Option<Kind>,
+    /// Bytes of a message at most.
+    message_bytes: usize,
+    /// How long the client may keep the server waiting, and whether it may between messages.
+    idle: Option<Duration>,
+    between: bool,
+}
+
+/// How fast a client sends while the server waits for it.
+struct Pace {
+    /// Since when fewer than `PROGRESS_BYTES` have come.
+    since: Instant,
+    bytes: usize,
+    /// When the reader went away with what it was given.
+    away: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { since: Instant::now(), bytes: 0, away: None, timer: None }
+    }
+
+    fn begin(&mut self) {
+        (self.since, self.bytes, self.timer) = (Instant::now(), 0, None);
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= PROGRESS_BYTES {
+            self.begin();
+        }
+    }
 }
 
 enum End {
@@ -89,15 +158,51 @@ struct Shared {
 }
 
 impl State {
+    /// Whether there is room for so many bytes beside what is there; else it is looked again later.
+    fn room(&mut self, bytes: usize, waker: &Waker) -> bool {
+        let all = self.bytes + self.partial.len() + self.lent + bytes;
+        let Some(hold) = &mut self.hold else { return true };
+        if hold.resize(all) {
+            self.short = None;
+            return true;
+        }
+        let mut later = Box::pin(sleep(LOOK_AGAIN));
+        // A timer that is made now is not over.
+        let _ = later.as_mut().poll(&mut Context::from_waker(waker));
+        self.short = Some(later);
+        // It is not the client who is waited for.
+        self.pace.begin();
+        false
+    }
+
+    /// Gives back what is not needed any more.
+    fn settle(&mut self) {
+        let all = self.bytes + self.partial.len() + self.lent;
+        if let Some(hold) = &mut self.hold
+            && hold.bytes() > all
+        {
+            let _ = hold.resize(all);
+        }
+    }
+
     /// Takes in the next frame, if there is one.
     fn poll_inner(&mut self, waker: &Waker) -> Poll<()> {
         if self.end.is_some() {
             return Poll::Ready(());
         }
-        let frame = Pin::new(&mut self.inner);
-        let frame = match http_body::Body::poll_frame(frame, &mut Context::from_waker(waker)) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(frame) => frame,
+        let mut context = Context::from_waker(waker);
+        if let Some(later) = &mut self.short
+            && later.as_mut().poll(&mut context).is_pending()
+        {
+            return Poll::Pending;
+        }
+        if !self.room(FRAME_BYTES, waker) {
+            return Poll::Pending;
+        }
+        let frame = http_body::Body::poll_frame(Pin::new(&mut self.inner), &mut context);
+        let Poll::Ready(frame) = frame else {
+            self.settle();
+            return Poll::Pending;
         };
         match frame.map(|frame| frame.map(Frame::into_data)) {
             None => self.end = Some(End::Closed),
@@ -107,10 +212,78 @@ impl State {
                 self.end = Some(frame.into_trailers().map_or(End::Closed, End::Trailers));
             }
         }
+        if self.end.is_some() && !self.partial.is_empty() {
+            // The rest of a message that does not come: whoever reads it complains of its beginning.
+            let partial = self.partial.split().freeze();
+            self.push(partial);
+        }
+        self.settle();
         Poll::Ready(())
     }
 
-    fn add(&mut self, data: Bytes) {
+    fn add(&mut self, mut data: Bytes) {
+        self.pace.came(data.len());
+        while !data.is_empty() {
+            if self.through > 0 {
+                let now = data.split_to(data.len().min(self.through));
+                self.through -= now.len();
+                self.push(now);
+                continue;
+            }
+            if self.partial.is_empty() {
+                let whole = self.whole_messages(&data);
+                if whole > 0 {
+                    self.push(data.split_to(whole));
+                    continue;
+                }
+                self.pace.begin();
+            }
+            let length = unpack::length(&self.partial);
+            let wanted = PREFIX_BYTES + length.unwrap_or(0) - self.partial.len();
+            let now = data.split_to(data.len().min(wanted));
+            self.partial.extend_from_slice(&now);
+            let Some(length) = unpack::length(&self.partial) else { continue };
+            if length > self.rules.message_bytes {
+                let prefix = self.partial.split().freeze();
+                self.push(prefix);
+                self.through = length;
+            } else if self.partial.len() == PREFIX_BYTES + length {
+                let message = std::mem::take(&mut self.partial).freeze();
+                match self.rules.encoding.filter(|_| message[0] == 1) {
+                    None => self.push(message),
+                    Some(encoding) => {
+                        match unpack::unpacked(&message, encoding, self.rules.message_bytes) {
+                            Ok(message) => self.push(message),
+                            Err(status) => {
+                                self.end = Some(End::Failed(status));
+                                return;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// How many bytes at the beginning are whole messages that go on as they are.
+    fn whole_messages(&self, data: &[u8]) -> usize {
+        let mut whole = 0;
+        loop {
+            let rest = &data[whole..];
+            match unpack::length(rest) {
+                Some(length)
+                    if length <= self.rules.message_bytes
+                        && rest.len() >= PREFIX_BYTES + length
+                        && (rest[0] == 0 || self.rules.encoding.is_none()) =>
+                {
+                    whole += PREFIX_BYTES + length;
+                }
+                _ => return whole,
+            }
+        }
+    }
+
+    fn push(&mut self, data: Bytes) {
         self.bytes += data.len();
         if data.len() < SMALL_BYTES {
             self.gathered.extend_from_slice(&data);
@@ -126,14 +299,51 @@ impl State {
         }
     }
 
-    fn next(&mut self) -> Option<Bytes> {
-        let piece = match self.pieces.pop_front() {
-            Some(piece) => piece,
-            None if self.gathered.is_empty() => return None,
-            None => self.gathered.split().freeze(),
-        };
-        self.bytes -= piece.len();
-        Some(piece)
+    /// What is handed over next, once there is room for what it decodes to.
+    fn next(&mut self, waker: &Waker) -> Poll<Option<Bytes>> {
+        if self.pieces.is_empty() {
+            if self.gathered.is_empty() {
+                return Poll::Ready(None);
+            }
+            self.pieces.push_back(self.gathered.split().freeze());
+        }
+        let Some(first) = self.pieces.front() else { return Poll::Ready(None) };
+        // Small messages are decoded one at a time.
+        if let Some(kind) = self.rules.kind
+            && first.len() >= SMALL_BYTES
+            && unpack::length(first).is_some_and(|length| first.len() == PREFIX_BYTES + length)
+            && let Ok(decoded) = codec::weigh(kind, &first[PREFIX_BYTES..])
+            && decoded > first.len()
+        {
+            let more = decoded - first.len();
+            if !self.room(more, waker) {
+                return Poll::Pending;
+            }
+            self.lent = more;
+        }
+        let piece = self.pieces.pop_front();
+        let length = piece.as_ref().map_or(0, Bytes::len);
+        self.bytes -= length;
+        self.lent += length;
+        self.pace.away = Some(Instant::now());
+        Poll::Ready(piece)
+    }
+
+    /// Whether the client has kept the server waiting for too long; else it is looked again when it will have.
+    fn stands_still(&mut self, waker: &Waker) -> bool {
+        let Some(idle) = self.rules.idle else { return false };
+        if (self.rules.between && self.partial.is_empty() && self.through == 0)
+            || self.short.is_some()
+        {
+            self.pace.timer = None;
+            return false;
+        }
+        let due = self.pace.since + idle;
+        let timer = self.pace.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(&mut Context::from_waker(waker)).is_ready()
     }
 }
 
@@ -151,9 +361,17 @@ impl http_body::Body for EagerBody {
         let Shared { state, wakers, waker } = &*self.0;
         wakers.reader.register(context.waker());
         let mut state = state.lock();
+        // Whoever comes for more is done with what it has.
+        if std::mem::take(&mut state.lent) > 0 {
+            state.settle();
+        }
+        if let Some(away) = state.pace.away.take() {
+            state.pace.since += away.elapsed();
+        }
         loop {
-            if let Some(piece) = state.next() {
-                if state.bytes + piece.len() >= TAKEN_BYTES {
+            let full = state.bytes >= TAKEN_BYTES;
+            if let Some(piece) = ready!(state.next(waker)) {
+                if full {
                     // There is room again.
                     wakers.taker.wake();
                 }
@@ -175,6 +393,10 @@ impl http_body::Body for EagerBody {
                 }
             }
             if state.poll_inner(waker).is_pending() {
+                if state.stands_still(waker) {
+                    state.end = Some(End::Closed);
+                    return Poll::Ready(Some(Err(status::of(&Error::StandsStill))));
+                }
                 return Poll::Pending;
             }
         }
@@ -183,6 +405,7 @@ impl http_body::Body for EagerBody {
     fn is_end_stream(&self) -> bool {
         let state = self.0.state.lock();
         state.bytes == 0
+            && state.partial.is_empty()
             && match state.end {
                 None | Some(End::Closed) => state.inner.is_end_stream(),
                 Some(_) => false,
@@ -203,9 +426,11 @@ impl Taking {
         let Shared { state, wakers, waker } = &*self.0;
         wakers.taker.register(context.waker());
         let mut state = state.lock();
-        while state.bytes < TAKEN_BYTES && state.end.is_none() && state.poll_inner(waker).is_ready()
-        {
-        }
+        // The rest of a message of which a part is there is taken, however large it is.
+        while (state.bytes < TAKEN_BYTES || (state.bytes == 0 && !state.partial.is_empty()))
+            && state.end.is_none()
+            && state.poll_inner(waker).is_ready()
+        {}
     }
 
     /// Does some work and takes frames meanwhile.
@@ -239,10 +464,22 @@ impl<F: Future> Future for Beside<F> {
 }
 
 /// A body that is read ahead by whoever has the other one.
-fn eager(inner: Body) -> (EagerBody, Taking) {
+fn eager(inner: Body, rules: Rules) -> (EagerBody, Taking) {
     let wakers = Arc::<Wakers>::default();
-    let state =
-        State { inner, pieces: VecDeque::new(), gathered: BytesMut::new(), bytes: 0, end: None };
+    let state = State {
+        inner,
+        hold: rules.account.as_ref().map(Account::hold),
+        rules,
+        pieces: VecDeque::new(),
+        gathered: BytesMut::new(),
+        bytes: 0,
+        partial: BytesMut::new(),
+        through: 0,
+        end: None,
+        lent: 0,
+        short: None,
+        pace: Pace::new(),
+    };
     let waker = Waker::from(Arc::clone(&wakers));
     let shared = Arc::new(Shared { state: Mutex::new(state), wakers, waker });
     (EagerBody(Arc::clone(&shared)), Taking(shared))
@@ -252,12 +489,15 @@ fn eager(inner: Body) -> (EagerBody, Taking) {
 /// read its request goes on with `Taking`.
 #[derive(Clone)]
 pub struct Eager {
-    paths: Arc<HashSet<String>>,
+    methods: Arc<HashMap<String, Option<Kind>>>,
+    message_bytes: usize,
+    idle: Duration,
 }
 
 impl Eager {
-    /// For all methods of this encoded file descriptor set whose requests are streams.
-    pub fn described(set: &[u8]) -> Self {
+    /// For all methods of this encoded file descriptor set whose requests are streams, of messages of so many bytes.
+    /// A client that keeps the server waiting for so long, in the middle of a message or of an upload, is not waited for.
+    pub fn described(set: &[u8], message_bytes: usize, idle: Duration) -> Self {
         use prost::Message as _;
         // Made by our own build; a set that cannot be read only costs its methods the reading ahead.
         let set = prost_types::FileDescriptorSet::decode(set).unwrap_or_default();
@@ -266,11 +506,14 @@ impl Eager {
                 .iter()
                 .map(|service| (format!("{}.{}", file.package(), service.name()), service))
         });
-        let paths = services.flat_map(|(name, service)| {
+        let methods = services.flat_map(|(name, service)| {
             let streams = service.method.iter().filter(|method| method.client_streaming());
-            streams.map(move |method| format!("/{name}/{}", method.name()))
+            streams.map(move |method| {
+                let kind = Weights::get().request(method.input_type().trim_start_matches('.'));
+                (format!("/{name}/{}", method.name()), kind)
+            })
         });
-        Eager { paths: Arc::new(paths.collect()) }
+        Eager { methods: Arc::new(methods.collect()), message_bytes, idle }
     }
 }
 
@@ -278,7 +521,7 @@ impl<S> Layer<S> for Eager {
     type Service = EagerService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        EagerService { inner, paths: Arc::clone(&self.paths) }
+        EagerService { inner, eager: self.clone() }
     }
 }
 
@@ -286,166 +529,47 @@ impl<S> Layer<S> for Eager {
 #[derive(Clone)]
 pub struct EagerService<S> {
     inner: S,
-    paths: Arc<HashSet<String>>,
+    eager: Eager,
 }
 
 impl<S> Service<http::Request<Body>> for EagerService<S>
 where
-    S: Service<http::Request<Body>>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Beside<S::Future>;
+    type Future = Either<Beside<S::Future>, Ready<Result<S::Response, S::Error>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if !self.paths.contains(request.uri().path()) {
-            return Beside { work: self.inner.call(request), taking: None };
-        }
+        let path = request.uri().path();
+        let Some(&kind) = self.eager.methods.get(path) else {
+            return Either::Left(Beside { work: self.inner.call(request), taking: None });
+        };
+        let between = path != UPLOAD;
         let (mut parts, body) = request.into_parts();
-        let (body, taking) = eager(body);
+        let encoding = match unpack::encoding(&mut parts.headers) {
+            Ok(encoding) => encoding,
+            Err(status) => return Either::Right(std::future::ready(Ok(status.into_http()))),
+        };
+        let rules = Rules {
+            account: parts.extensions.get::<Arc<Account>>().cloned(),
+            encoding,
+            kind,
+            message_bytes: self.eager.message_bytes,
+            idle: Some(self.eager.idle),
+            between,
+        };
+        let (body, taking) = eager(body, rules);
         parts.extensions.insert(taking.clone());
         let request = http::Request::from_parts(parts, Body::new(body));
-        Beside { work: self.inner.call(request), taking: Some(taking) }
+        Either::Left(Beside { work: self.inner.call(request), taking: Some(taking) })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::sync::mpsc;
-    use tokio::sync::oneshot;
-
-    use super::*;
-
-    /// A body as the transport hands it over, and how much of it was taken.
-    struct Wire(mpsc::UnboundedReceiver<Result<Bytes, Status>>);
-
-    impl http_body::Body for Wire {
-        type Data = Bytes;
-        type Error = Status;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            self.0.poll_recv(context).map(|next| next.map(|next| next.map(Frame::data)))
-        }
-    }
-
-    type Frames = mpsc::UnboundedSender<Result<Bytes, Status>>;
-
-    fn wire() -> (Frames, EagerBody, Taking) {
-        let (frames, receiver) = mpsc::unbounded_channel();
-        let (body, taking) = eager(Body::new(Wire(receiver)));
-        (frames, body, taking)
-    }
-
-    async fn read(body: &mut EagerBody) -> Option<Result<Bytes, Status>> {
-        let frame = std::future::poll_fn(|context| {
-            http_body::Body::poll_frame(Pin::new(&mut *body), context)
-        });
-        Some(frame.await?.map(|frame| frame.into_data().expect("data")))
-    }
-
-    fn waiting(taking: &Taking) -> usize {
-        taking.0.state.lock().bytes
-    }
-
-    #[tokio::test]
-    async fn frames_are_taken_while_the_handler_does_something_else() {
-        let (frames, mut body, taking) = wire();
-        let (go_on, work) = oneshot::channel::<()>();
-        let working = tokio::spawn(taking.clone().beside(work));
-        for number in 0..1000_u32 {
-            frames.send(Ok(Bytes::copy_from_slice(&number.to_be_bytes()))).expect("open");
-        }
-        while waiting(&taking) < 4000 {
-            tokio::task::yield_now().await;
-        }
-        let all = read(&mut body).await.expect("open").expect("bytes");
-        let expected: Vec<u8> = (0..1000_u32).flat_map(u32::to_be_bytes).collect();
-        assert_eq!(all, expected, "in order, and gathered");
-        assert_eq!(waiting(&taking), 0);
-        go_on.send(()).expect("it works");
-        working.await.expect("it ends").expect("sent");
-    }
-
-    #[tokio::test]
-    async fn no_more_is_taken_than_the_bound_until_some_is_read() {
-        let (frames, mut body, taking) = wire();
-        let (_go_on, work) = oneshot::channel::<()>();
-        let working = tokio::spawn(taking.clone().beside(work));
-        let frame = Bytes::from(vec![7; 64 * 1024]);
-        for _ in 0..32 {
-            frames.send(Ok(frame.clone())).expect("open");
-        }
-        while waiting(&taking) < TAKEN_BYTES {
-            tokio::task::yield_now().await;
-        }
-        for _ in 0..10 {
-            tokio::task::yield_now().await;
-            assert_eq!(waiting(&taking), TAKEN_BYTES);
-        }
-        let mut bytes = read(&mut body).await.expect("open").expect("bytes").len();
-        while waiting(&taking) < TAKEN_BYTES {
-            tokio::task::yield_now().await;
-        }
-        drop(frames);
-        while let Some(more) = read(&mut body).await {
-            bytes += more.expect("bytes").len();
-        }
-        assert_eq!(bytes, 32 * 64 * 1024);
-        working.abort();
-    }
-
-    #[tokio::test]
-    async fn small_and_large_frames_stay_in_order_and_the_end_comes_last() {
-        let (frames, mut body, taking) = wire();
-        for (byte, length) in [(1, 10), (2, 20), (3, SMALL_BYTES), (4, 1)] {
-            frames.send(Ok(Bytes::from(vec![byte; length]))).expect("open");
-        }
-        frames.send(Err(Status::aborted("cut off"))).expect("open");
-        let noop = Waker::noop();
-        taking.poll(&Context::from_waker(noop));
-        let mut all = Vec::new();
-        let end = loop {
-            match read(&mut body).await {
-                Some(Ok(bytes)) => all.extend_from_slice(&bytes),
-                end => break end,
-            }
-        };
-        let expected = [vec![1; 10], vec![2; 20], vec![3; SMALL_BYTES], vec![4; 1]].concat();
-        assert_eq!(all, expected);
-        assert_eq!(end.expect("an error").expect_err("an error").message(), "cut off");
-        assert!(read(&mut body).await.is_none());
-    }
-
-    #[tokio::test]
-    async fn the_reader_hears_of_what_comes_later() {
-        let (frames, mut body, taking) = wire();
-        let reading = tokio::spawn(async move { read(&mut body).await });
-        tokio::task::yield_now().await;
-        taking.poll(&Context::from_waker(Waker::noop()));
-        frames.send(Ok(Bytes::from_static(b"late"))).expect("open");
-        let read = reading.await.expect("it reads").expect("open").expect("bytes");
-        assert_eq!(read, "late");
-    }
-
-    #[test]
-    fn all_streams_of_clients_are_read_ahead() {
-        let Eager { paths } = Eager::described(crate::proto::DESCRIPTORS);
-        let mut paths: Vec<_> = paths.iter().map(String::as_str).collect();
-        paths.sort_unstable();
-        assert_eq!(
-            paths,
-            [
-                "/stepwell.v1.ArtifactService/UploadArtifact",
-                "/stepwell.v1.IngestService/Ingest",
-                "/stepwell.v1.MetricService/StreamMetrics",
-            ]
-        );
-    }
-}
+#[path = "tests/eager.rs"]
+mod tests;

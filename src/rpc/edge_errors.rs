@@ -378,6 +378,7 @@ mod tests {
         let server = tonic::transport::Server::builder()
             .layer(crate::rpc::observe::Observe::served(
                 1,
+                false,
                 std::sync::Arc::new(crate::clock::SystemClock),
             ))
             .layer(EdgeErrors)

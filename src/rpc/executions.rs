@@ -6,10 +6,11 @@ use prost::Message as _;
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
-use super::{convert, requests, status, unexpected_answer, write};
+use super::{authenticate, convert, records, requests, shown, unexpected_answer, write};
 use crate::app::{App, PageRequest, ids};
+use crate::auth::Need;
 use crate::proto;
-use crate::store::{Answer, Record};
+use crate::store::{Answer, By, Record};
 
 /// What the counts of the steps of one execution take in a reply at most.
 const STEP_COUNTS_BYTES: usize = 32;
@@ -24,10 +25,11 @@ pub struct Executions {
 impl Executions {
     async fn record(
         &self,
+        by: By,
         asked: crate::app::Result<requests::Asked>,
     ) -> Result<Option<proto::Execution>, Status> {
-        match write(&self.app, asked).await? {
-            Answer::Execution(record) => Ok(Some(convert::execution(&record))),
+        match write(&self.app, by, asked).await? {
+            Answer::Execution(record) => Ok(Some(shown::execution(&record))),
             _ => Err(unexpected_answer()),
         }
     }
@@ -39,10 +41,11 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::CreateExecutionRequest>,
     ) -> Result<Response<proto::CreateExecutionResponse>, Status> {
+        let by = authenticate::by(&request)?;
         let request = request.into_inner();
         let leased = request.heartbeat_timeout.is_some();
         let asked = requests::create_execution(self.app.limits(), request, ids::execution_id);
-        let execution = self.record(asked).await?;
+        let execution = self.record(by, asked).await?;
         if leased {
             self.lease_made.notify_one();
         }
@@ -53,6 +56,7 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::GetExecutionRequest>,
     ) -> Result<Response<proto::GetExecutionResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = requests::Check::new(self.app.limits());
         check.execution_id(&request.execution_id);
@@ -60,29 +64,29 @@ impl proto::execution_service_server::ExecutionService for Executions {
         if view.is_err() {
             check.bad("view", "is not a known view");
         }
-        check.done(()).map_err(|error| status::of(&error))?;
+        check.done(())?;
         let id = &request.execution_id;
         let answer = if view == Ok(proto::ExecutionView::Full) {
             let found = self
                 .app
                 .whole_execution(
                     id,
-                    |execution| convert::execution(execution).encoded_len(),
-                    |step| convert::step(step, false).encoded_len() + 8,
-                    |artifact| convert::artifact(artifact).encoded_len() + 8,
+                    &scope,
+                    |execution| shown::execution(execution).encoded_len(),
+                    |step| shown::step(step).encoded_len() + 8,
+                    |artifact| shown::artifact(artifact).encoded_len() + 8,
                 )
-                .await
-                .map_err(|error| status::of(&error))?;
+                .await?;
             proto::GetExecutionResponse {
-                execution: Some(convert::execution(&found.execution)),
-                steps: found.steps.iter().map(|step| convert::step(step, false)).collect(),
-                artifacts: found.artifacts.iter().map(convert::artifact).collect(),
+                execution: Some(shown::execution(&found.execution)),
+                steps: found.steps.iter().map(shown::step).collect(),
+                artifacts: found.artifacts.iter().map(shown::artifact).collect(),
                 steps_truncated: found.steps_truncated,
             }
         } else {
-            let found = self.app.execution(id).await.map_err(|error| status::of(&error))?;
+            let found = self.app.execution(id, &scope).await?;
             proto::GetExecutionResponse {
-                execution: Some(convert::execution(&found)),
+                execution: Some(records::execution(&found)),
                 ..Default::default()
             }
         };
@@ -93,29 +97,29 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::ListExecutionsRequest>,
     ) -> Result<Response<proto::ListExecutionsResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = requests::Check::new(self.app.limits());
         let filter = check.filter(request.filter.as_ref());
         let order = check.order(request.order);
         let size = check.page_size(request.page_size);
-        check.done(()).map_err(|error| status::of(&error))?;
+        check.done(())?;
         let page = PageRequest { size, token: request.page_token };
         let framing = if request.include_step_counts { STEP_COUNTS_BYTES } else { 0 };
         let found = self
             .app
-            .list_executions(filter, order, page, |record| {
-                convert::execution(record).encoded_len() + framing
+            .list_executions(filter.within(scope), order, page, |record| {
+                shown::execution(record).encoded_len() + framing
             })
-            .await
-            .map_err(|error| status::of(&error))?;
+            .await?;
         let mut step_counts = Vec::new();
         if request.include_step_counts {
             let counts = self.app.step_counts(&found.records).await;
-            let counts = counts.map_err(|error| status::of(&error))?;
+            let counts = counts?;
             step_counts = counts.iter().map(convert::step_counts).collect();
         }
         Ok(Response::new(proto::ListExecutionsResponse {
-            executions: found.records.iter().map(convert::execution).collect(),
+            executions: found.records.iter().map(shown::execution).collect(),
             next_page_token: found.next_page_token,
             step_counts,
         }))
@@ -125,16 +129,17 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::CountExecutionsRequest>,
     ) -> Result<Response<proto::CountExecutionsResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let mut check = requests::Check::new(self.app.limits());
         let filter = check.filter(request.filter.as_ref());
         let limit = check.count_limit(request.limit);
-        check.done(()).map_err(|error| status::of(&error))?;
-        let counted = self.app.count_executions(filter, limit).await;
-        let counted = counted.map_err(|error| status::of(&error))?;
+        check.done(())?;
+        let counted = self.app.count_executions(filter.within(scope), limit).await?;
         Ok(Response::new(proto::CountExecutionsResponse {
             count: i64::try_from(counted.number).unwrap_or(i64::MAX),
             exact: counted.exact,
+            unreadable: i64::try_from(counted.unreadable).unwrap_or(i64::MAX),
         }))
     }
 
@@ -142,13 +147,23 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::UpdateExecutionRequest>,
     ) -> Result<Response<proto::UpdateExecutionResponse>, Status> {
-        let asked = requests::update_execution(self.app.limits(), request.into_inner());
-        let (record, superseded) = match write(&self.app, asked).await? {
+        let permit = authenticate::permit(&request)?;
+        let asked = authenticate::asked(&request);
+        let request = request.into_inner();
+        let allowed = match request.pinned {
+            // Of who reports runs, nobody keeps them for ever.
+            Some(_) => authenticate::scope_for(&permit, Need::Edit),
+            None => Ok(permit.scope()),
+        };
+        let scope = allowed?;
+        let by = By { scope, asked };
+        let asked = requests::update_execution(self.app.limits(), request);
+        let (record, superseded) = match write(&self.app, by, asked).await? {
             Answer::Execution(record) => (record, false),
             Answer::Superseded(Record::Execution(record)) => (record, true),
             _ => return Err(unexpected_answer()),
         };
-        let execution = Some(convert::execution(&record));
+        let execution = Some(shown::execution(&record));
         Ok(Response::new(proto::UpdateExecutionResponse { execution, superseded }))
     }
 
@@ -156,8 +171,9 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::FinishExecutionRequest>,
     ) -> Result<Response<proto::FinishExecutionResponse>, Status> {
+        let by = authenticate::by(&request)?;
         let asked = requests::finish_execution(self.app.limits(), request.into_inner());
-        let execution = self.record(asked).await?;
+        let execution = self.record(by, asked).await?;
         Ok(Response::new(proto::FinishExecutionResponse { execution }))
     }
 
@@ -165,8 +181,9 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::HeartbeatRequest>,
     ) -> Result<Response<proto::HeartbeatResponse>, Status> {
+        let by = authenticate::by(&request)?;
         let asked = requests::heartbeat(self.app.limits(), request.into_inner());
-        match write(&self.app, asked).await? {
+        match write(&self.app, by, asked).await? {
             Answer::Execution(record) => Ok(Response::new(proto::HeartbeatResponse {
                 cancel_requested: record.cancel_requested_at.is_some(),
             })),
@@ -178,8 +195,9 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::RequestCancelRequest>,
     ) -> Result<Response<proto::RequestCancelResponse>, Status> {
+        let by = authenticate::by(&request)?;
         let asked = requests::request_cancel(self.app.limits(), request.into_inner());
-        let execution = self.record(asked).await?;
+        let execution = self.record(by, asked).await?;
         Ok(Response::new(proto::RequestCancelResponse { execution }))
     }
 
@@ -187,12 +205,16 @@ impl proto::execution_service_server::ExecutionService for Executions {
         &self,
         request: Request<proto::DeleteExecutionRequest>,
     ) -> Result<Response<proto::DeleteExecutionResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let request = request.into_inner();
         let deleted = match requests::delete_execution(self.app.limits(), &request) {
-            Ok(()) => self.app.delete_execution(request.execution_id, request.force).await,
+            Ok(()) => {
+                let app = &self.app;
+                app.delete_execution(request.execution_id, request.force, scope).await
+            }
             Err(error) => Err(error),
         };
-        deleted.map_err(|error| status::of(&error))?;
+        deleted?;
         Ok(Response::new(proto::DeleteExecutionResponse {}))
     }
 

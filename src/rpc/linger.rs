@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// How long a client has to close its side.
 const LINGER: Duration = Duration::from_secs(1);
@@ -25,14 +24,6 @@ pub struct Lingering {
 impl Lingering {
     pub fn new(stream: TcpStream) -> Self {
         Lingering { stream, closing: None }
-    }
-}
-
-impl Connected for Lingering {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
     }
 }
 

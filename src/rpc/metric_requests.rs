@@ -4,6 +4,7 @@ use super::convert;
 use super::requests::Check;
 use crate::app::Result;
 use crate::app::metrics::{Query, Request};
+use crate::domain::access::AppScope;
 use crate::domain::limits::{
     Limits, METRIC_NAMES, METRIC_PAGE_DEFAULT, METRIC_PAGE_RECORDS, METRIC_POINTS,
     METRICS_PER_POINT, REQUEST_ID_CHARACTERS,
@@ -29,6 +30,7 @@ pub fn record(limits: &Limits, request: proto::RecordMetricsRequest) -> Result<R
             points: Vec::new(),
             request_id: None,
             put: false,
+            asked: None,
         });
     }
     let mut points = Vec::with_capacity(request.points.len());
@@ -40,6 +42,7 @@ pub fn record(limits: &Limits, request: proto::RecordMetricsRequest) -> Result<R
         points,
         request_id: request.request_id,
         put: false,
+        asked: None,
     })
 }
 
@@ -73,6 +76,15 @@ fn point(
     if sent.step_id.is_some_and(|id| id < 0) {
         check.bad(&field("step_id"), "must not be negative");
     }
+    if let Some(key) = &sent.step_key {
+        if !check.is_name(key) {
+            let limit = check.limits().name_characters;
+            check.bad(&field("step_key"), format!("must have 1 to {limit} characters"));
+        }
+        if sent.step_id.is_some() {
+            check.bad(&field("step_key"), "cannot be combined with step_id");
+        }
+    }
     if sent.metrics.is_empty() {
         check.bad(&field("metrics"), "is required");
     }
@@ -99,6 +111,7 @@ fn point(
     MetricPoint {
         at: at.unwrap_or_default(),
         step_id: sent.step_id,
+        step_key: sent.step_key,
         metrics: sent.metrics.into_iter().collect(),
     }
 }
@@ -113,6 +126,7 @@ pub fn query(limits: &Limits, request: proto::QueryMetricsRequest) -> Result<(Qu
         let limit = limits.name_characters;
         check.bad("names", format!("must have 1 to {limit} characters each"));
     }
+    let step = check.of_step(request.step_id, request.step_key.as_ref());
     let from = check.time("since", request.since.as_ref());
     let until = check.time("until", request.until.as_ref());
     if let (Some(from), Some(until)) = (from, until)
@@ -149,5 +163,6 @@ pub fn query(limits: &Limits, request: proto::QueryMetricsRequest) -> Result<(Qu
     names.sort();
     names.dedup();
     let span = Span { execution_id: request.execution_id, from, until };
-    check.done((Query { span, names, size, token: request.page_token }, interval_ms))
+    let (token, scope) = (request.page_token, AppScope::all());
+    check.done((Query { span, step, names, size, token, scope }, interval_ms))
 }

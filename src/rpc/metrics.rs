@@ -8,11 +8,12 @@ use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{convert, metric_requests, status};
-use crate::app::metrics::Metrics;
+use super::{authenticate, convert, metric_requests, status};
+use crate::app::metrics::{Metrics, Query};
 use crate::app::{App, Error, Result};
 use crate::domain::MetricCounts;
 use crate::proto;
+use crate::store::By;
 
 /// Messages of one stream that may wait for their points to be stored; then reading pauses, and HTTP/2 flow
 /// control slows the client down.
@@ -32,9 +33,10 @@ impl proto::metric_service_server::MetricService for MetricRpc {
         &self,
         request: Request<proto::RecordMetricsRequest>,
     ) -> Result<Response<proto::RecordMetricsResponse>, Status> {
+        let by = authenticate::by(&request)?;
         let recorded = async {
             let asked = metric_requests::record(self.app.limits(), request.into_inner())?;
-            self.metrics.recorder().record(asked).await
+            self.metrics.record(asked, by).await
         };
         let counts = recorded.await.map_err(|error| status::of(&error))?;
         Ok(Response::new(convert::metric_counts(counts)))
@@ -44,7 +46,8 @@ impl proto::metric_service_server::MetricService for MetricRpc {
         &self,
         request: Request<Streaming<proto::StreamMetricsRequest>>,
     ) -> Result<Response<proto::StreamMetricsResponse>, Status> {
-        let counts = self.stream(request.into_inner()).await?;
+        let by = authenticate::by(&request)?;
+        let counts = self.stream(request.into_inner(), by).await?;
         Ok(Response::new(proto::StreamMetricsResponse {
             accepted: counts.accepted,
             too_old: counts.too_old,
@@ -56,8 +59,10 @@ impl proto::metric_service_server::MetricService for MetricRpc {
         &self,
         request: Request<proto::QueryMetricsRequest>,
     ) -> Result<Response<proto::QueryMetricsResponse>, Status> {
-        let (query, interval_ms) = metric_requests::query(self.app.limits(), request.into_inner())
-            .map_err(|error| status::of(&error))?;
+        let scope = authenticate::scope(&request)?;
+        let asked = metric_requests::query(self.app.limits(), request.into_inner());
+        let (query, interval_ms) = asked.map_err(|error| status::of(&error))?;
+        let query = Query { scope, ..query };
         let id = &query.span.execution_id;
         let mut answer = proto::QueryMetricsResponse::default();
         match interval_ms {
@@ -85,6 +90,7 @@ impl MetricRpc {
     async fn stream(
         &self,
         mut inbound: Streaming<proto::StreamMetricsRequest>,
+        by: By,
     ) -> Result<MetricCounts, Status> {
         let mut counts = MetricCounts::default();
         let mut waiting = FuturesOrdered::new();
@@ -122,7 +128,7 @@ impl MetricRpc {
                 request_id: request.request_id,
             };
             let queued = match metric_requests::record(self.app.limits(), request) {
-                Ok(asked) => self.metrics.recorder().enqueue(asked).await,
+                Ok(asked) => self.metrics.enqueue(asked, by.clone()).await,
                 Err(error) => Err(error),
             };
             match queued {

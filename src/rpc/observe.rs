@@ -23,8 +23,10 @@ use tracing::field::Empty;
 use tracing::{Level, Span};
 
 use super::catalog;
+use super::codes::code_name;
 use crate::clock::Clock;
 use crate::detached::in_reply;
+use crate::domain::audit::RequestId;
 use crate::telemetry::metrics as names;
 use crate::telemetry::traces;
 
@@ -71,35 +73,14 @@ impl Method {
     }
 }
 
-/// The canonical name of a code.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
 struct Methods {
     by_path: HashMap<String, Arc<Method>>,
     other: Arc<Method>,
     /// Tells this server's request ids from another's.
     server: u32,
     requests: AtomicU64,
+    /// Whether calls are recorded further in, by their ids.
+    recorded: bool,
     clock: Arc<dyn Clock>,
 }
 
@@ -108,9 +89,9 @@ impl Methods {
         self.by_path.get(path).unwrap_or(&self.other)
     }
 
-    fn request_id(&self) -> HeaderValue {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        HeaderValue::from_str(&format!("{:08x}-{number}", self.server))
+    fn request_id(&self, number: u64) -> HeaderValue {
+        let id = RequestId::Numbered { server: self.server, number };
+        HeaderValue::from_str(&id.to_string())
             .expect("hexadecimal digits and a dash are a header value")
     }
 }
@@ -139,20 +120,25 @@ impl Observe {
                 other,
                 server,
                 requests: AtomicU64::new(1),
+                recorded: false,
                 clock,
             }),
         }
     }
 
-    /// Observes every method that is served.
-    pub fn served(server: u32, clock: Arc<dyn Clock>) -> Self {
+    /// Observes every method that is served. `recorded`: calls are recorded further in, by their ids.
+    pub fn served(server: u32, recorded: bool, clock: Arc<dyn Clock>) -> Self {
         // In containers every server is process 1: the moment of the start tells them apart.
         let server = server.rotate_left(16) ^ clock.now().micros as u32;
         let services: Vec<catalog::Service> = catalog::all().collect();
         let methods = services.iter().flat_map(|service| {
             service.methods.iter().map(|method| (service.name.as_str(), method.as_str()))
         });
-        Self::new(methods, server, clock)
+        let mut served = Self::new(methods, server, clock);
+        if let Some(methods) = Arc::get_mut(&mut served.methods) {
+            methods.recorded = recorded;
+        }
+        served
     }
 }
 
@@ -183,8 +169,11 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<Q>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Q>) -> Self::Future {
         let call = Call::begin(&self.methods, request.uri().path(), request.headers());
+        if self.methods.recorded {
+            request.extensions_mut().insert(call.id());
+        }
         let entered = call.span.enter();
         let inner = self.inner.call(request);
         drop(entered);
@@ -198,6 +187,7 @@ struct Call {
     method: Arc<Method>,
     began: Instant,
     span: Span,
+    number: u64,
     request_id: Option<HeaderValue>,
     open: bool,
 }
@@ -230,6 +220,7 @@ impl Call {
             method,
             began: methods.clock.instant(),
             span,
+            number: methods.requests.fetch_add(1, Ordering::Relaxed),
             request_id,
             open: true,
         };
@@ -243,8 +234,16 @@ impl Call {
 
     /// The id the caller gave, else one of ours.
     fn request_id(&mut self) -> HeaderValue {
-        let methods = &self.methods;
-        self.request_id.get_or_insert_with(|| methods.request_id()).clone()
+        let (methods, number) = (&self.methods, self.number);
+        self.request_id.get_or_insert_with(|| methods.request_id(number)).clone()
+    }
+
+    /// The same for who records the call.
+    fn id(&self) -> RequestId {
+        match self.request_id.as_ref().and_then(|id| id.to_str().ok()) {
+            Some(given) => RequestId::Given(Arc::from(given)),
+            None => RequestId::Numbered { server: self.methods.server, number: self.number },
+        }
     }
 
     /// Puts the request id into an answer: always with an error, else if the caller gave one.
@@ -560,7 +559,7 @@ mod tests {
 
     #[test]
     fn every_method_of_the_descriptors_is_known() {
-        let observe = Observe::served(1, clock());
+        let observe = Observe::served(1, false, clock());
         for path in [
             "/stepwell.v1.ExecutionService/WatchExecution",
             "/stepwell.v1.IngestService/Ingest",

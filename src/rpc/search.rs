@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::{requests, status};
+use super::{authenticate, convert, requests, status};
 use crate::app::search::{Hit, Question, Search};
 use crate::app::{App, Error, Result};
 use crate::domain::search::{Kind, Query};
@@ -79,8 +79,10 @@ impl proto::search_service_server::SearchService for SearchRpc {
         &self,
         request: Request<proto::SearchRequest>,
     ) -> Result<Response<proto::SearchResponse>, Status> {
+        let scope = authenticate::scope(&request)?;
         let answered = async {
-            let question = self.question(request.into_inner())?;
+            let mut question = self.question(request.into_inner())?;
+            question.filter = question.filter.within(scope);
             let found = self.search.search(&question).await?;
             match found.caught_up {
                 CaughtUp::NoLog => Err(Error::Store(store::Error::NoLog)),
@@ -92,6 +94,7 @@ impl proto::search_service_server::SearchService for SearchRpc {
             hits: found.hits.into_iter().map(hit).collect(),
             next_page_token: found.next_page_token,
             up_to_date: found.caught_up == CaughtUp::Yes,
+            not_indexed_since: found.not_indexed_since.map(convert::timestamp),
         }))
     }
 }

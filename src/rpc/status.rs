@@ -1,72 +1,30 @@
 //! The one table from failures to gRPC codes and `google.rpc` details. Nothing else makes a Status.
 
-use std::collections::HashMap;
-use std::time::Duration;
+mod answer;
+mod library;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::app::{Error, Violations};
+use crate::app::Error;
+use crate::auth::Denied;
 use crate::blobs;
 use crate::domain::{MetricCounts, Refusal};
-use crate::store;
+use crate::store::{self, Outage};
+use answer::{Answer, status};
 
-/// Domain of every ErrorInfo.
-pub const DOMAIN: &str = "stepwell";
-/// What the trailers of an answer may take, as HTTP/2 counts them: names, values and 32 bytes each. Clients of some
-/// languages accept 8 KiB of headers.
-pub const TRAILER_BYTES: usize = 7 * 1024;
-/// Of that, what is left to headers that are not about the error: content type, date, request id and the like, and
-/// the names of those that are.
-const OTHER_HEADER_BYTES: usize = 768;
-/// Bytes of a message, of a description, and of a name. What is longer was made so by a client, and is cut.
-const MESSAGE_BYTES: usize = 512;
-const NAME_BYTES: usize = 256;
-/// When to come back after UNAVAILABLE or RESOURCE_EXHAUSTED.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
+pub use answer::{DOMAIN, TRAILER_BYTES, bounded};
+pub use library::{
+    CUT_OFF, cut_off, not_unpacked, undecodable, unknown_encoding, unknown_method,
+    unpacks_to_more_than,
+};
 
 /// How to give a standalone mongod a log.
 const REPLICA_SET_ADVICE: &str = "watching needs a replica set, and this mongod is standalone: start it with \
      --replSet rs0 and run rs.initiate() once to make it a one-node replica set";
 
-struct Answer {
-    code: Code,
-    reason: &'static str,
-    message: String,
-    details: ErrorDetails,
-    /// Of a request that breaks rules; they join the details as far as there is room.
-    violations: Option<Violations>,
-    /// Of the ErrorInfo.
-    metadata: HashMap<String, String>,
-}
-
-impl Answer {
-    fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        let (message, details) = (message.into(), ErrorDetails::new());
-        Answer { code, reason, message, details, metadata: HashMap::new(), violations: None }
-    }
-
-    fn metadata(mut self, name: &str, value: impl ToString) -> Self {
-        self.metadata.insert(name.to_owned(), value.to_string());
-        self
-    }
-
-    fn resource(mut self, kind: &str, name: impl Into<String>) -> Self {
-        let name = cut(name.into(), NAME_BYTES);
-        let description = cut(self.message.clone(), MESSAGE_BYTES);
-        self.details.set_resource_info(kind, name, "", description);
-        self
-    }
-
-    fn retry(mut self) -> Self {
-        self.details.set_retry_info(Some(RETRY_AFTER));
-        self
-    }
-
-    fn field(mut self, field: &str) -> Self {
-        let description = cut(self.message.clone(), MESSAGE_BYTES);
-        self.details.add_bad_request_violation(field, description);
-        self
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        of(&error)
     }
 }
 
@@ -89,62 +47,6 @@ pub fn of_metric_stream(error: &Error, message: u64, counts: MetricCounts) -> St
     status(answer)
 }
 
-fn status(answer: Answer) -> Status {
-    let Answer { code, reason, message, mut details, mut metadata, violations } = answer;
-    let message = cut(message, MESSAGE_BYTES);
-    if let Some(violations) = &violations {
-        metadata.insert("violations".to_owned(), violations.count().to_string());
-    }
-    details.set_error_info(reason, DOMAIN, metadata);
-    let Some(violations) = violations else {
-        return Status::with_error_details(code, message, details);
-    };
-    // As many violations as there is room for.
-    details.set_bad_request(Vec::new());
-    let bare = Status::with_error_details(code, message.as_str(), details.clone());
-    let room = (TRAILER_BYTES - OTHER_HEADER_BYTES).saturating_sub(percent_encoded(&message));
-    // Four characters of base64 for three bytes, and a few bytes for the lengths of what contains the violations.
-    let room = (room / 4 * 3).saturating_sub(bare.details().len() + 16);
-    let mut taken = 0;
-    for violation in violations.listed() {
-        let field = cut(violation.field.clone(), NAME_BYTES);
-        let description = cut(violation.description.clone(), MESSAGE_BYTES);
-        // Two strings in a message, each of the three with a tag and two bytes of length at most.
-        taken += field.len() + description.len() + 9;
-        if taken > room {
-            break;
-        }
-        details.add_bad_request_violation(field, description);
-    }
-    Status::with_error_details(code, message, details)
-}
-
-/// The text, or its beginning where it is longer than that.
-fn cut(mut text: String, bytes: usize) -> String {
-    if text.len() > bytes {
-        let mut end = bytes - '…'.len_utf8();
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push('…');
-    }
-    text
-}
-
-/// Length of a message in a header, where all but plain ASCII takes three characters a byte.
-fn percent_encoded(message: &str) -> usize {
-    let quote = 0x22;
-    let plain =
-        |byte: &u8| byte.is_ascii_graphic() && *byte != quote && !b"#%<>`?{}".contains(byte);
-    message.as_bytes().iter().map(|byte| if plain(byte) { 1 } else { 3 }).sum()
-}
-
-/// An error of the gRPC library's own that does not fit into `TRAILER_BYTES`, made to.
-pub fn bounded(status: &Status) -> Status {
-    Status::new(status.code(), cut(status.message().to_owned(), MESSAGE_BYTES))
-}
-
 /// The status of an Ingest stream that ends because a message of it cannot be read.
 pub fn of_bad_message(field: &str, description: &str, last_sequence: Option<i64>) -> Status {
     let message = format!("{field} {description}");
@@ -153,26 +55,6 @@ pub fn of_bad_message(field: &str, description: &str, last_sequence: Option<i64>
         answer = answer.metadata("last_sequence", sequence);
     }
     status(answer)
-}
-
-/// What the error of a request that was cut off says until it leaves, when `edge_errors` turns it into BROKEN_OFF. Its
-/// code must not be CANCELLED, which the library would swallow.
-pub const CUT_OFF: (Code, &str) = (Code::Aborted, "the request was cut off before its end");
-
-/// A request that was cut off before its end.
-pub fn cut_off() -> Status {
-    let (code, message) = CUT_OFF;
-    Status::new(code, message)
-}
-
-/// A method that this version does not have, as the library says it.
-pub fn unknown_method() -> Status {
-    Status::unimplemented("")
-}
-
-/// A message that is no protobuf, in the words of the library, which `edge_errors` turns into an answer.
-pub fn undecodable(error: &prost::DecodeError) -> Status {
-    Status::internal(error.to_string())
 }
 
 /// The same as a message, for answers inside a stream.
@@ -206,7 +88,7 @@ fn looked_up(error: &Error) -> Answer {
                 [] => "the request is invalid".to_owned(),
             };
             let answer = Answer::new(Code::InvalidArgument, "INVALID_ARGUMENT", message);
-            Answer { violations: Some(violations.clone()), ..answer }
+            answer.violations(violations.clone())
         }
         Error::MessageTooLarge { bytes, limit } => Answer::new(
             Code::InvalidArgument,
@@ -229,6 +111,29 @@ fn looked_up(error: &Error) -> Answer {
             "too many writes are waiting; nothing was applied",
         )
         .retry(),
+        Error::OverBudget => Answer::new(
+            Code::ResourceExhausted,
+            "OVER_BUDGET",
+            "the messages of this connection, or of all connections together, take as much memory as they may; send fewer \
+             at a time",
+        )
+        .retry(),
+        Error::TooManyCalls => Answer::new(
+            Code::ResourceExhausted,
+            "TOO_MANY_CALLS",
+            "too many calls are waiting; nothing was done",
+        )
+        .retry(),
+        Error::DeadlineExceeded => Answer::new(
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+            "the deadline has passed; a write may or may not have been applied",
+        ),
+        Error::StandsStill => Answer::new(
+            Code::DeadlineExceeded,
+            "STREAM_STANDS_STILL",
+            "too little came for too long; what has arrived is kept if there is an upload_id",
+        ),
         Error::ShuttingDown => Answer::new(
             Code::Unavailable,
             "SHUTTING_DOWN",
@@ -276,6 +181,7 @@ fn looked_up(error: &Error) -> Answer {
             "SEARCH_DISABLED",
             "search is switched off on this server (search.enabled)",
         ),
+        Error::Unaudited => unaudited(),
         Error::Store(error) => store_failed(error),
     }
 }
@@ -316,6 +222,46 @@ fn refused(refusal: &Refusal) -> Answer {
             "WRONG_STATUS",
             format!("{what} is {from} and cannot {} {to}: {why}", to_be(to)),
         ),
+        Refusal::DuplicateId { execution_id, step } => {
+            let what = match step {
+                Some(step) => format!("step {step} of execution {execution_id}"),
+                None => format!("execution {execution_id}"),
+            };
+            Answer::new(
+                Code::FailedPrecondition,
+                "DUPLICATE_ID",
+                format!("{what} is stored more than once, and another one of these records has been changed since"),
+            )
+        }
+        Refusal::MirrorConflict { what } => Answer::new(
+            Code::FailedPrecondition,
+            "MIRROR_CONFLICT",
+            format!("{what} was stored or changed here by somebody else than the mirror, which leaves it as it is"),
+        ),
+        Refusal::MirrorNotFound { name } => {
+            Answer::new(Code::NotFound, "MIRROR_NOT_FOUND", format!("there is no mirror {name}"))
+                .resource("mirror", name)
+        }
+        Refusal::MirrorTakenOver { name } => Answer::new(
+            Code::Aborted,
+            "MIRROR_TAKEN_OVER",
+            format!("somebody else runs mirror {name} now"),
+        ),
+        Refusal::MirrorFinished { name } => Answer::new(
+            Code::FailedPrecondition,
+            "MIRROR_FINISHED",
+            format!("mirror {name} is finished"),
+        ),
+        Refusal::MirrorNotReady { name, why } => Answer::new(
+            Code::FailedPrecondition,
+            "MIRROR_NOT_READY",
+            format!("mirror {name} cannot be finished yet: {why}"),
+        ),
+        Refusal::MirrorSourceDiffers { name, stored } => Answer::new(
+            Code::FailedPrecondition,
+            "MIRROR_SOURCE_DIFFERS",
+            format!("mirror {name} is one of another source: {stored}"),
+        ),
         Refusal::StaleRevision { execution_id, expected, stored } => Answer::new(
             Code::Aborted,
             "STALE_REVISION",
@@ -337,6 +283,20 @@ fn refused(refusal: &Refusal) -> Answer {
             format!("step {step_id} depends on step {depends_on}, which is neither stored nor in this plan"),
         )
         .field("steps.depends_on"),
+        Refusal::UnknownParent { step_id, parent } => Answer::new(
+            Code::InvalidArgument,
+            "INVALID_ARGUMENT",
+            format!("step {step_id} is part of step {parent}, which is neither stored nor in this plan"),
+        )
+        .field("steps.parent_step"),
+        Refusal::StepIdsExhausted { execution_id } => Answer::new(
+            Code::FailedPrecondition,
+            "STEP_IDS_EXHAUSTED",
+            format!(
+                "execution {execution_id} has a step with the greatest number there is, so none can be assigned: \
+                 bring a step_id"
+            ),
+        ),
         Refusal::DependencyCycle { step_id } => Answer::new(
             Code::InvalidArgument,
             "INVALID_ARGUMENT",
@@ -436,21 +396,149 @@ fn refused(refusal: &Refusal) -> Answer {
             format!("request {request_id} of execution {execution_id} was already used for different points"),
         )
         .resource("metric_request", format!("{execution_id}/{request_id}")),
-        Refusal::NeedsPayload => {
+        Refusal::KeyNotFound { key_id } => {
+            Answer::new(Code::NotFound, "KEY_NOT_FOUND", format!("there is no key {key_id}"))
+                .resource("key", key_id)
+        }
+        Refusal::SubscriptionNotFound { subscription_id } => Answer::new(
+            Code::NotFound,
+            "SUBSCRIPTION_NOT_FOUND",
+            format!("there is no subscription {subscription_id}"),
+        )
+        .resource("subscription", subscription_id),
+        Refusal::StaleSubscription { subscription_id, expected, stored } => Answer::new(
+            Code::Aborted,
+            "STALE_REVISION",
+            format!("subscription {subscription_id} is at revision {stored}, not the expected {expected}"),
+        ),
+        Refusal::DeliveryNotFound { delivery_id } => Answer::new(
+            Code::NotFound,
+            "DELIVERY_NOT_FOUND",
+            format!("there is no delivery {delivery_id}"),
+        )
+        .resource("delivery", delivery_id),
+        Refusal::RoleForbids => denied(Denied::Role),
+        Refusal::ScopeForbids => denied(Denied::Scope),
+        Refusal::NeedsPayload | Refusal::NeedsStepCount => {
             Answer::new(Code::Internal, "INTERNAL", "the server failed to process the request")
         }
     }
 }
 
+/// The database cannot do it just now.
+fn out(outage: Outage) -> Answer {
+    let (code, reason, message) = match outage {
+        Outage::Away => {
+            (Code::Unavailable, "STORE_AWAY", "the database is away; send the same request again")
+        }
+        Outage::Full => (
+            Code::Unavailable,
+            "STORE_FULL",
+            "the disk of the database is full; send the same request again when there is room",
+        ),
+        Outage::ReadOnly => (
+            Code::Unavailable,
+            "STORE_READ_ONLY",
+            "the database cannot be written to just now; send the same request again later",
+        ),
+        Outage::Gone => (
+            Code::Unavailable,
+            "STORE_GONE",
+            "the files of the database were deleted or replaced; nothing is stored until they are back",
+        ),
+        Outage::Busy => (
+            Code::ResourceExhausted,
+            "STORE_BUSY",
+            "all connections of this server to the database are in use; send the same request again",
+        ),
+    };
+    Answer::new(code, reason, message).retry()
+}
+
+/// The status of a call that is not let in.
+pub fn of_denied(why: Denied) -> Status {
+    status(denied(why))
+}
+
+/// Code and reason of a call that is not let in.
+pub fn denied_words(why: Denied) -> (Code, &'static str) {
+    let answer = denied(why);
+    (answer.code, answer.reason)
+}
+
+/// Code and reason of a failure.
+pub fn words(error: &Error) -> (Code, &'static str) {
+    let answer = looked_up(error);
+    (answer.code, answer.reason)
+}
+
+/// The code of a failure of the store.
+pub fn code_of_store(error: &store::Error) -> Code {
+    store_failed(error).code
+}
+
+fn denied(why: Denied) -> Answer {
+    match why {
+        Denied::Missing => Answer::new(
+            Code::Unauthenticated,
+            "CREDENTIAL_MISSING",
+            "this server needs a credential: send the header `authorization: Bearer` with a key or token",
+        ),
+        Denied::Invalid => Answer::new(
+            Code::Unauthenticated,
+            "CREDENTIAL_INVALID",
+            "the credential is not valid on this server",
+        ),
+        Denied::Expired => {
+            Answer::new(Code::Unauthenticated, "CREDENTIAL_EXPIRED", "the credential has expired")
+        }
+        Denied::Role => Answer::new(
+            Code::PermissionDenied,
+            "ROLE_FORBIDS",
+            "no role of the caller allows this (see AuthService.WhoAmI)",
+        ),
+        Denied::Scope => Answer::new(
+            Code::PermissionDenied,
+            "SCOPE_FORBIDS",
+            "the caller's role allows this for other apps only (see AuthService.WhoAmI)",
+        ),
+        Denied::Unavailable => Answer::new(
+            Code::Unavailable,
+            "AUTH_UNAVAILABLE",
+            "credentials cannot be checked just now; send the same request again",
+        )
+        .retry(),
+        Denied::RateLimited { retry_after } => {
+            Answer::new(Code::ResourceExhausted, "RATE_LIMITED", "too many calls")
+                .retry_in(retry_after)
+        }
+    }
+}
+
+fn unaudited() -> Answer {
+    let message = "the call cannot be recorded in the audit log, so nothing was done; send the same request again";
+    Answer::new(Code::Unavailable, "AUDIT_UNAVAILABLE", message).retry()
+}
+
 fn store_failed(error: &store::Error) -> Answer {
     match error {
         store::Error::Refused(refusal) => refused(refusal),
-        store::Error::Unavailable(_) => Answer::new(
-            Code::Unavailable,
-            "STORE_UNAVAILABLE",
-            "the database is unavailable; send the same request again",
-        )
-        .retry(),
+        store::Error::Unavailable(unavailable) => out(unavailable.outage),
+        store::Error::Denied(denial) => {
+            let message = format!("{denial}; nothing was applied");
+            let answer = Answer::new(Code::FailedPrecondition, "STORE_REFUSED", message);
+            let answer = answer.metadata("cause", denial.cause.name());
+            let answer = match &denial.collection {
+                Some(collection) => answer.metadata("collection", collection),
+                None => answer,
+            };
+            match &denial.cause {
+                store::Cause::Index(name) => answer.metadata("index", name),
+                store::Cause::Code(code) => answer.metadata("code", code),
+                _ => answer,
+            }
+        }
+        store::Error::Unaudited(_) => unaudited(),
         store::Error::Contention => Answer::new(
             Code::Aborted,
             "CONTENTION",
@@ -494,241 +582,5 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_failure_has_its_code_and_reason() {
-        let id = || "e".to_owned();
-        let table: Vec<(Error, Code, &str)> = vec![
-            (Error::invalid("f", "is bad"), Code::InvalidArgument, "INVALID_ARGUMENT"),
-            (
-                Error::MessageTooLarge { bytes: 2, limit: 1 },
-                Code::InvalidArgument,
-                "MESSAGE_TOO_LARGE",
-            ),
-            (Error::BadToken("page_token"), Code::InvalidArgument, "INVALID_TOKEN"),
-            (Error::QueueFull, Code::ResourceExhausted, "QUEUE_FULL"),
-            (Error::ShuttingDown, Code::Unavailable, "SHUTTING_DOWN"),
-            (Error::RetentionRunning, Code::Aborted, "RETENTION_RUNNING"),
-            (Error::SearchDisabled, Code::FailedPrecondition, "SEARCH_DISABLED"),
-            (
-                Error::Refused(Refusal::ExecutionNotFound { execution_id: id() }),
-                Code::NotFound,
-                "EXECUTION_NOT_FOUND",
-            ),
-            (
-                Error::Refused(Refusal::StepNotFound { execution_id: id(), step: id() }),
-                Code::NotFound,
-                "STEP_NOT_FOUND",
-            ),
-            (
-                Error::Refused(Refusal::ExecutionExists { execution_id: id() }),
-                Code::AlreadyExists,
-                "EXECUTION_ALREADY_EXISTS",
-            ),
-            (
-                Error::Refused(Refusal::StepExists { execution_id: id(), step: id() }),
-                Code::AlreadyExists,
-                "STEP_ALREADY_EXISTS",
-            ),
-            (
-                Error::Refused(Refusal::Status { what: id(), from: "a", to: "b", why: "c" }),
-                Code::FailedPrecondition,
-                "WRONG_STATUS",
-            ),
-            (
-                Error::Refused(Refusal::StaleRevision {
-                    execution_id: id(),
-                    expected: 1,
-                    stored: 2,
-                }),
-                Code::Aborted,
-                "STALE_REVISION",
-            ),
-            (
-                Error::Refused(Refusal::StillRunning { execution_id: id() }),
-                Code::FailedPrecondition,
-                "EXECUTION_RUNNING",
-            ),
-            (
-                Error::Refused(Refusal::BeingDeleted { execution_id: id() }),
-                Code::Aborted,
-                "EXECUTION_BEING_DELETED",
-            ),
-            (
-                Error::Refused(Refusal::UnknownDependency { step_id: 1, depends_on: 2 }),
-                Code::InvalidArgument,
-                "INVALID_ARGUMENT",
-            ),
-            (
-                Error::Refused(Refusal::DependencyCycle { step_id: 1 }),
-                Code::InvalidArgument,
-                "INVALID_ARGUMENT",
-            ),
-            (
-                Error::Refused(Refusal::TooLarge { field: "steps", size: 2, limit: 1 }),
-                Code::InvalidArgument,
-                "TOO_MANY_STEPS",
-            ),
-            (
-                Error::Refused(Refusal::TooLarge { field: "metadata", size: 2, limit: 1 }),
-                Code::InvalidArgument,
-                "INVALID_ARGUMENT",
-            ),
-            (
-                Error::Refused(Refusal::ConfigurationNotFound { scope: id(), version: None }),
-                Code::NotFound,
-                "CONFIGURATION_NOT_FOUND",
-            ),
-            (
-                Error::Refused(Refusal::ConfigurationExists { scope: id(), version: id() }),
-                Code::AlreadyExists,
-                "CONFIGURATION_ALREADY_EXISTS",
-            ),
-            (
-                Error::Refused(Refusal::NoPlan { version: id(), why: id() }),
-                Code::FailedPrecondition,
-                "CONFIGURATION_MAKES_NO_PLAN",
-            ),
-            (
-                Error::Refused(Refusal::MetricRequestExists {
-                    execution_id: id(),
-                    request_id: id(),
-                }),
-                Code::AlreadyExists,
-                "METRIC_REQUEST_ALREADY_EXISTS",
-            ),
-            (
-                Error::Refused(Refusal::ArtifactNotFound { artifact_id: id() }),
-                Code::NotFound,
-                "ARTIFACT_NOT_FOUND",
-            ),
-            (
-                Error::Refused(Refusal::ArtifactExists { artifact_id: id() }),
-                Code::AlreadyExists,
-                "ARTIFACT_ALREADY_EXISTS",
-            ),
-            (
-                Error::Refused(Refusal::ArtifactWithoutBytes { artifact_id: id() }),
-                Code::FailedPrecondition,
-                "ARTIFACT_WITHOUT_BYTES",
-            ),
-            (
-                Error::Refused(Refusal::ArtifactBytesLost { artifact_id: id() }),
-                Code::DataLoss,
-                "ARTIFACT_BYTES_LOST",
-            ),
-            (
-                Error::Refused(Refusal::ArtifactLimit { field: "artifacts", size: 2, limit: 1 }),
-                Code::InvalidArgument,
-                "ARTIFACT_LIMIT",
-            ),
-            (
-                Error::Refused(Refusal::UploadNotFound { upload_id: id() }),
-                Code::NotFound,
-                "UPLOAD_NOT_FOUND",
-            ),
-            (
-                Error::Refused(Refusal::UploadExists { upload_id: id() }),
-                Code::AlreadyExists,
-                "UPLOAD_ALREADY_EXISTS",
-            ),
-            (
-                Error::Refused(Refusal::UploadOffset { upload_id: id(), offset: 2, received: 1 }),
-                Code::OutOfRange,
-                "UPLOAD_OFFSET",
-            ),
-            (
-                Error::Refused(Refusal::UploadTaken { upload_id: id() }),
-                Code::Aborted,
-                "UPLOAD_TAKEN",
-            ),
-            (Error::BrokenOff, Code::Cancelled, "BROKEN_OFF"),
-            (Error::EarlierWriteFailed { failed: 2 }, Code::Aborted, "EARLIER_WRITE_FAILED"),
-            (Error::TooManyFailed { limit: 2 }, Code::Unavailable, "TOO_MANY_WRITES_FAILED"),
-            (
-                Error::Bytes(blobs::Error::Unavailable("secret mongodb://user:pass@host".into())),
-                Code::Unavailable,
-                "STORAGE_UNAVAILABLE",
-            ),
-            (
-                Error::Bytes(blobs::Error::Failed("secret mongodb://user:pass@host".into())),
-                Code::Internal,
-                "INTERNAL",
-            ),
-            (Error::Refused(Refusal::NeedsPayload), Code::Internal, "INTERNAL"),
-            (Error::Store(store::Error::Unavailable(None)), Code::Unavailable, "STORE_UNAVAILABLE"),
-            (Error::Store(store::Error::Contention), Code::Aborted, "CONTENTION"),
-            (Error::Store(store::Error::CursorExpired), Code::OutOfRange, "RESUME_TOKEN_EXPIRED"),
-            (Error::Store(store::Error::BadCursor), Code::InvalidArgument, "INVALID_TOKEN"),
-            (
-                Error::Store(store::Error::NoLog),
-                Code::FailedPrecondition,
-                "WATCH_NEEDS_REPLICA_SET",
-            ),
-            (
-                Error::Store(store::Error::Corrupt { collection: "c", id: id(), field: "f" }),
-                Code::DataLoss,
-                "RECORD_UNREADABLE",
-            ),
-            (
-                Error::Store(store::Error::failed("secret mongodb://user:pass@host")),
-                Code::Internal,
-                "INTERNAL",
-            ),
-        ];
-        for (error, code, reason) in table {
-            let status = of(&error);
-            assert_eq!(status.code(), code, "{error:?}");
-            let details = status.get_error_details();
-            let info = details.error_info().expect("an ErrorInfo");
-            assert_eq!((info.domain.as_str(), info.reason.as_str()), (DOMAIN, reason));
-            assert!(!status.message().contains("mongodb://"), "{}", status.message());
-            let retry = matches!(code, Code::Unavailable | Code::ResourceExhausted);
-            assert!(!retry || details.retry_info().is_some(), "{error:?}");
-            assert_eq!(details.retry_info().is_some(), error.is_for_now(), "{error:?}");
-            assert!(code != Code::NotFound || details.resource_info().is_some(), "{error:?}");
-        }
-    }
-
-    /// Bytes of the headers, as HTTP/2 counts them.
-    fn trailer_bytes(status: &Status) -> usize {
-        let mut headers = http::HeaderMap::new();
-        status.add_header(&mut headers).expect("no metadata");
-        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
-    }
-
-    #[test]
-    fn no_error_has_more_trailers_than_clients_take() {
-        for text in ["x", "é", "\"", "𝄞"].map(|text| text.repeat(4000)) {
-            let mut violations = Violations::default();
-            for number in 0..1000 {
-                violations.add(&format!("steps[{number}].{text}"), text.clone());
-            }
-            let id = || text.clone();
-            for error in [
-                Error::Invalid(violations),
-                Error::invalid("f", id()),
-                Refusal::ExecutionNotFound { execution_id: id() }.into(),
-                Refusal::StepNotFound { execution_id: id(), step: id() }.into(),
-                Refusal::StepExists { execution_id: id(), step: id() }.into(),
-                Refusal::ConfigurationExists { scope: id(), version: id() }.into(),
-                Refusal::MetricRequestExists { execution_id: id(), request_id: id() }.into(),
-                Refusal::UploadOffset { upload_id: id(), offset: 1, received: 0 }.into(),
-                Refusal::NoPlan { version: id(), why: id() }.into(),
-            ] {
-                let bytes = trailer_bytes(&of(&error));
-                assert!(bytes <= TRAILER_BYTES - 512, "{bytes} bytes of {}", of(&error).code());
-            }
-        }
-        let mut violations = Violations::default();
-        for number in 0..150 {
-            violations.add(&format!("steps[{number}].step_name"), "is required");
-        }
-        let status = of(&Error::Invalid(violations));
-        let details = status.get_error_details();
-        assert_eq!(details.error_info().expect("ErrorInfo").metadata["violations"], "150");
-        assert_eq!(details.bad_request().expect("BadRequest").field_violations.len(), 30);
-    }
-}
+#[path = "tests/status.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 //! encoded once for all watchers: the two messages are the same on the wire, and what differs between watchers of
 //! one thing is nothing.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::future::Future;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
@@ -17,18 +18,23 @@ use tonic::codegen::Service;
 use tonic::server::{Grpc, NamedService, ServerStreamingService};
 use tonic::{Request, Response, Status};
 
+use super::codec::compressions;
 use super::shared_codec::SharedCodec;
-use super::{convert, requests, status};
+use super::{authenticate, convert, requests, shown, status};
 use crate::app::token::{Kind, Tokens};
 use crate::app::{App, Error};
 use crate::domain::Refusal;
+use crate::domain::access::AppScope;
 use crate::proto;
 use crate::proto::watch_execution_response::Event as Sent;
-use crate::store::{ChangeKind, Cursor, Record, RecordKey};
+use crate::store::{ChangeKind, ChangeLog, Cursor, Record, RecordKey};
 use crate::watch::{Arrivals, Delivery, Failure, Hub, Options, Scope, Snapshot, Watch};
 
 const WATCH_EXECUTION: &str = "/stepwell.v1.ExecutionService/WatchExecution";
 const WATCH_EXECUTIONS: &str = "/stepwell.v1.ExecutionService/WatchExecutions";
+
+/// The paths of the watches: their replies wait for a client however long it reads nothing.
+pub const PATHS: [&str; 2] = [WATCH_EXECUTION, WATCH_EXECUTIONS];
 
 /// Serves the watches itself and passes every other call on.
 #[derive(Clone)]
@@ -49,6 +55,7 @@ impl<S> WatchRoutes<S> {
     ) -> Grpc<SharedCodec<T>> {
         Grpc::new(SharedCodec::default())
             .apply_max_message_size_config(Some(self.request_bytes), Some(usize::MAX))
+            .apply_compression_config(Default::default(), compressions())
     }
 }
 
@@ -105,11 +112,12 @@ impl ServerStreamingService<proto::WatchExecutionRequest> for One {
     fn call(&mut self, request: Request<proto::WatchExecutionRequest>) -> Self::Future {
         let watches = self.0.clone();
         Box::pin(async move {
+            let scope = authenticate::scope(&request)?;
             let request = request.into_inner();
             let mut check = requests::Check::new(watches.app.limits());
             check.execution_id(&request.execution_id);
             check.done(()).map_err(|error| status::of(&error))?;
-            let identity = format!("execution/{}", request.execution_id);
+            let identity = format!("{}execution/{}", scope.identity(), request.execution_id);
             let options = Options {
                 steps: request.include_steps,
                 artifacts: request.include_artifacts,
@@ -120,7 +128,7 @@ impl ServerStreamingService<proto::WatchExecutionRequest> for One {
                 scope: Scope::Execution(request.execution_id),
                 resume: None,
             };
-            watches.start(options, identity, request.resume_token).await
+            watches.start(options, scope, identity, request.resume_token).await
         })
     }
 }
@@ -135,6 +143,7 @@ impl ServerStreamingService<proto::WatchExecutionsRequest> for Many {
     fn call(&mut self, request: Request<proto::WatchExecutionsRequest>) -> Self::Future {
         let watches = self.0.clone();
         Box::pin(async move {
+            let scope = authenticate::scope(&request)?;
             let request = request.into_inner();
             let mut check = requests::Check::new(watches.app.limits());
             let filter = check.filter(request.filter.as_ref());
@@ -150,6 +159,7 @@ impl ServerStreamingService<proto::WatchExecutionsRequest> for Many {
                 }
             };
             check.done(()).map_err(|error| status::of(&error))?;
+            let filter = filter.within(scope.clone());
             let identity = format!("filter/{}", filter.identity());
             let options = Options {
                 scope: Scope::Filter(filter),
@@ -161,7 +171,7 @@ impl ServerStreamingService<proto::WatchExecutionsRequest> for Many {
                 snapshot,
                 resume: None,
             };
-            watches.start(options, identity, request.resume_token).await
+            watches.start(options, scope, identity, request.resume_token).await
         })
     }
 }
@@ -170,6 +180,7 @@ impl Watches {
     async fn start(
         self,
         mut options: Options,
+        scope: AppScope,
         identity: String,
         resume_token: Option<String>,
     ) -> Result<Response<Answers>, Status> {
@@ -188,7 +199,7 @@ impl Watches {
             })
         };
         // A database without a log is told before anything is looked up.
-        self.hub.check().map_err(|error| fail(Failure::Store(error)))?;
+        let log = self.hub.log().map_err(|error| fail(Failure::Store(error)))?;
         let tokens = self.app.tokens().await.map_err(|error| status::of(&error))?;
         if let Some(token) = resume_token.filter(|token| !token.is_empty()) {
             let cursor = tokens
@@ -196,7 +207,12 @@ impl Watches {
                 .ok_or_else(|| status::of(&Error::BadToken("resume_token")))?;
             options.resume = Some(Cursor(cursor));
         }
-        let payloads = options.payloads;
+        if options.resume.is_none()
+            && let Scope::Execution(id) = &options.scope
+        {
+            self.app.check_within(id, &scope).await.map_err(|error| status::of(&error))?;
+        }
+        let payloads = options.payloads.then_some(self.app.limits().inline_payload_bytes);
         let watch = Watch::start(self.hub, options).await.map_err(&fail)?;
         let edge = Edge {
             variant: BuildHasherDefault::<DefaultHasher>::default().hash_one((&identity, payloads)),
@@ -204,6 +220,8 @@ impl Watches {
             identity,
             payloads,
             execution_id,
+            log,
+            sight: (!scope.is_all()).then(|| Sight::new(scope)),
         };
         // One allocation, or every message would move the whole stream about.
         let watching = Box::new((watch, edge));
@@ -211,12 +229,23 @@ impl Watches {
             let fail = fail.clone();
             async move {
                 let mut state = state?;
-                match state.0.next().await? {
-                    Ok(delivery) => {
-                        let bytes = state.1.encode(&delivery);
-                        Some((Ok(bytes), Some(state)))
-                    }
-                    Err(failure) => Some((Err(fail(failure)), None)),
+                loop {
+                    let delivery = match state.0.next().await? {
+                        Ok(delivery) => delivery,
+                        Err(failure) => return Some((Err(fail(failure)), None)),
+                    };
+                    let seen = match &mut state.1.sight {
+                        None => Seen::Whole,
+                        Some(sight) => sight.of(&delivery),
+                    };
+                    let bytes = match seen {
+                        Seen::Whole => state.1.encode(&delivery),
+                        Seen::Gone => state.1.gone(&delivery),
+                        Seen::Nothing => continue,
+                    };
+                    // Another's execution has taken the place of the one that was watched.
+                    let over = seen == Seen::Gone && !state.1.execution_id.is_empty();
+                    return Some((Ok(bytes), if over { None } else { Some(state) }));
                 }
             }
         });
@@ -228,17 +257,89 @@ impl Watches {
 struct Edge {
     tokens: Arc<Tokens>,
     identity: String,
-    payloads: bool,
+    /// Of these, the bytes that are sent at most; `None`: they are not asked for.
+    payloads: Option<usize>,
     /// The one that is watched; empty for a watch by filter.
     execution_id: String,
+    /// Knows which positions are too long for a token.
+    log: Arc<dyn ChangeLog>,
     /// Tells encoded forms of one event apart.
     variant: u64,
+    /// Of a watcher who may not see every app.
+    sight: Option<Sight>,
+}
+
+/// What a watcher sees of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Whole,
+    /// That the execution is gone.
+    Gone,
+    Nothing,
+}
+
+/// Executions that a watcher with a scope has been told of at most; beyond it all are forgotten.
+const TOLD_MOST: usize = 100_000;
+
+/// What a watcher who may not see every app has been told of. Of a delete the log keeps no more than the id: only who has
+/// been told of the execution is told that it is gone.
+struct Sight {
+    scope: AppScope,
+    told: HashSet<String>,
+}
+
+impl Sight {
+    fn new(scope: AppScope) -> Sight {
+        Sight { scope, told: HashSet::new() }
+    }
+
+    fn of(&mut self, delivery: &Delivery) -> Seen {
+        let (record, key) = match delivery {
+            Delivery::Current(record, _) => (Some(record), record.key()),
+            Delivery::Event(event) => (event.record.as_ref(), event.key.clone()),
+            _ => return Seen::Whole,
+        };
+        let was_told = self.told.contains(&key.execution_id);
+        match record {
+            Some(Record::Execution(execution)) if !self.scope.holds_execution(execution) => {
+                match self.told.remove(&key.execution_id) {
+                    true => Seen::Gone,
+                    false => Seen::Nothing,
+                }
+            }
+            Some(_) => {
+                if !was_told {
+                    if self.told.len() >= TOLD_MOST {
+                        self.told.clear();
+                    }
+                    self.told.insert(key.execution_id);
+                }
+                Seen::Whole
+            }
+            None if was_told => {
+                if key.is_execution() {
+                    self.told.remove(&key.execution_id);
+                }
+                Seen::Whole
+            }
+            // Deleted, and known to have been in the scope.
+            None => match delivery {
+                Delivery::Event(event) if event.before.is_some() || event.execution.is_some() => {
+                    Seen::Whole
+                }
+                _ => Seen::Nothing,
+            },
+        }
+    }
 }
 
 impl Edge {
     fn encode(&self, delivery: &Delivery) -> Bytes {
-        let token =
-            |cursor: &Cursor| self.tokens.seal(Kind::Resume, self.identity.as_bytes(), &cursor.0);
+        let token = |cursor: &Cursor| {
+            let shorter = self.log.shortened(cursor);
+            let cursor = shorter.as_ref().unwrap_or(cursor);
+            self.tokens.seal(Kind::Resume, self.identity.as_bytes(), &cursor.0)
+        };
         let message = |resume_token: String, event: Sent| {
             let message = proto::WatchExecutionResponse { resume_token, event: Some(event) };
             Bytes::from(message.encode_to_vec())
@@ -266,6 +367,20 @@ impl Edge {
         }
     }
 
+    /// That the execution of a delivery is gone, whatever became of it.
+    fn gone(&self, delivery: &Delivery) -> Bytes {
+        let (key, resume_token) = match delivery {
+            Delivery::Event(event) => {
+                let identity = self.identity.as_bytes();
+                (event.key.clone(), self.tokens.seal(Kind::Resume, identity, &event.cursor.0))
+            }
+            Delivery::Current(record, _) => (record.key(), String::new()),
+            _ => (RecordKey::execution(self.execution_id.as_str()), String::new()),
+        };
+        let event = Some(self.change(ChangeKind::Deleted, None, &key));
+        Bytes::from(proto::WatchExecutionResponse { resume_token, event }.encode_to_vec())
+    }
+
     fn change(&self, kind: ChangeKind, record: Option<&Record>, key: &RecordKey) -> Sent {
         let change_type = match kind {
             ChangeKind::Created => proto::ChangeType::Created,
@@ -276,15 +391,18 @@ impl Edge {
         match (record, key.step_id) {
             (Some(Record::Execution(execution)), _) => Sent::Execution(proto::ExecutionChange {
                 change_type,
-                execution: Some(convert::execution(execution)),
+                execution: Some(shown::execution(execution)),
             }),
             (Some(Record::Step(step)), _) => Sent::Step(proto::StepChange {
                 change_type,
-                step: Some(convert::step(step, self.payloads)),
+                step: Some(match self.payloads {
+                    None => shown::step(step),
+                    Some(bytes) => shown::step_with_payloads(step, bytes),
+                }),
             }),
             (Some(Record::Artifact(artifact)), _) => Sent::Artifact(proto::ArtifactChange {
                 change_type,
-                artifact: Some(convert::artifact(artifact)),
+                artifact: Some(shown::artifact(artifact)),
             }),
             (None, None) if let Some(artifact_id) = &key.artifact_id => {
                 Sent::Artifact(proto::ArtifactChange {

@@ -49,7 +49,7 @@ enum Shape {
 #[derive(Debug, Default)]
 struct Described {
     /// By number.
-    fields: HashMap<u32, Shape>,
+    fields: Vec<Option<Shape>>,
     /// What one more of them in a list takes.
     bytes: usize,
 }
@@ -101,8 +101,13 @@ impl Weights {
         if bytes.len() <= limit / HEAVIEST_BYTE {
             return None;
         }
-        let taken = self.messages[kind.0].bytes + self.walk(kind, bytes, 0).0;
+        let taken = self.estimate(kind, bytes);
         (taken > limit).then_some(taken)
+    }
+
+    /// What the message takes once decoded.
+    pub fn estimate(&self, kind: Kind, bytes: &[u8]) -> usize {
+        self.messages[kind.0].bytes + self.walk(kind, bytes, 0).0
     }
 
     /// What is in a message, and whether it could be read to its end.
@@ -112,7 +117,7 @@ impl Weights {
         let mut taken = 0_usize;
         while !rest.is_empty() {
             let Some((number, value)) = field(&mut rest, depth) else { return (taken, false) };
-            let shape = described.fields.get(&number);
+            let shape = described.fields.get(number as usize).and_then(Option::as_ref);
             let more = match (shape, value) {
                 (None, Wire::Number | Wire::Bytes(_)) | (Some(Shape::Scalar), Wire::Number) => 0,
                 (Some(Shape::Scalars), Wire::Bytes(packed)) => 16 * numbers(packed),
@@ -172,8 +177,12 @@ impl Building<'_> {
         self.done.insert(name.to_owned(), kind);
         let message = self.types.get(name).copied();
         let fields = message.map_or(&[][..], |message| &message.field);
-        let shapes: HashMap<u32, Shape> =
-            fields.iter().map(|field| (field.number().unsigned_abs(), self.shape(field))).collect();
+        let mut shapes: Vec<Option<Shape>> = Vec::new();
+        for field in fields {
+            let number = field.number().unsigned_abs() as usize;
+            shapes.resize_with(shapes.len().max(number + 1), || None);
+            shapes[number] = Some(self.shape(field));
+        }
         let is_entry =
             message.is_some_and(|message| message.options.as_ref().is_some_and(|o| o.map_entry()));
         let bytes = match name {

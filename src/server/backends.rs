@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::blobs::gridfs::GridFs;
+use crate::blobs::gridfs::{Bucket, GridFs};
 use crate::blobs::local::Local;
 use crate::blobs::room::Room;
 use crate::blobs::s3::{S3, S3Options};
@@ -13,15 +13,21 @@ use crate::blobs::{Storage, Storages};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Mongodb, Secret, StorageKind, StoreChoice};
 use crate::store::artifacts::ArtifactStore;
+use crate::store::audit::AuditStore;
 use crate::store::configurations::ConfigurationStore;
 use crate::store::inspect::Inspect;
+use crate::store::keys::KeyStore;
 use crate::store::leads::Leads;
 use crate::store::metrics::MetricStore;
+use crate::store::mirrors::MirrorStore;
 use crate::store::mongo::{self, MongoOptions, MongoStore};
-use crate::store::observed::Observed;
+use crate::store::notifications::NotificationStore;
+use crate::store::observed::{Observed, Observer};
 use crate::store::retention::RetentionStore;
 use crate::store::rollups::RollupStore;
+use crate::store::scan::ScanStore;
 use crate::store::search::SearchStore;
+use crate::store::signals::Signals;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
 use crate::store::{self, Store};
 
@@ -34,28 +40,46 @@ pub(super) struct Stores {
     pub retention: Arc<dyn RetentionStore>,
     pub rollups: Arc<dyn RollupStore>,
     pub search: Arc<dyn SearchStore>,
+    pub keys: Arc<dyn KeyStore>,
+    pub audit: Arc<dyn AuditStore>,
+    pub notifications: Arc<dyn NotificationStore>,
+    pub mirrors: Arc<dyn MirrorStore>,
     pub leads: Arc<dyn Leads>,
+    pub scan: Arc<dyn ScanStore>,
     pub database: Arc<dyn Inspect>,
     pub storages: Storages,
+    /// What calls of them meet.
+    pub signals: Arc<Signals>,
 }
 
 impl Stores {
     /// Each role observed.
     fn observed(self, clock: &Arc<dyn Clock>) -> Stores {
+        let observer = Observer { clock: Arc::clone(clock), signals: Arc::clone(&self.signals) };
+        let observer = &observer;
         Stores {
-            records: Arc::new(Observed::<dyn Store>::new(self.records, clock)),
+            records: Arc::new(Observed::<dyn Store>::new(self.records, observer)),
             configurations: Arc::new(Observed::<dyn ConfigurationStore>::new(
                 self.configurations,
-                clock,
+                observer,
             )),
-            metrics: Arc::new(Observed::<dyn MetricStore>::new(self.metrics, clock)),
-            artifacts: Arc::new(Observed::<dyn ArtifactStore>::new(self.artifacts, clock)),
-            retention: Arc::new(Observed::<dyn RetentionStore>::new(self.retention, clock)),
-            rollups: Arc::new(Observed::<dyn RollupStore>::new(self.rollups, clock)),
-            search: Arc::new(Observed::<dyn SearchStore>::new(self.search, clock)),
-            leads: Arc::new(Observed::<dyn Leads>::new(self.leads, clock)),
-            database: Arc::new(Observed::<dyn Inspect>::new(self.database, clock)),
+            metrics: Arc::new(Observed::<dyn MetricStore>::new(self.metrics, observer)),
+            artifacts: Arc::new(Observed::<dyn ArtifactStore>::new(self.artifacts, observer)),
+            retention: Arc::new(Observed::<dyn RetentionStore>::new(self.retention, observer)),
+            rollups: Arc::new(Observed::<dyn RollupStore>::new(self.rollups, observer)),
+            search: Arc::new(Observed::<dyn SearchStore>::new(self.search, observer)),
+            keys: Arc::new(Observed::<dyn KeyStore>::new(self.keys, observer)),
+            audit: Arc::new(Observed::<dyn AuditStore>::new(self.audit, observer)),
+            notifications: Arc::new(Observed::<dyn NotificationStore>::new(
+                self.notifications,
+                observer,
+            )),
+            mirrors: Arc::new(Observed::<dyn MirrorStore>::new(self.mirrors, observer)),
+            leads: Arc::new(Observed::<dyn Leads>::new(self.leads, observer)),
+            scan: Arc::new(Observed::<dyn ScanStore>::new(self.scan, observer)),
+            database: Arc::new(Observed::<dyn Inspect>::new(self.database, observer)),
             storages: self.storages,
+            signals: self.signals,
         }
     }
 }
@@ -63,11 +87,13 @@ impl Stores {
 /// Opens the database of a configuration. MongoDB may be away: it is connected to in the background.
 pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Stores> {
     let limits = config.limits.clone();
-    let metrics_kept = Some(config.retention.metrics).filter(|kept| !kept.is_zero());
+    let kept = |kept: Duration| Some(kept).filter(|kept| !kept.is_zero());
+    let metrics_kept = kept(config.retention.metrics);
+    let audit_kept = kept(config.retention.audit);
     let stores = match config.store() {
         StoreChoice::Sqlite { data_dir } => {
             let storages = storages(config, None)?;
-            let options = SqliteOptions { metrics_kept, ..SqliteOptions::default() };
+            let options = SqliteOptions { metrics_kept, audit_kept, ..SqliteOptions::default() };
             let store = SqliteStore::open(data_dir, options, limits, Arc::clone(clock))?;
             Stores {
                 records: store.clone(),
@@ -77,19 +103,34 @@ pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<St
                 retention: store.clone(),
                 rollups: store.clone(),
                 search: store.clone(),
+                keys: store.clone(),
+                audit: store.clone(),
+                notifications: store.clone(),
+                mirrors: store.clone(),
                 leads: store.clone(),
+                scan: store.clone(),
                 database: store,
                 storages,
+                signals: Arc::default(),
             }
         }
         StoreChoice::Mongodb { uri, settings } => {
-            let options = MongoOptions { metrics_kept, ..mongo_options(uri, settings) };
+            let read_only = config.read_only;
+            let options = MongoOptions {
+                metrics_kept,
+                audit_kept,
+                read_only,
+                ..mongo_options(uri, settings)
+            };
             let store = MongoStore::connect(options, limits, Arc::clone(clock));
             let store = store.map_err(|error| unusable(uri, &error))?;
             let database = Arc::clone(&store);
             let connect = move || {
                 let store = Arc::clone(&database);
-                Box::pin(async move { store.database().await }) as _
+                Box::pin(async move {
+                    let bucket = store.bucket().await?;
+                    Ok(Bucket { files: bucket.files, chunks: bucket.chunks })
+                }) as _
             };
             let gridfs = GridFs::new(Box::new(connect), Arc::clone(clock));
             let storages = storages(config, Some(Arc::new(gridfs)))?;
@@ -100,10 +141,16 @@ pub(super) fn open(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<St
                 retention: store.retention_store(),
                 rollups: store.rollup_store(),
                 search: store.search_store(),
+                keys: store.key_store(),
+                audit: store.audit_store(),
+                notifications: store.notification_store(),
+                mirrors: store.mirror_store(),
                 leads: store.leads(),
+                scan: store.scan_store(),
                 database: store.inspect(),
                 records: store,
                 storages,
+                signals: Arc::default(),
             }
         }
     };
@@ -124,6 +171,17 @@ pub async fn look_at(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<
             }
         }
     })
+}
+
+/// The command that makes the role of a server in a database of MongoDB, as JSON.
+pub fn role(database: &str) -> String {
+    let command = mongo::create_role(database);
+    format!("{:#}", bson::Bson::from(command).into_relaxed_extjson())
+}
+
+/// The commands that spread a database of MongoDB over shards.
+pub fn shard_plan(database: &str) -> String {
+    mongo::shard_plan(database)
 }
 
 fn unusable(uri: &Secret, why: &store::Error) -> ConfigError {
@@ -150,6 +208,9 @@ fn mongo_options(uri: &Secret, settings: &Mongodb) -> MongoOptions {
         retry_writes: settings.retry_writes,
         write_concern: settings.write_concern.clone(),
         metrics_kept: None,
+        audit_kept: None,
+        read_only: false,
+        ordinary_metrics: settings.metrics_collection == "ordinary",
     }
 }
 

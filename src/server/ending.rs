@@ -6,20 +6,14 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use crate::app::Engine;
-use crate::shutdown::{CLOSED_WITHIN, Ending, LANES_SHARE, Shutdown};
+use crate::audit::Audit;
+use crate::shutdown::{CLOSED_WITHIN, Ending, LANES_SHARE, RECORDED_WITHIN, Shutdown};
 use crate::store::Store;
 
 /// Serves until the calls have drained, or the time for that is over.
-pub(super) async fn drain(
-    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
-    shutdown: Shutdown,
-) {
+pub(super) async fn drain(serving: impl Future<Output = ()>, shutdown: Shutdown) {
     tokio::select! {
-        outcome = serving => {
-            if let Err(error) = outcome {
-                tracing::error!(%error, "the gRPC port failed");
-            }
-        }
+        () = serving => {}
         () = shutdown.hard.cancelled() => {}
     }
     // Without the port there is no server: let the process end.
@@ -31,6 +25,7 @@ pub(super) async fn drain(
 pub(super) struct Down {
     pub store: Arc<dyn Store>,
     pub engine: Engine,
+    pub audit: Audit,
     pub shutdown: Shutdown,
     pub lanes: TaskTracker,
     pub deadline: Duration,
@@ -48,6 +43,7 @@ impl Down {
                 "queued writes were not applied in time; none of them were acknowledged"
             );
         }
+        self.audit.stop(RECORDED_WITHIN).await;
         if tokio::time::timeout(CLOSED_WITHIN, self.store.close()).await.is_err() {
             tracing::warn!("the store did not close in time");
         }

@@ -1,10 +1,19 @@
 //! The composition root: puts the parts together, starts them, and takes them down in order. Only `backends` names a
 //! backend.
 
+mod accept;
 mod backends;
+mod descriptors;
+mod doors;
+pub mod embedded;
 mod ending;
+mod files;
+mod notifications;
 mod parts;
+mod probe;
+mod recorded;
 mod services;
+mod tls;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -18,21 +27,22 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
+use crate::http::Readiness;
 use crate::shutdown::{Ending, Shutdown};
 use crate::telemetry::metrics;
 
 use backends::Stores;
-pub use backends::look_at;
+pub use backends::{look_at, role, shard_plan};
 use ending::Down;
 use parts::Parts;
-use upkeep::Probe;
+use probe::Probe;
 
 /// A running server.
 pub struct Server {
     addr: SocketAddr,
     http_addr: Option<SocketAddr>,
     stop: CancellationToken,
-    ready: signal::Receiver<bool>,
+    ready: signal::Receiver<Readiness>,
     ended: tokio::task::JoinHandle<Ending>,
 }
 
@@ -53,6 +63,8 @@ impl Server {
         // Before any handle of a metric is made.
         metrics::install();
         // Before the ports: what cannot be configured like this ends the process before anybody connects.
+        config.check_doors()?;
+        let read = doors::read(&config, &clock)?;
         let stores = backends::open(&config, &clock)?;
         let listener = TcpListener::bind(config.listen)
             .await
@@ -65,7 +77,7 @@ impl Server {
                     .with_context(|| format!("cannot listen on {listen} for HTTP"))?,
             ),
         };
-        Self::serve(config, shutdown, clock, stores, listener, http).await
+        Self::serve(config, shutdown, clock, stores, read, listener, http).await
     }
 
     /// The address of the gRPC port.
@@ -81,7 +93,7 @@ impl Server {
     /// Waits until the health service says SERVING.
     pub async fn ready(&self) {
         // The sender lives as long as the server; without it nothing gets ready any more.
-        let _ = self.ready.clone().wait_for(|ready| *ready).await;
+        let _ = self.ready.clone().wait_for(|ready| *ready == Readiness::Ready).await;
     }
 
     /// Cancelled: the server drains and ends.
@@ -108,10 +120,11 @@ impl Server {
         shutdown: Shutdown,
         clock: Arc<dyn Clock>,
         stores: Stores,
+        read: doors::Read,
         listener: TcpListener,
         http: Option<TcpListener>,
     ) -> anyhow::Result<Server> {
-        let store = Arc::clone(&stores.records);
+        let (store, signals) = (Arc::clone(&stores.records), Arc::clone(&stores.signals));
         metrics::build_info(store.info().name);
         let addr = listener.local_addr()?;
         let http_addr = http.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -119,30 +132,42 @@ impl Server {
             version = env!("CARGO_PKG_VERSION"),
             grpc.listen = %addr,
             http.listen = http_addr.map(tracing::field::display),
+            tls = config.speaks_tls(),
             store = store.info().name,
             "started"
         );
         let (stop, tasks) = (shutdown.soft.clone(), shutdown.tasks.clone());
         // The write path ends after everything that writes.
         let lanes = TaskTracker::new();
-        let parts = Parts::start(&config, Arc::clone(&clock), stores, &shutdown, &lanes);
+        let audit = recorded::start(&config, &clock, &stores.audit);
+        let doors = doors::Doors::start(&config, &clock, &stores.keys, read, &audit, &shutdown)?;
+        let makers = Arc::clone(&doors.makers) as _;
+        let parts = Parts::start(&config, Arc::clone(&clock), stores, makers, &shutdown, &lanes);
         let engine = parts.engine.clone();
 
         let (reporter, health) = tonic_health::server::health_reporter();
-        let (ready_sender, ready) = signal::channel(false);
-        upkeep::set_ready(&reporter, false).await;
-        let (probed, stopped) = (Arc::clone(&store), stop.clone());
-        let probe = Probe { store: probed, reporter, ready: ready_sender, stop: stopped };
+        let (ready_sender, ready) = signal::channel(probe::STARTING);
+        probe::set_ready(&reporter, false).await;
+        let probe = Probe {
+            store: Arc::clone(&store),
+            signals,
+            clock: Arc::clone(&clock),
+            reporter,
+            ready: ready_sender,
+            stop: stop.clone(),
+        };
         tasks.spawn(probe.run());
 
-        let routes = services::routes(parts, &config, &shutdown, health)?;
-        let serving = services::serve(listener, &config.grpc, routes, clock, stop.clone());
+        let entrance = (doors.entrance.clone(), audit.clone());
+        let routes = services::routes(parts, doors, audit.clone(), &config, &shutdown, health)?;
+        let serving = services::serve(listener, &config, routes, entrance, clock, &shutdown);
         if let Some(listener) = http {
             let state = crate::http::HttpState { ready: ready.clone() };
             tasks.spawn(crate::http::serve(listener, state, stop.clone()));
         }
         tasks.spawn(ending::drain(serving, shutdown.clone()));
-        let down = Down { store, engine, shutdown, lanes, deadline: config.shutdown.deadline };
+        let deadline = config.shutdown.deadline;
+        let down = Down { store, engine, audit, shutdown, lanes, deadline };
         let ended = tokio::spawn(down.run());
         Ok(Server { addr, http_addr, stop, ready, ended })
     }

@@ -9,16 +9,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::backends::Stores;
-use super::upkeep;
+use super::{notifications, upkeep};
 use crate::app::analytics::Analytics;
 use crate::app::configurations::Configurations;
+use crate::app::digests::Digests;
 use crate::app::engine::Observer;
+use crate::app::export::Exports;
 use crate::app::lanes::Bounds;
 use crate::app::leases::Keeper;
 use crate::app::metrics::{Metrics, Recorder};
+use crate::app::mirrors::Mirrors;
+use crate::app::notifications::{Makers, Notifications};
 use crate::app::rollups::{self, Rollups};
 use crate::app::search::{self, Search};
 use crate::app::{self, App, Artifacts, Engine, Retention};
+use crate::audit;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::domain::{ExecutionStatus, Millis, retention};
@@ -27,6 +32,8 @@ use crate::shutdown::Shutdown;
 use crate::store::inspect::Inspect;
 use crate::store::leads::Leads;
 use crate::store::metrics::{Arrived, MetricStore};
+use crate::store::mirrors::MirrorStore;
+use crate::store::notifications::NotificationStore;
 use crate::store::retention::RetentionStore;
 use crate::store::rollups::RollupStore;
 use crate::store::search::SearchStore;
@@ -50,8 +57,13 @@ pub(super) struct Parts {
     pub retention: Arc<Retention>,
     pub rollups: Rollups,
     pub search: Arc<Search>,
+    pub exports: Arc<Exports>,
+    pub digests: Arc<Digests>,
+    pub notifications: Arc<Notifications>,
+    pub mirrors: Arc<Mirrors>,
     pub analytics: Arc<Analytics>,
     pub database: Arc<dyn Inspect>,
+    pub audited: Arc<audit::read::Reader>,
     pub lease_made: Arc<Notify>,
 }
 
@@ -62,6 +74,7 @@ impl Parts {
         config: &Config,
         clock: Arc<dyn Clock>,
         stores: Stores,
+        makers: Arc<dyn Makers>,
         shutdown: &Shutdown,
         lanes: &TaskTracker,
     ) -> Parts {
@@ -79,6 +92,15 @@ impl Parts {
         let engine = ground.engine(&hub);
         let limits = config.limits.clone();
         let app = Arc::new(App::new(Arc::clone(&ground.store), engine.clone(), limits));
+        let exports = Exports::new(
+            Arc::clone(&app),
+            Arc::clone(&stores.configurations),
+            Arc::clone(&stores.metrics),
+            stores.scan,
+            Arc::clone(&ground.clock),
+        );
+        let clock = Arc::clone(&ground.clock);
+        let digests = Digests::new(Arc::clone(&exports), clock);
         let configurations = Arc::new(Configurations::new(
             Arc::clone(&app),
             stores.configurations,
@@ -95,13 +117,17 @@ impl Parts {
             ground.stop.clone(),
             ground.tasks.clone(),
         ));
-        let lease_made = ground.leases(&engine);
+        let lease_made = ground.leases(&engine, &stores.mirrors);
         ground.sweeps(&artifacts);
         let retention = ground.retention(stores.retention, &stores.leads, &app);
         let rollups = ground.rollups(stores.rollups, &stores.leads);
         let search = ground.search(stores.search, &stores.leads, &artifacts);
+        let notifications = ground.notifications(stores.notifications, &stores.leads, makers);
+        let mirrors = Mirrors::new(Arc::clone(&app), stores.mirrors, Arc::clone(&ground.clock));
         let analytics =
             Arc::new(Analytics::new(Arc::clone(&app), rollups.clone(), ground.clock.clone()));
+        let kept = Some(config.retention.audit).filter(|kept| !kept.is_zero());
+        let audited = audit::read::Reader::new(stores.audit, Arc::clone(&ground.clock), kept);
         ground.tasks.spawn(metrics::upkeep(ground.stop.clone()));
         let sample = upkeep::sample(engine.clone(), Arc::clone(&hub), ground.stop.clone());
         ground.tasks.spawn(sample);
@@ -117,8 +143,13 @@ impl Parts {
             retention,
             rollups,
             search,
+            exports,
+            digests,
+            notifications,
+            mirrors: Arc::new(mirrors),
             analytics,
             database: stores.database,
+            audited: Arc::new(audited),
             lease_made,
         }
     }
@@ -139,7 +170,16 @@ struct Ground<'a> {
 }
 
 impl Ground<'_> {
+    /// Does something of its own accord, unless the database is only read.
+    fn background(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if !self.config.read_only {
+            self.tasks.spawn(task);
+        }
+    }
+
     fn hub(&self) -> Arc<Hub> {
+        metrics::changes_skipped().increment(0);
+        metrics::watch_lag().set(0.0);
         let settings = &self.config.watch;
         Hub::new(
             Arc::clone(&self.store),
@@ -201,27 +241,28 @@ impl Ground<'_> {
     }
 
     /// Starts the keeper of leases, which is woken where one was made.
-    fn leases(&self, engine: &Engine) -> Arc<Notify> {
+    fn leases(&self, engine: &Engine, mirrors: &Arc<dyn MirrorStore>) -> Arc<Notify> {
         let lease_made = Arc::new(Notify::new());
         // Made now: a counter that is there from the start shows its first increment as a change.
         let expired = metrics::leases_expired();
         let keeper = Keeper {
             store: Arc::clone(&self.store),
+            mirrors: Arc::clone(mirrors),
             engine: engine.clone(),
             clock: Arc::clone(&self.clock),
             lease_made: Arc::clone(&lease_made),
             on_expired: Box::new(move |count| expired.increment(count as u64)),
         };
-        self.tasks.spawn(keeper.run(self.stop.clone()));
+        self.background(keeper.run(self.stop.clone()));
         lease_made
     }
 
     fn sweeps(&self, artifacts: &Arc<Artifacts>) {
-        self.tasks.spawn(upkeep::sweep(Arc::clone(&self.store), self.stop.clone()));
+        self.background(upkeep::sweep(Arc::clone(&self.store), self.stop.clone()));
         let often = (self.config.artifacts.upload_expiry / 2)
             .clamp(Duration::from_secs(1), upkeep::SWEEP_INTERVAL);
         let sweep = upkeep::sweep_artifacts(Arc::clone(artifacts), often, self.stop.clone());
-        self.tasks.spawn(sweep);
+        self.background(sweep);
     }
 
     fn retention(
@@ -245,7 +286,7 @@ impl Ground<'_> {
             }),
         ));
         let interval = self.config.retention.interval;
-        self.tasks.spawn(Arc::clone(&retention).keep(interval, self.stop.clone()));
+        self.background(Arc::clone(&retention).keep(interval, self.stop.clone()));
         retention
     }
 
@@ -258,7 +299,7 @@ impl Ground<'_> {
             holder.clone(),
         ));
         let follower = self.follower(leads, Arc::clone(&keeper) as _, holder);
-        self.tasks.spawn(Arc::clone(&follower).run(self.stop.clone()));
+        self.background(Arc::clone(&follower).run(self.stop.clone()));
         Rollups::new(rollups::Reader::new(store), keeper, follower)
     }
 
@@ -276,10 +317,29 @@ impl Ground<'_> {
                 Arc::clone(&self.clock),
             ));
             let indexer = self.follower(leads, keeper, app::ids::server());
-            self.tasks.spawn(Arc::clone(&indexer).run(self.stop.clone()));
+            self.background(Arc::clone(&indexer).run(self.stop.clone()));
             indexer
         });
         Arc::new(Search::new(Arc::clone(&self.store), store, indexer))
+    }
+
+    fn notifications(
+        &self,
+        store: Arc<dyn NotificationStore>,
+        leads: &Arc<dyn Leads>,
+        makers: Arc<dyn Makers>,
+    ) -> Arc<Notifications> {
+        let made = notifications::make(
+            self.config,
+            Arc::clone(&self.store),
+            store,
+            makers,
+            Arc::clone(&self.clock),
+        );
+        self.background(made.directory.keep(self.stop.clone()));
+        let follower = self.follower(leads, made.notifier, made.holder);
+        self.background(follower.run(self.stop.clone()));
+        made.operations
     }
 
     fn follower(

@@ -2,62 +2,85 @@
 
 use std::sync::Arc;
 
-use futures::TryStreamExt as _;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tower_layer::Layer as _;
 
+use super::accept::Way;
+use super::doors::{Doors, Entrance};
 use super::parts::Parts;
+use super::{accept, descriptors};
 use crate::app::ingest::Ingest;
+use crate::audit::Audit;
 use crate::clock::Clock;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::proto;
 use crate::proto::admin_service_server::AdminServiceServer;
 use crate::proto::analytics_service_server::AnalyticsServiceServer;
 use crate::proto::artifact_service_server::ArtifactServiceServer;
+use crate::proto::audit_service_server::AuditServiceServer;
+use crate::proto::auth_service_server::AuthServiceServer;
 use crate::proto::configuration_service_server::ConfigurationServiceServer;
 use crate::proto::execution_service_server::ExecutionServiceServer;
+use crate::proto::export_service_server::ExportServiceServer;
 use crate::proto::metric_service_server::MetricServiceServer;
+use crate::proto::mirror_service_server::MirrorServiceServer;
+use crate::proto::notification_service_server::NotificationServiceServer;
 use crate::proto::search_service_server::SearchServiceServer;
 use crate::proto::step_service_server::StepServiceServer;
-use crate::rpc::{self, catalog};
+use crate::proto::verify_service_server::VerifyServiceServer;
+use crate::rpc::audited::Audited;
+use crate::rpc::authenticate::Authenticate;
+use crate::rpc::budget::Budget;
+use crate::rpc::calls::{CallLimits, Calls};
+use crate::rpc::eager::Eager;
+use crate::rpc::edge_errors::EdgeErrors;
+use crate::rpc::observe::Observe;
+use crate::rpc::whole_requests::WholeRequests;
+use crate::rpc::{self, catalog, connection};
 use crate::shutdown::Shutdown;
-
-/// Calls given up by their client before they were looked at, beyond which the connection is closed as an attack
-/// (CVE-2023-44487). The library's 20 also meets a client whose calls all ran into their deadline while the
-/// server stood still, and would take its watches along.
-const PENDING_RESETS: usize = 1024;
 
 /// Serves until `stop`, then until the calls have drained.
 pub(super) fn serve(
     listener: TcpListener,
-    settings: &config::Grpc,
+    config: &Config,
     routes: Routes,
+    (entrance, audit): (Entrance, Audit),
     clock: Arc<dyn Clock>,
-    stop: CancellationToken,
-) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let incoming = incoming.map_ok(rpc::linger::Lingering::new);
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(settings.ping_interval))
-        .http2_keepalive_timeout(Some(settings.ping_timeout))
-        .max_concurrent_streams(Some(settings.streams_per_connection))
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .initial_stream_window_size(Some(rpc::eager::STREAM_WINDOW))
-        .initial_connection_window_size(Some(rpc::eager::CONNECTION_WINDOW))
-        .layer(rpc::observe::Observe::served(std::process::id(), clock))
-        .layer(rpc::edge_errors::EdgeErrors)
-        .layer(rpc::whole_requests::WholeRequests)
-        .layer(rpc::eager::Eager::described(proto::DESCRIPTORS))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+    shutdown: &Shutdown,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (tasks, stop) = (shutdown.tasks.clone(), shutdown.soft.clone());
+    let limits = &config.limits;
+    let eager = Eager::described(proto::DESCRIPTORS, limits.request_bytes, limits.upload_idle);
+    let calls = CallLimits { request_bytes: limits.request_bytes, call: limits.call };
+    let recorded = audit.is_on();
+    let service = Audited::new(audit.clone(), tasks.clone()).layer(routes);
+    let service = Calls::new(calls, tasks).layer(eager.layer(service));
+    let service = Authenticate::new(entrance.gate, audit).layer(WholeRequests.layer(service));
+    let service = EdgeErrors.layer(service);
+    let service = Observe::served(std::process::id(), recorded, clock).layer(service);
+    let settings = connection::Settings {
+        streams: config.grpc.streams_per_connection,
+        ping_interval: config.grpc.ping_interval,
+        ping_timeout: config.grpc.ping_timeout,
+        handshake: config.grpc.handshake,
+        idle: config.grpc.idle,
+        reply_idle: config.limits.reply_idle,
+        endless: &rpc::watch::PATHS,
+    };
+    let limit = descriptors::connections(config.limits.connections, descriptors::raised());
+    let budget = Budget::new(limits.process_bytes, limits.calls);
+    let way = Way { settings, tls: entrance.tls, certificates: entrance.certificates };
+    accept::serve(listener, service, way, budget, limit, stop)
 }
 
 /// Every service: the API, health and reflection.
 pub(super) fn routes(
     parts: Parts,
+    doors: Doors,
+    audit: Audit,
     config: &Config,
     shutdown: &Shutdown,
     health: HealthServer<impl Health>,
@@ -79,16 +102,20 @@ pub(super) fn routes(
         metrics: parts.metrics.clone(),
         stop: stop.clone(),
     });
-    let ingest = rpc::ingest::IngestRoutes::new(Arc::new(Ingest {
+    let clock = Arc::clone(&parts.clock);
+    let ingest = Arc::new(Ingest {
         app: app(),
         configurations: parts.configurations.clone(),
         metrics: parts.metrics,
         artifacts: parts.artifacts.clone(),
+        audit: audit.clone(),
+        codes: rpc::audited::words_of,
         lease_made: parts.lease_made,
         tasks: tasks.clone(),
         stop: stop.clone(),
         in_flight: config.writes.ingest_in_flight.max(1),
-    }));
+    });
+    let ingest = rpc::ingest::IngestRoutes::new(ingest, clock);
     let configurations = ConfigurationServiceServer::new(rpc::configurations::Service {
         configurations: parts.configurations,
     });
@@ -100,28 +127,66 @@ pub(super) fn routes(
     });
     let analytics =
         AnalyticsServiceServer::new(rpc::analytics::Reports { analytics: parts.analytics });
+    let exports = ExportServiceServer::new(rpc::export::ExportRpc {
+        exports: parts.exports,
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    });
+    let verify = VerifyServiceServer::new(rpc::verify::VerifyRpc {
+        digests: parts.digests,
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    });
+    let notifications = NotificationServiceServer::new(rpc::notifications::NotificationRpc {
+        app: app(),
+        notifications: parts.notifications,
+    });
+    let mirrors = MirrorServiceServer::new(rpc::mirrors::MirrorRpc { mirrors: parts.mirrors });
     let admin = AdminServiceServer::new(rpc::admin::Admin {
         app: app(),
         database: parts.database,
         retention: parts.retention,
         rollups: parts.rollups,
         searchable: config.search.enabled,
+        recorded: audit.is_on(),
         clock: parts.clock,
         tasks: tasks.clone(),
         stop: stop.clone(),
     });
-    let executions = executions.max_decoding_message_size(request_bytes);
+    let audits = AuditServiceServer::new(rpc::audit::AuditCalls {
+        app: app(),
+        reader: parts.audited,
+        keys: doors.keys.clone(),
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    });
+    let auth = AuthServiceServer::new(rpc::auth::AuthCalls { app: app(), keys: doors.keys });
+    macro_rules! bounded {
+        ($service:expr) => {
+            $service
+                .max_decoding_message_size(request_bytes)
+                .send_compressed(CompressionEncoding::Zstd)
+                .send_compressed(CompressionEncoding::Gzip)
+        };
+    }
+    let executions = bounded!(executions);
     let watches = rpc::watch::WatchRoutes::new(executions, parts.app, parts.hub, parts.arrivals);
     Ok(with_reflection(Routes::new(health))?
         .add_service(watches)
-        .add_service(steps.max_decoding_message_size(request_bytes))
-        .add_service(metrics.max_decoding_message_size(request_bytes))
+        .add_service(bounded!(steps))
+        .add_service(bounded!(metrics))
         .add_service(ingest)
-        .add_service(configurations.max_decoding_message_size(request_bytes))
-        .add_service(search.max_decoding_message_size(request_bytes))
-        .add_service(artifacts.max_decoding_message_size(request_bytes))
-        .add_service(analytics.max_decoding_message_size(request_bytes))
-        .add_service(admin)
+        .add_service(bounded!(configurations))
+        .add_service(bounded!(search))
+        .add_service(bounded!(artifacts))
+        .add_service(bounded!(analytics))
+        .add_service(bounded!(admin))
+        .add_service(bounded!(exports))
+        .add_service(bounded!(audits))
+        .add_service(bounded!(verify))
+        .add_service(bounded!(notifications))
+        .add_service(bounded!(mirrors))
+        .add_service(bounded!(auth))
         .prepare())
 }
 

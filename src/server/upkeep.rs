@@ -1,22 +1,16 @@
-//! What runs beside the calls: the probe of the database, sweeps and samples.
+//! What runs beside the calls: sweeps and samples.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 
 use crate::app::{Artifacts, Engine};
-use crate::rpc::catalog;
 use crate::store::Store;
-use crate::telemetry::metrics::{self, WatchMetrics, WriteMetrics};
+use crate::telemetry::metrics::{WatchMetrics, WriteMetrics};
 use crate::watch::Hub;
 
-/// How often the database is asked whether it is there.
-const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the store tidies up.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -33,53 +27,6 @@ pub(super) async fn sample(engine: Engine, hub: Arc<Hub>, stop: CancellationToke
         watching.coalesced.absolute(count(&hub.numbers.coalesced));
         watching.lookups.absolute(hub.lookups());
         watching.catch_up_readers.set(hub.readers() as f64);
-    }
-}
-
-/// Sets the health of the server, which is `""`, and of every service of the API.
-pub(super) async fn set_ready(reporter: &HealthReporter, ready: bool) {
-    let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-    reporter.set_service_status("", status).await;
-    for service in catalog::api() {
-        reporter.set_service_status(&service.name, status).await;
-    }
-}
-
-/// Asks the database whether it is there, and says so through health and readiness.
-pub(super) struct Probe {
-    pub store: Arc<dyn Store>,
-    pub reporter: HealthReporter,
-    pub ready: signal::Sender<bool>,
-    pub stop: CancellationToken,
-}
-
-impl Probe {
-    pub async fn run(self) {
-        let mut known = None;
-        loop {
-            let up = tokio::select! {
-                () = self.stop.cancelled() => break,
-                outcome = self.store.ping() => outcome.is_ok(),
-            };
-            if known != Some(up) {
-                set_ready(&self.reporter, up).await;
-                self.ready.send_replace(up);
-                metrics::store_up().set(if up { 1.0 } else { 0.0 });
-                // Said when it is so: who reads the log may rely on it.
-                match (known, up) {
-                    (_, true) => tracing::info!("ready"),
-                    (None, false) => tracing::warn!("waiting for the database"),
-                    (Some(_), false) => tracing::warn!("the database is unavailable"),
-                }
-                known = Some(up);
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => break,
-                () = tokio::time::sleep(PROBE_INTERVAL) => {}
-            }
-        }
-        set_ready(&self.reporter, false).await;
-        self.ready.send_replace(false);
     }
 }
 

@@ -3,10 +3,11 @@
 
 use async_trait::async_trait;
 
-use super::error::Result;
+use super::error::{Error, Result};
 use crate::domain::limits::Limits;
+use crate::domain::mirrored::{self, Mirrored, Verdict};
 use crate::domain::query::Page;
-use crate::domain::{Artifact, ArtifactQuery, Millis, Refusal};
+use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
 
 /// What became of a new record.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +41,22 @@ impl Usage {
             }
         }
     }
+}
+
+/// What becomes of a mirrored write over the record of its id. Records with bytes of this server are nobody's to replace.
+pub(super) fn mirrored_artifact(
+    stored: &Artifact,
+    before: Option<i64>,
+    record: &Artifact,
+    position: i64,
+) -> Result<Verdict> {
+    let untouched = stored.origin == Origin::Imported && stored.execution_id == record.execution_id;
+    let same = || Ok(*stored == Artifact { created_at: stored.created_at, ..record.clone() });
+    mirrored::judge(Mirrored { position: before, untouched }, position, same)
+}
+
+pub(super) fn artifact_conflict(record: &Artifact) -> Error {
+    Refusal::MirrorConflict { what: format!("artifact {}", record.artifact_id) }.into()
 }
 
 /// Bytes on their way: known before the first of them is stored, so that whatever a crash leaves can be found. A store
@@ -80,8 +97,22 @@ pub trait ArtifactStore: Send + Sync + 'static {
     /// may be passed by what ends at the same moment through other servers.
     async fn create_artifact(&self, record: &Artifact, digest: &str) -> Result<Created>;
 
-    /// The record of this digest.
-    async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>>;
+    /// Stores a record that a mirror brings, or replaces by it the record of this id and execution that a mirror brought
+    /// from a lesser position. One that is not newer is found as it is. `Refusal::MirrorConflict` where somebody else
+    /// has stored another record under the id.
+    async fn mirror_artifact(
+        &self,
+        record: &Artifact,
+        digest: &str,
+        position: i64,
+    ) -> Result<Created>;
+
+    /// The record of this digest, which is of this execution (empty: of none).
+    async fn artifact_by_digest(
+        &self,
+        execution_id: &str,
+        digest: &str,
+    ) -> Result<Option<Artifact>>;
 
     /// The record, unless it is marked as deleted.
     async fn artifact(&self, artifact_id: &str) -> Result<Option<Artifact>>;

@@ -3,9 +3,11 @@
 use async_trait::async_trait;
 
 use super::Result;
-use crate::domain::Configuration;
+use crate::domain::access::{App, AppScope};
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
+use crate::domain::mirrored::{self, Mirrored, Verdict};
 use crate::domain::query::Page;
+use crate::domain::{Configuration, Refusal};
 
 /// A configuration that was asked to be stored, as it is stored now.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,11 +17,33 @@ pub struct Stored {
     pub created: bool,
 }
 
+/// What becomes of a mirrored write over a version that is stored. Through the API a version never changes, so whoever
+/// stored it is whether a mirror did.
+pub(super) fn mirrored_configuration(
+    stored: &Configuration,
+    before: Option<i64>,
+    record: &Configuration,
+    position: i64,
+) -> Result<Verdict> {
+    let same = || Ok(stored.same_content(record));
+    mirrored::judge(Mirrored { position: before, untouched: true }, position, same)
+}
+
+pub(super) fn configuration_conflict(record: &Configuration) -> Refusal {
+    let (scope, version) = (record.scope(), &record.version);
+    Refusal::MirrorConflict { what: format!("configuration {version} of {scope}") }
+}
+
 /// A record of a list, and where it stands in it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listed {
     pub record: Configuration,
     pub place: Place,
+}
+
+/// Whether a list has the record, for whom has this access.
+pub fn is_listed(query: &ConfigurationQuery, access: &AppScope, record: &Configuration) -> bool {
+    query.app.lists(record) && access.holds(App::of_configuration(record))
 }
 
 /// Configurations, durable. An answer means what `Store::apply` means by it: durable, and safe from a failover.
@@ -36,6 +60,11 @@ pub trait ConfigurationStore: Send + Sync + 'static {
     /// way, doing so again changes nothing, whatever is active now: it may be a client that lost the answer.
     async fn put_configuration(&self, record: Configuration) -> Result<Stored>;
 
+    /// Stores a version that a mirror brings, active or not, or replaces by it what is stored of it if a mirror brought
+    /// that from a lesser position, or it is the same. What is not newer is the answer as it is.
+    /// `Refusal::MirrorConflict` where somebody else has stored the version with other content.
+    async fn mirror_configuration(&self, record: Configuration, position: i64) -> Result<Stored>;
+
     /// Makes a version the active one of its scope, and the one that was not, in one step.
     /// `Refusal::ConfigurationNotFound` when there is no such version.
     async fn activate_configuration(&self, scope: &Scope, version: &str) -> Result<Configuration>;
@@ -50,6 +79,11 @@ pub trait ConfigurationStore: Send + Sync + 'static {
     /// The different scopes of the configurations of this name, at most so many.
     async fn scopes_named(&self, app_name: &str, limit: usize) -> Result<Vec<Part>>;
 
-    /// One page of a history, keyset.
-    async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>>;
+    /// One page of a history, keyset, of what is within the access. What is not leaves no trace: neither in how many are on
+    /// a page, nor in whether there is another one.
+    async fn configurations(
+        &self,
+        query: &ConfigurationQuery,
+        access: &AppScope,
+    ) -> Result<Page<Listed, Place>>;
 }

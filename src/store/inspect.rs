@@ -128,8 +128,47 @@ pub enum Durability {
     Weak(String),
 }
 
+/// What the database lets the one do who is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Access {
+    /// Who that is; `None`: nobody is asked.
+    pub user: Option<String>,
+    /// What is needed and not allowed, in words.
+    pub missing: Vec<String>,
+    /// What is allowed and not needed, in words.
+    pub excess: Vec<String>,
+}
+
+/// How a database is spread over the shards of a cluster.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Shards {
+    pub collections: Vec<ShardedCollection>,
+    /// Whether chunks move. `None` here and below: it may not be read.
+    pub balancer: Option<bool>,
+    /// The version whose features the cluster uses.
+    pub features: Option<String>,
+    /// How long after a change, which was made for this, the log tells of it.
+    pub lag_ms: Option<i64>,
+    /// What this user may not read.
+    pub unread: Vec<String>,
+}
+
+/// One collection that has to be spread.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ShardedCollection {
+    pub name: String,
+    /// The key by which it is to be spread, and by which it is; `None`: it is not.
+    pub wanted: String,
+    pub key: Option<String>,
+    /// Chunks by shard.
+    pub chunks: Vec<(String, u64)>,
+    pub jumbo: u64,
+    /// Unique indexes that do not begin with the key.
+    pub in_the_way: Vec<String>,
+}
+
 /// What was found out; `None` where the database did not tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
     pub version: String,
     pub deployment: Deployment,
@@ -138,6 +177,24 @@ pub struct Facts {
     pub clock_ahead_ms: Option<i64>,
     pub disk: Option<Disk>,
     pub history: Option<History>,
+    pub documents: Option<Documents>,
+    /// An embedded database asks nobody.
+    pub access: Option<Access>,
+    /// Only of a cluster.
+    pub shards: Option<Shards>,
+    /// Keys of callers that nobody has used for long, by id and name.
+    pub idle_keys: Vec<String>,
+}
+
+/// Documents of other programs that no server can work with as they are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Documents {
+    /// Executions without a usable id.
+    pub unreadable: u64,
+    /// Executions with a list where lists of executions look for one value.
+    pub lists: u64,
+    /// Ids that several documents have, some of them, with their collection.
+    pub doubled: Vec<String>,
 }
 
 /// A database that can be looked at.

@@ -4,8 +4,10 @@
 use async_trait::async_trait;
 
 use super::Result;
+use crate::domain::audit::Asked;
+use crate::domain::audit::entry::Written;
 use crate::domain::query::Page;
-use crate::domain::{MetricCounts, MetricInterval, MetricPoint, Millis};
+use crate::domain::{MetricCounts, MetricInterval, MetricPoint, Millis, StepNames};
 
 /// The identity of a stored point. Ids of points that came through one server sort in order of arrival; between
 /// servers that is as good as their clocks.
@@ -33,6 +35,16 @@ pub struct Recording {
     pub put: bool,
     /// When the request came.
     pub now: Millis,
+    /// The call, where it is recorded along with the points.
+    pub asked: Option<Asked>,
+}
+
+impl Recording {
+    /// What is recorded of it before it is done, if anything is.
+    pub fn recorded(&self) -> Option<Written> {
+        let (asked, execution_id) = (self.asked.clone()?, self.execution_id.clone());
+        Some(Written { asked, execution_id, step_id: None, code: None })
+    }
 }
 
 /// What tells a request of an execution from others.
@@ -70,6 +82,8 @@ pub struct Span {
 #[derive(Debug, Clone, PartialEq)]
 pub struct IntervalQuery {
     pub span: Span,
+    /// Only points of this step.
+    pub step: Option<StepNames>,
     /// Empty: all.
     pub names: Vec<String>,
     pub interval_ms: i64,

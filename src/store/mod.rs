@@ -2,17 +2,23 @@
 //! conformance suite. Nothing here or above names a driver.
 
 pub mod artifacts;
+pub mod audit;
 pub mod configurations;
 pub mod error;
 pub mod inspect;
+pub mod keys;
 pub mod leads;
 pub mod metrics;
+pub mod mirrors;
 pub mod mongo;
+pub mod notifications;
 pub mod observed;
 pub mod plan;
 pub mod retention;
 pub mod rollups;
+pub mod scan;
 pub mod search;
+pub mod signals;
 pub mod sqlite;
 pub mod write;
 
@@ -22,14 +28,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::execution::SignOfLife;
+use crate::domain::notification::Standing;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
     StepQuery,
 };
 use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
-pub use error::{Error, Result};
-pub use write::{Answer, Applied, Op, Record, RecordKey, Write};
+pub use error::{Cause, Denial, Error, Outage, Result, Unavailable};
+pub use write::{Answer, Applied, By, Op, Record, RecordKey, Write};
 
 /// What the database is, for GetServerInfo and logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +45,8 @@ pub struct StoreInfo {
     pub name: &'static str,
     /// Version of the database; empty while it is away.
     pub version: String,
+    /// Its id, which is kept in it; empty until it was reached.
+    pub database_id: String,
     /// Whether there is a log to watch (not on a standalone mongod).
     pub watchable: bool,
 }
@@ -49,6 +58,8 @@ pub struct Lease {
     pub heartbeat_timeout_ms: i64,
     /// What its own record shows.
     pub sign: SignOfLife,
+    /// It is as a mirror has brought it.
+    pub held_elsewhere: bool,
 }
 
 /// Executions and steps, durable.
@@ -71,14 +82,23 @@ pub trait Store: Send + Sync + 'static {
     /// it goes piece by piece.
     async fn is_being_deleted(&self, execution_id: &str) -> Result<bool>;
 
-    /// The step with its payloads.
-    async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>>;
+    /// The step, with its payloads if asked.
+    async fn step(
+        &self,
+        execution_id: &str,
+        step: &StepRef,
+        payloads: bool,
+    ) -> Result<Option<Step>>;
 
     /// One page by start time, keyset, at most `limit` records found among at most `examine` read.
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>>;
 
     /// How many executions match, from the indexes alone where they decide.
     async fn count_executions(&self, query: &CountQuery) -> Result<Count>;
+
+    /// How many documents of executions have no usable id, so that they are in no list and no report: other programs may
+    /// store such. Counted up to some ten thousand.
+    async fn unreadable_executions(&self) -> Result<u64>;
 
     /// How many steps of each execution stand where, in the order asked for, by one query that reads at most
     /// `examine` keys of an index. Steps are counted by execution id: where that is too few, the last ids come
@@ -89,7 +109,7 @@ pub trait Store: Send + Sync + 'static {
         examine: usize,
     ) -> Result<Vec<StepCounts>>;
 
-    /// One page of steps by id without payloads, at most `limit` found among at most `examine` read.
+    /// One page of steps by id, at most `limit` found among at most `examine` read.
     async fn steps(&self, query: &StepQuery) -> Result<Page<Step, i32>>;
 
     /// One page of the artifacts of an execution, in the order in which they were stored.
@@ -109,8 +129,11 @@ pub trait Store: Send + Sync + 'static {
     /// A secret of 32 bytes that all servers on this database share, for signing tokens; made on first use.
     async fn secret(&self) -> Result<[u8; 32]>;
 
-    /// Answers when the database does.
+    /// Answers when the database does, with nothing written.
     async fn ping(&self) -> Result<()>;
+
+    /// Writes something of its own, as durable as a record, that nobody sees: whether writes are possible.
+    async fn probe_write(&self) -> Result<()>;
 
     /// What it is.
     fn info(&self) -> StoreInfo;
@@ -181,6 +204,9 @@ pub struct Change {
     pub metadata_changed: bool,
     /// Of a step: whether it is failed with this change. `None`: the log does not tell.
     pub failed: Option<bool>,
+    /// What it says of where its record stands. `None`: the log does not tell, and nobody knows what the change set; or it
+    /// has the whole record.
+    pub standing: Option<Standing>,
     /// The whole new record without payloads, where the log itself carries it.
     pub body: Option<Record>,
     /// Identity of the stored document, where the log tells: by it a later `Unknown` delete is understood.
@@ -208,6 +234,22 @@ pub trait ChangeLog: Send + Sync {
     /// cursor may be between them.
     fn complete_through(&self, cursor: &Cursor) -> Option<u64> {
         self.position_of(cursor)
+    }
+
+    /// A cursor a little before this one, where this one is too long for a client to keep. What lies between comes once
+    /// more to who goes on from it.
+    fn shortened(&self, _: &Cursor) -> Option<Cursor> {
+        None
+    }
+
+    /// The oldest cursor from which everything is still there, where the log tells.
+    fn oldest(&self) -> Option<Cursor> {
+        None
+    }
+
+    /// When what has this number was committed, where the number says it.
+    fn moment_of(&self, _position: u64) -> Option<Millis> {
+        None
     }
 
     /// The current records, in one query per collection. What is gone is left out. With `payloads`, steps come

@@ -8,27 +8,41 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bson::raw::RawDocumentBuf;
 use futures::StreamExt as _;
 use metrics::{Counter, Histogram, counter, histogram};
+use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::artifacts::{ArtifactStore, Created, Upload, Usage};
+use super::audit::{Appended, AuditKey, AuditQuery, AuditStore, Opening};
 use super::configurations::{ConfigurationStore, Listed, Stored};
 use super::inspect::{Facts, IndexCheck, Inspect};
+use super::keys::{KeyStore, StoredKey};
 use super::leads::{Claim, Leads};
 use super::metrics::{
     Arrived, EachArrived, IntervalKey, IntervalQuery, MetricStore, PointId, PointKey, Recorded,
     Recording, Span,
 };
+use super::mirrors::{Kept, MirrorStore};
+use super::notifications::{
+    Attempted, Delivery, DeliveryQuery, Head, Moved, NotificationBatch, NotificationStore,
+    Subscribed, Subscription, Told, ToldKey, Undelivered, Waiting,
+};
 use super::retention::{AgeKey, Aged, Piece, Removed, RetentionStore};
 use super::rollups::{
     FailureQuery, RollupBatch, RollupQuery, RollupState, RollupStore, Seen, Selection,
 };
+use super::scan::{ScanStore, Scanned};
 use super::search::{CandidateQuery, Candidates, SearchBatch, SearchStore};
-use super::{Applied, ChangeLog, Cursor, Error, Lease, Result, Store, StoreInfo, Write};
+use super::signals::Signals;
+use super::{Applied, ChangeLog, Cursor, Error, Lease, Outage, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
+use crate::domain::access::AppScope;
+use crate::domain::audit::{self, Entry};
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
 use crate::domain::execution::SignOfLife;
+use crate::domain::mirror::Mirror;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, Count, CountQuery, ExecutionKey, ExecutionQuery, Page, StepCounts,
     StepQuery,
@@ -38,21 +52,28 @@ use crate::domain::rollup::{Counted, Failure, FailureKey, Parts, Rollup, RollupK
 use crate::domain::search::query::Term;
 use crate::domain::{
     Artifact, Configuration, Execution, MetricInterval, MetricPoint, Millis, Step, StepRef,
-    artifact,
+    artifact, plain,
 };
 use crate::telemetry::metrics::{STORE_ERRORS, STORE_OPERATION_SECONDS, WriteMetrics};
 
 /// Operations that run by the clock, whatever clients do; as traces they would be noise.
 const REGULAR: &[&str] = &[
     "arrived_since",
+    "forget_deliveries",
     "idle_uploads",
+    "keys",
+    "keys_used",
     "lead",
     "leases",
     "marked_artifacts",
+    "mirrors",
     "newest",
+    "notification_head",
     "ping",
+    "probe_write",
     "rollup_state",
     "search_cursor",
+    "subscriptions",
     "sweep",
 ];
 
@@ -61,31 +82,42 @@ struct Operation {
     name: &'static str,
     clock: Arc<dyn Clock>,
     seconds: Histogram,
-    unavailable: Counter,
+    signals: Arc<Signals>,
+    outages: [Counter; Outage::ALL.len()],
     contention: Counter,
     corrupt: Counter,
+    denied: Counter,
     failed: Counter,
 }
 
 impl Operation {
-    fn new(name: &'static str, clock: Arc<dyn Clock>) -> Self {
+    fn new(name: &'static str, observer: &Observer) -> Self {
         let errors = |kind| counter!(STORE_ERRORS, "operation" => name, "kind" => kind);
         Operation {
             name,
-            clock,
+            clock: Arc::clone(&observer.clock),
             seconds: histogram!(STORE_OPERATION_SECONDS, "operation" => name),
-            unavailable: errors("unavailable"),
+            signals: Arc::clone(&observer.signals),
+            outages: Outage::ALL.map(|outage| errors(outage.name())),
             contention: errors("contention"),
             corrupt: errors("corrupt"),
+            denied: errors("refused_by_database"),
             failed: errors("failed"),
         }
     }
 
     fn failed(&self, error: &Error) {
         match error {
-            Error::Unavailable(_) => self.unavailable.increment(1),
+            Error::Unavailable(unavailable) => {
+                self.outages[unavailable.outage as usize].increment(1);
+                // The probe hears of what others meet.
+                if !REGULAR.contains(&self.name) {
+                    self.signals.met(unavailable.outage);
+                }
+            }
             Error::Contention => self.contention.increment(1),
             Error::Corrupt { .. } => self.corrupt.increment(1),
+            Error::Denied(_) | Error::Unaudited(_) => self.denied.increment(1),
             Error::Failed(_) => self.failed.increment(1),
             // Answers, not failures.
             Error::Refused(_) | Error::CursorExpired | Error::BadCursor | Error::NoLog => {}
@@ -143,6 +175,13 @@ impl Drop for Waited<'_> {
     }
 }
 
+/// What all operations are measured by, and whom they tell.
+#[derive(Clone)]
+pub struct Observer {
+    pub clock: Arc<dyn Clock>,
+    pub signals: Arc<Signals>,
+}
+
 /// Wraps a store in one of its roles.
 pub struct Observed<S: ?Sized> {
     inner: Arc<S>,
@@ -158,12 +197,10 @@ pub trait Role {
 }
 
 impl<S: Role + ?Sized> Observed<S> {
-    pub fn new(inner: Arc<S>, clock: &Arc<dyn Clock>) -> Self {
+    pub fn new(inner: Arc<S>, observer: &Observer) -> Self {
         // Made now: a counter that is there from the start shows its first increment as a change.
-        let operations = S::OPERATIONS.iter().map(|(_, name)| {
-            let operation = Operation::new(name, Arc::clone(clock));
-            (*name, operation)
-        });
+        let operations =
+            S::OPERATIONS.iter().map(|(_, name)| (*name, Operation::new(name, observer)));
         Observed { inner, operations: operations.collect(), writes: WriteMetrics::new() }
     }
 
@@ -177,14 +214,14 @@ impl<S: Role + ?Sized> Observed<S> {
 macro_rules! observed {
     (
         $role:ident {
-            $([$($own:literal $own_method:ident),+] $($code:tt)*)?
+            $([$($own:literal $own_method:ident),*] $($code:tt)*)?
         }
         $($name:literal $method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+
     ) => {
         impl Role for dyn $role {
             const TRAIT: &'static str = stringify!($role);
             const OPERATIONS: &'static [(&'static str, &'static str)] = &[
-                $($((stringify!($own_method), $own),)+)?
+                $($((stringify!($own_method), $own),)*)?
                 $((stringify!($method), $name),)+
             ];
         }
@@ -247,9 +284,10 @@ observed! {
     }
     "execution" execution(execution_id: &str) -> Option<Execution>;
     "execution" is_being_deleted(execution_id: &str) -> bool;
-    "step" step(execution_id: &str, step: &StepRef) -> Option<Step>;
+    "step" step(execution_id: &str, step: &StepRef, payloads: bool) -> Option<Step>;
     "executions" executions(query: &ExecutionQuery) -> Page<Execution, ExecutionKey>;
     "count_executions" count_executions(query: &CountQuery) -> Count;
+    "count_executions" unreadable_executions() -> u64;
     "step_counts" step_counts(execution_ids: &[String], examine: usize) -> Vec<StepCounts>;
     "steps" steps(query: &StepQuery) -> Page<Step, i32>;
     "artifacts" artifacts(query: &ArtifactQuery) -> Page<Artifact, ArtifactKey>;
@@ -258,16 +296,18 @@ observed! {
     "leases" signs_in_steps(execution_ids: &[String], now: Millis) -> HashMap<String, SignOfLife>;
     "secret" secret() -> [u8; 32];
     "ping" ping() -> ();
+    "ping" probe_write() -> ();
     "sweep" sweep() -> ();
 }
 
 observed! {
     ConfigurationStore {}
     "put_configuration" put_configuration(record: Configuration) -> Stored;
+    "put_configuration" mirror_configuration(record: Configuration, position: i64) -> Stored;
     "activate_configuration" activate_configuration(scope: &Scope, version: &str) -> Configuration;
     "configuration" configuration(scope: &Scope, version: Option<&str>) -> Option<Configuration>;
     "configurations" scopes_named(app_name: &str, limit: usize) -> Vec<Part>;
-    "configurations" configurations(query: &ConfigurationQuery) -> Page<Listed, Place>;
+    "configurations" configurations(query: &ConfigurationQuery, access: &AppScope) -> Page<Listed, Place>;
 }
 
 observed! {
@@ -311,7 +351,8 @@ observed! {
 observed! {
     ArtifactStore {}
     "create_artifact" create_artifact(record: &Artifact, digest: &str) -> Created;
-    "artifact" artifact_by_digest(digest: &str) -> Option<Artifact>;
+    "create_artifact" mirror_artifact(record: &Artifact, digest: &str, position: i64) -> Created;
+    "artifact" artifact_by_digest(execution_id: &str, digest: &str) -> Option<Artifact>;
     "artifact" artifact(artifact_id: &str) -> Option<Artifact>;
     "list_artifacts" artifacts(query: &artifact::ArtifactQuery) -> Page<Artifact, String>;
     "artifact_usage" artifact_usage(execution_id: &str) -> Usage;
@@ -397,112 +438,75 @@ observed! {
 }
 
 observed! {
+    KeyStore {}
+    "keys" keys() -> Vec<StoredKey>;
+    "change_key" add_key(key: &StoredKey) -> bool;
+    "change_key" rotate_key(id: &str, from: [u8; 32], to: [u8; 32], until: Millis) -> bool;
+    "change_key" revoke_key(id: &str, at: Millis, by: &str) -> bool;
+    "keys_used" keys_used(used: &[(String, Millis)]) -> ();
+}
+
+observed! {
+    AuditStore {
+        []
+
+        fn is_settled(&self) -> bool {
+            self.inner.is_settled()
+        }
+
+        fn own_head(&self) -> Option<audit::Head> {
+            self.inner.own_head()
+        }
+    }
+    "audit_append" open_chain(opening: Opening) -> ();
+    "audit_append" append(entries: Vec<Entry>) -> Appended;
+    "audit_read" heads(after: Option<&str>, limit: usize) -> Vec<audit::Head>;
+    "audit_read" chain(server: &str, from: i64, limit: usize, bytes: usize)
+        -> Vec<RawDocumentBuf>;
+    "audit_read" events(query: &AuditQuery) -> Page<RawDocumentBuf, AuditKey>;
+}
+
+observed! {
+    ScanStore {}
+    "scan" scan(part: plain::Part, out: mpsc::Sender<Vec<Scanned>>) -> u64;
+}
+
+observed! {
+    NotificationStore {}
+    "subscriptions" subscriptions() -> Vec<Subscribed>;
+    "change_subscription" add_subscription(new: &Subscribed, most: usize) -> bool;
+    "change_subscription" change_subscription(
+        subscription: &Subscription,
+        from: i64,
+        moved: Option<&Moved>
+    ) -> bool;
+    "change_subscription" remove_subscription(id: &str) -> bool;
+    "purge_subscription" purge_subscription(id: &str) -> bool;
+    "notification_head" notification_head() -> Option<Head>;
+    "told" told(keys: &[ToldKey]) -> HashMap<ToldKey, Told>;
+    "notify" notify(holder: &str, batch: NotificationBatch) -> bool;
+    "deliveries" waiting(subscription: &str, limit: usize) -> Vec<Waiting>;
+    "delivery" delivery(id: &str) -> Option<Delivery>;
+    "attempted" attempted(tries: &[Attempted]) -> ();
+    "deliveries" deliveries(query: &DeliveryQuery) -> Page<Delivery, i64>;
+    "redeliver" redeliver(id: &str, now: Millis) -> bool;
+    "redeliver" redeliver_dead(subscription: &str, limit: usize, now: Millis) -> u64;
+    "deliveries" undelivered(subscription: &str) -> Undelivered;
+    "forget_deliveries" forget_deliveries(before: Millis) -> bool;
+}
+
+observed! {
+    MirrorStore {}
+    "mirrors" mirrors() -> Vec<Kept>;
+    "mirror" mirror(name: &str) -> Option<Kept>;
+    "store_mirror" store_mirror(before: Option<i64>, mirror: &Mirror) -> bool;
+}
+
+observed! {
     Inspect {}
     "check_indexes" indexes() -> Vec<IndexCheck>;
     "facts" facts() -> Facts;
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::path::Path;
-
-    use super::*;
-    use crate::clock::ManualClock;
-    use crate::telemetry;
-
-    /// What answers from memory, or ends the store: there is nothing to measure.
-    const NOT_OPERATIONS: [(&str, &str); 7] = [
-        ("MetricStore", "arrivals_elsewhere"),
-        ("MetricStore", "least_id"),
-        ("MetricStore", "metric_lanes"),
-        ("Store", "close"),
-        ("Store", "info"),
-        ("Store", "lanes"),
-        ("Store", "log"),
-    ];
-
-    fn table<S: Role + ?Sized>() -> Vec<(String, String)> {
-        let methods = S::OPERATIONS.iter();
-        methods.map(|(method, _)| (S::TRAIT.to_owned(), (*method).to_owned())).collect()
-    }
-
-    /// Trait and method of every trait that a backend implements, as they are written in `store/*.rs`.
-    fn written() -> BTreeSet<(String, String)> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
-        let mut methods = BTreeSet::new();
-        for file in std::fs::read_dir(folder).unwrap() {
-            let file = file.unwrap().path();
-            if file.extension().is_none_or(|extension| extension != "rs") {
-                continue;
-            }
-            let text = std::fs::read_to_string(&file).unwrap();
-            let mut name = None;
-            for line in text.lines() {
-                if let Some(line) = line.strip_prefix("pub trait ") {
-                    // Those of a store as a whole, not what it hands out.
-                    let of_store = line.contains(": Send + Sync + 'static {");
-                    name = of_store.then(|| line.split(':').next().unwrap().to_owned());
-                } else if line == "}" {
-                    name = None;
-                }
-                let line = line.trim_start().trim_start_matches("async ");
-                if let (Some(name), Some(rest)) = (&name, line.strip_prefix("fn ")) {
-                    methods.insert((name.clone(), rest.split('(').next().unwrap().to_owned()));
-                }
-            }
-        }
-        methods
-    }
-
-    #[test]
-    fn every_method_of_every_store_trait_is_an_operation() {
-        let mut observed: BTreeSet<(String, String)> = [
-            table::<dyn Store>(),
-            table::<dyn ConfigurationStore>(),
-            table::<dyn MetricStore>(),
-            table::<dyn ArtifactStore>(),
-            table::<dyn RetentionStore>(),
-            table::<dyn RollupStore>(),
-            table::<dyn SearchStore>(),
-            table::<dyn Leads>(),
-            table::<dyn Inspect>(),
-        ]
-        .concat()
-        .into_iter()
-        .collect();
-        assert!(observed.len() > 60, "{observed:?}");
-        observed.extend(NOT_OPERATIONS.map(|(role, method)| (role.to_owned(), method.to_owned())));
-        assert_eq!(observed, written());
-    }
-
-    struct Away;
-
-    #[async_trait]
-    impl Leads for Away {
-        async fn lead(&self, _: &str, _: &str, _: Duration, _: Claim) -> Result<bool> {
-            Ok(true)
-        }
-
-        async fn cede(&self, _: &str, _: &str, _: bool) -> Result<()> {
-            Err(Error::unavailable("away"))
-        }
-    }
-
-    #[tokio::test]
-    async fn an_operation_is_timed_and_its_failure_counted() {
-        telemetry::metrics::install();
-        let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(0));
-        let observed = Observed::<dyn Leads>::new(Arc::new(Away), &clock);
-        assert!(observed.lead("a", "b", Duration::ZERO, Claim::IfFree).await.unwrap());
-        assert!(observed.cede("a", "b", false).await.is_err());
-        let text = telemetry::metrics::render();
-        for line in [
-            "stepwell_store_operation_seconds_count{operation=\"lead\"} 2",
-            "stepwell_store_errors_total{operation=\"lead\",kind=\"unavailable\"} 1",
-            "stepwell_store_errors_total{operation=\"lead\",kind=\"failed\"} 0",
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::write::{Answer, Op, Record, RecordKey, Write};
+use crate::domain::access::{App, AppScope};
 use crate::domain::limits::Limits;
 use crate::domain::step::{self, Target};
 use crate::domain::{
@@ -20,16 +21,15 @@ pub struct Needs {
     pub steps: HashMap<String, HashSet<i32>>,
     /// Execution -> keys of its steps.
     pub keys: HashMap<String, HashSet<String>>,
-    /// Executions whose greatest step number is needed, to assign the next.
+    /// Executions whose greatest step number is needed: to assign the next, and to tell whether there may be as many
+    /// steps as there can be.
     pub greatest_step_ids: HashSet<String>,
-    /// Executions whose number of steps is needed: only where numbers pass the limit.
-    pub step_counts: HashSet<String>,
 }
 
 impl Needs {
     /// The needs of `writes`. `optimistic` leaves out records that a write expects to create: the unique
     /// index tells when it was wrong, and then the caller comes again without optimism.
-    pub fn of(writes: &[Write], optimistic: bool, limits: &Limits) -> Needs {
+    pub fn of(writes: &[Write], optimistic: bool) -> Needs {
         let mut needs = Needs::default();
         let mut created_here = HashSet::new();
         for write in writes {
@@ -48,7 +48,7 @@ impl Needs {
                     if !(optimistic && created_here.contains(id)) {
                         needs.executions.insert(id.to_owned());
                     }
-                    needs.step(id, named, op, optimistic, limits);
+                    needs.step(id, named, op, optimistic);
                 }
                 Op::Plan(steps) => {
                     if !(optimistic && created_here.contains(id)) {
@@ -56,13 +56,18 @@ impl Needs {
                     }
                     let planned: HashSet<i32> =
                         steps.iter().filter_map(|(named, _)| named.step_id).collect();
+                    let keys: HashSet<&String> =
+                        steps.iter().filter_map(|(named, _)| named.step_key.as_ref()).collect();
                     for (named, op) in steps {
-                        needs.step(id, named, op, optimistic, limits);
+                        needs.step(id, named, op, optimistic);
                         if let StepOp::Plan { fields, .. } = op {
-                            let others =
-                                fields.depends_on.iter().filter(|id| !planned.contains(id));
-                            for other in others {
+                            let others = fields.depends_on.iter().chain(&fields.parent_step_id);
+                            for other in others.filter(|id| !planned.contains(id)) {
                                 needs.steps.entry(id.to_owned()).or_default().insert(*other);
+                            }
+                            let others = fields.depends_on_keys.iter();
+                            for other in others.filter(|key| !keys.contains(key)) {
+                                needs.keys.entry(id.to_owned()).or_default().insert(other.clone());
                             }
                         }
                     }
@@ -72,7 +77,10 @@ impl Needs {
         needs
     }
 
-    fn step(&mut self, id: &str, named: &StepRef, op: &StepOp, optimistic: bool, limits: &Limits) {
+    fn step(&mut self, id: &str, named: &StepRef, op: &StepOp, optimistic: bool) {
+        if let Some(parent) = op.parent_step_key() {
+            self.keys.entry(id.to_owned()).or_default().insert(parent.clone());
+        }
         if !(optimistic && op.expects_to_create()) {
             if let Some(step_id) = named.step_id {
                 self.steps.entry(id.to_owned()).or_default().insert(step_id);
@@ -84,15 +92,7 @@ impl Needs {
             }
         }
         if op.may_create() {
-            match named.step_id {
-                None => {
-                    self.greatest_step_ids.insert(id.to_owned());
-                }
-                Some(step_id) if step_id as usize >= limits.steps_per_execution => {
-                    self.step_counts.insert(id.to_owned());
-                }
-                Some(_) => {}
-            }
+            self.greatest_step_ids.insert(id.to_owned());
         }
     }
 
@@ -109,10 +109,21 @@ pub struct Facts {
     /// (execution, key) -> number.
     pub keys: HashMap<(String, String), Option<i32>>,
     pub greatest_step_ids: HashMap<String, i32>,
+    /// Loaded only for those that rules ask for.
     pub step_counts: HashMap<String, usize>,
+    /// A change makes a revision above this one.
+    pub revisions_above: i64,
 }
 
 impl Facts {
+    /// The revision that a change makes.
+    fn revision(&self, revision: i64) -> i64 {
+        match self.revisions_above {
+            0 => revision,
+            above => revision.max(above.saturating_add(1)),
+        }
+    }
+
     /// Takes in a loaded step, under its number and its key.
     pub fn add_step(&mut self, step: Arc<Step>) {
         if let Some(key) = &step.step_key {
@@ -181,6 +192,42 @@ fn grown_in_bounds(
     Ok(())
 }
 
+/// Whether a write of an execution stays within what its writer may reach, before and after.
+fn within(
+    scope: &AppScope,
+    id: &str,
+    stored: Option<&Execution>,
+    op: &ExecutionOp,
+) -> Result<(), Refusal> {
+    if scope.is_all() {
+        return Ok(());
+    }
+    let after = match op {
+        ExecutionOp::Create(new) => Some(App {
+            name: &new.app_name,
+            number: new.app_id,
+            part: new.sub_app_id,
+            part_name: new.sub_app_name.as_deref(),
+        }),
+        ExecutionOp::Put(record) => Some(App::of(record)),
+        _ => None,
+    };
+    if after.is_some_and(|app| !scope.holds(app)) {
+        return Err(Refusal::ScopeForbids);
+    }
+    match stored {
+        Some(stored) if !scope.holds_execution(stored) => {
+            let execution_id = id.to_owned();
+            // That an id is taken cannot be hidden from who wants to take it.
+            Err(match after {
+                Some(_) => Refusal::ExecutionExists { execution_id },
+                None => Refusal::ExecutionNotFound { execution_id },
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
 struct Work<'a> {
     facts: &'a Facts,
     limits: &'a Limits,
@@ -191,6 +238,13 @@ struct Work<'a> {
 }
 
 type StepDecision = (RecordKey, Option<Arc<Step>>, Decision<Step>);
+
+/// The steps that a plan adds before the one that is decided.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ahead {
+    added: usize,
+    greatest: i32,
+}
 
 impl Work<'_> {
     fn execution(&self, id: &str) -> Option<Arc<Execution>> {
@@ -211,9 +265,10 @@ impl Work<'_> {
         match &write.op {
             Op::Execution(op) => self.write_execution(write, op),
             Op::Step { named, op } => {
-                let decided = self.decide_step(write, named, op)?;
+                let decided = self.decide_step(write, named, op, Ahead::default())?;
                 let superseded = matches!(decided.2, Decision::Superseded);
-                if superseded || matches!(decided.2, Decision::Keep) {
+                let changes_nothing = superseded || matches!(decided.2, Decision::Keep);
+                if changes_nothing && !op.is_mirrored() {
                     self.sign_of_life(write);
                 }
                 let (key, step) = self.take_step(decided);
@@ -245,6 +300,7 @@ impl Work<'_> {
     fn write_execution(&mut self, write: &Write, op: &ExecutionOp) -> Result<Planned, Refusal> {
         let id = &write.execution_id;
         let stored = self.execution(id);
+        within(&write.scope, id, stored.as_deref(), op)?;
         let mut decision = execution::decide(id, stored.as_deref(), op, write.now)?;
         let superseded = matches!(decision, Decision::Superseded);
         if let (Some(stored), Decision::Keep | Decision::Superseded) = (&stored, &decision)
@@ -269,7 +325,12 @@ impl Work<'_> {
         });
         match decision {
             Decision::Keep | Decision::Superseded => {}
-            Decision::Put(record) => {
+            Decision::Put(mut record) => {
+                let revision = self.facts.revision(record.revision);
+                if record.is_held_elsewhere() {
+                    record.mirrored_revision = Some(revision);
+                }
+                record.revision = revision;
                 dirty.after = Some(Arc::new(record));
                 dirty.changed = true;
                 dirty.stored = true;
@@ -297,17 +358,11 @@ impl Work<'_> {
         write: &Write,
         named: &StepRef,
         op: &StepOp,
+        ahead: Ahead,
     ) -> Result<StepDecision, Refusal> {
         let id = &write.execution_id;
         let by_id = named.step_id.and_then(|step_id| self.step(&RecordKey::step(id, step_id)));
-        let by_key = named.step_key.as_ref().and_then(|key| {
-            let key = (id.clone(), key.clone());
-            let step_id = match self.keys.get(&key) {
-                Some(step_id) => Some(*step_id),
-                None => self.facts.keys.get(&key).copied().flatten(),
-            }?;
-            self.step(&RecordKey::step(id, step_id))
-        });
+        let by_key = named.step_key.as_ref().and_then(|key| self.step_of_key(id, key));
         if let (Some(by_id), Some(by_key)) = (&by_id, &by_key)
             && by_id.step_id != by_key.step_id
         {
@@ -322,16 +377,19 @@ impl Work<'_> {
         // Of an execution that is being deleted, no step is there for anybody. Steps without an execution are those
         // of other programs.
         match self.execution(id) {
-            Some(execution) if execution.deleted_at.is_none() => {}
-            None if stored.is_some() => {}
+            Some(execution)
+                if execution.deleted_at.is_none() && write.scope.holds_execution(&execution) => {}
+            None if stored.is_some() && write.scope.is_all() => {}
             _ => return Err(Refusal::ExecutionNotFound { execution_id: id.clone() }),
         }
         let step_id = match (&stored, named.step_id) {
             (Some(stored), _) => stored.step_id,
             (None, Some(step_id)) => step_id,
-            (None, None) => self.greatest(id).max(0).saturating_add(1),
+            (None, None) => self.next_step_id(id)?,
         };
-        let target = Target { execution_id: id, named, step_id };
+        let parent = op.parent_step_key().and_then(|key| self.step_of_key(id, key));
+        let parent_step_id = parent.map(|parent| parent.step_id);
+        let target = Target { execution_id: id, named, step_id, parent_step_id };
         let decision = step::decide(&target, stored.as_deref(), op, write.now)?;
         if let (Some(stored), Decision::Put(record)) = (&stored, &decision) {
             grown_in_bounds(
@@ -343,22 +401,41 @@ impl Work<'_> {
             let output = |step: &Step| step.output.value().map_or(0, value::size);
             grown_in_bounds("output", output(stored), output(record), self.limits.payload_bytes)?;
         }
-        if stored.is_none() && step_id as usize >= self.limits.steps_per_execution {
-            let known = match self.facts.step_counts.get(id) {
-                Some(count) => *count,
-                // Assigned numbers have hardly any gaps, so the number tells the count well enough.
-                None => step_id as usize,
-            };
-            let size = known + self.added.get(id).copied().unwrap_or(0) + 1;
-            if size > self.limits.steps_per_execution {
-                return Err(Refusal::TooLarge {
-                    field: "steps of the execution",
-                    size,
-                    limit: self.limits.steps_per_execution,
-                });
-            }
+        if stored.is_none() {
+            self.one_step_more(id, step_id, ahead)?;
         }
         Ok((RecordKey::step(id, step_id), stored, decision))
+    }
+
+    fn step_of_key(&self, id: &str, key: &str) -> Option<Arc<Step>> {
+        let key = (id.to_owned(), key.to_owned());
+        let step_id = match self.keys.get(&key) {
+            Some(step_id) => Some(*step_id),
+            None => self.facts.keys.get(&key).copied().flatten(),
+        }?;
+        self.step(&RecordKey::step(id, step_id))
+    }
+
+    /// The number for a step that brings none.
+    fn next_step_id(&self, id: &str) -> Result<i32, Refusal> {
+        let next = self.greatest(id).max(0).checked_add(1);
+        next.ok_or_else(|| Refusal::StepIdsExhausted { execution_id: id.to_owned() })
+    }
+
+    /// Refuses a step beyond the limit, which counts steps and not numbers. As long as no number reaches it there
+    /// cannot be too many, and nothing has to be counted.
+    fn one_step_more(&self, id: &str, step_id: i32, ahead: Ahead) -> Result<(), Refusal> {
+        let limit = self.limits.steps_per_execution;
+        let greatest = self.greatest(id).max(ahead.greatest).max(step_id);
+        if usize::try_from(greatest).is_ok_and(|greatest| greatest < limit) {
+            return Ok(());
+        }
+        let counted = self.facts.step_counts.get(id).ok_or(Refusal::NeedsStepCount)?;
+        let size = counted + self.added.get(id).copied().unwrap_or(0) + ahead.added + 1;
+        match size > limit {
+            true => Err(Refusal::TooLarge { field: "steps of the execution", size, limit }),
+            false => Ok(()),
+        }
     }
 
     fn greatest(&self, id: &str) -> i32 {
@@ -378,7 +455,12 @@ impl Work<'_> {
             changed: false,
             stored: false,
         });
-        if let Decision::Put(record) | Decision::Touch(record) = decision {
+        if let Decision::Put(mut record) | Decision::Touch(mut record) = decision {
+            let revision = self.facts.revision(record.revision);
+            if record.mirrored_revision == Some(record.revision) {
+                record.mirrored_revision = Some(revision);
+            }
+            record.revision = revision;
             if let Some(step_key) = &record.step_key {
                 self.keys.insert((key.execution_id.clone(), step_key.clone()), record.step_id);
             }
@@ -402,24 +484,16 @@ impl Work<'_> {
         steps: &[(StepRef, StepOp)],
     ) -> Result<Planned, Refusal> {
         let id = &write.execution_id;
-        let mut planned = Vec::with_capacity(steps.len());
-        let mut known = HashMap::new();
-        for (named, op) in steps {
-            let StepOp::Plan { fields, .. } = op else { continue };
-            let Some(step_id) = named.step_id else { continue };
-            planned.push((step_id, fields.depends_on.as_slice()));
-            for dependency in &fields.depends_on {
-                if let Some(stored) = self.step(&RecordKey::step(id, *dependency)) {
-                    known.insert(*dependency, stored.depends_on.clone());
-                }
-            }
-        }
         // The whole plan is decided before any of it is taken: all or nothing.
         let mut decided = Vec::with_capacity(steps.len());
+        let mut ahead = Ahead::default();
         for (named, op) in steps {
-            decided.push(self.decide_step(write, named, op)?);
+            let decision = self.decide_step(write, named, op, ahead)?;
+            ahead.added += usize::from(decision.1.is_none());
+            ahead.greatest = ahead.greatest.max(decision.0.step_id.unwrap_or(0));
+            decided.push(decision);
         }
-        step::check_plan(&planned, &known)?;
+        self.check_references(id, steps)?;
         let mut touched = Vec::with_capacity(decided.len());
         let mut answers = Vec::with_capacity(decided.len());
         for decision in decided {
@@ -428,5 +502,55 @@ impl Work<'_> {
             answers.push(step);
         }
         Ok(Planned { answer: Answer::Steps(answers), touched })
+    }
+
+    /// That the steps of a plan refer to steps of it or to stored ones, and never wait for each other.
+    fn check_references(&self, id: &str, steps: &[(StepRef, StepOp)]) -> Result<(), Refusal> {
+        let numbers: HashSet<i32> = steps.iter().filter_map(|(named, _)| named.step_id).collect();
+        let keys: HashMap<&String, i32> = steps
+            .iter()
+            .filter_map(|(named, _)| Some((named.step_key.as_ref()?, named.step_id?)))
+            .collect();
+        let number_of = |key: &String| match keys.get(key) {
+            Some(step_id) => Some(*step_id),
+            None => self.step_of_key(id, key).map(|step| step.step_id),
+        };
+        let mut planned = Vec::with_capacity(steps.len());
+        let mut known = HashMap::new();
+        for (named, op) in steps {
+            let (StepOp::Plan { fields, .. }, Some(step_id)) = (op, named.step_id) else {
+                continue;
+            };
+            let parent = match (fields.parent_step_id, &fields.parent_step_key) {
+                (Some(parent), _)
+                    if !numbers.contains(&parent)
+                        && self.step(&RecordKey::step(id, parent)).is_none() =>
+                {
+                    Some(parent.to_string())
+                }
+                (None, Some(parent)) if number_of(parent).is_none() => Some(parent.clone()),
+                _ => None,
+            };
+            if let Some(parent) = parent {
+                return Err(Refusal::UnknownParent { step_id, parent });
+            }
+            let mut depends_on = fields.depends_on.clone();
+            for key in &fields.depends_on_keys {
+                let number = number_of(key);
+                let unknown = || Refusal::UnknownDependency { step_id, depends_on: key.clone() };
+                depends_on.push(number.ok_or_else(unknown)?);
+            }
+            for dependency in depends_on.iter().filter(|id| !numbers.contains(id)) {
+                if let Some(stored) = self.step(&RecordKey::step(id, *dependency)) {
+                    let by_key = stored.depends_on_keys.iter().filter_map(number_of);
+                    known.insert(
+                        *dependency,
+                        stored.depends_on.iter().copied().chain(by_key).collect(),
+                    );
+                }
+            }
+            planned.push((step_id, depends_on));
+        }
+        step::check_plan(&planned, &known)
     }
 }

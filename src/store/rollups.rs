@@ -10,6 +10,7 @@ use bson::{Bson, Document};
 
 use super::{Cursor, Result};
 use crate::domain::Millis;
+use crate::domain::access::{App, AppScope};
 use crate::domain::digest::Digest;
 use crate::domain::rollup::{
     Counted, Deltas, Failure, FailureKey, Group, Level, Outcome, Parts, Rollup, RollupKey, Tally,
@@ -22,6 +23,7 @@ pub struct Selection {
     pub app_names: Vec<String>,
     pub sub_app_ids: Vec<i32>,
     pub user_ids: Vec<String>,
+    pub scope: AppScope,
 }
 
 impl Selection {
@@ -29,7 +31,8 @@ impl Selection {
         fn any<T: PartialEq>(wanted: &[T], actual: Option<&T>) -> bool {
             wanted.is_empty() || actual.is_some_and(|actual| wanted.contains(actual))
         }
-        any(&self.app_ids, group.app_id.as_ref())
+        self.scope.holds(App::of_group(group))
+            && any(&self.app_ids, group.app_id.as_ref())
             && any(&self.app_names, Some(&group.app_name))
             && any(&self.sub_app_ids, group.sub_app_id.as_ref())
             && any(&self.user_ids, group.user_id.as_ref())

@@ -3,7 +3,32 @@
 use std::sync::Arc;
 
 use super::error::Result;
+use crate::domain::access::AppScope;
+use crate::domain::audit::Asked;
+use crate::domain::audit::entry::Written;
 use crate::domain::{Artifact, Execution, ExecutionOp, Now, Step, StepOp, StepRef};
+
+/// Whoever asks for something.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct By {
+    /// The apps for which they may ask for it.
+    pub scope: AppScope,
+    /// The call, where it is recorded along with what it does.
+    pub asked: Option<Asked>,
+}
+
+impl By {
+    /// The same, with what is recorded named so.
+    pub fn named(scope: AppScope, asked: Option<&Asked>, rpc: &'static str) -> By {
+        By { scope, asked: asked.map(|asked| Asked { rpc, ..asked.clone() }) }
+    }
+}
+
+impl From<AppScope> for By {
+    fn from(scope: AppScope) -> By {
+        By { scope, asked: None }
+    }
+}
 
 /// One change asked for, of one execution or of steps of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,6 +37,10 @@ pub struct Write {
     pub op: Op,
     /// When the server took it.
     pub now: Now,
+    /// The apps for which whoever asks may ask for it.
+    pub scope: AppScope,
+    /// The call, where it is recorded along with the write: an answer then means that the record is durable too.
+    pub asked: Option<Asked>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +57,25 @@ pub enum Op {
 impl Write {
     /// Whether it has to be applied in a call of its own.
     pub fn is_delete(&self) -> bool {
-        matches!(self.op, Op::Execution(ExecutionOp::Delete { .. }))
+        matches!(
+            self.op,
+            Op::Execution(ExecutionOp::Delete { .. } | ExecutionOp::DeleteMirrored { .. })
+        )
+    }
+
+    /// What is recorded of it before it is done, if anything is.
+    pub fn recorded(&self) -> Option<Written> {
+        let step_id = match &self.op {
+            Op::Step { named, .. } => named.step_id,
+            Op::Execution(_) | Op::Plan(_) => None,
+        };
+        let (asked, execution_id) = (self.asked.clone()?, self.execution_id.clone());
+        Some(Written { asked, execution_id, step_id, code: None })
+    }
+
+    /// Whether it is a sign of life, which is a change only where it brings an execution back.
+    pub fn is_heartbeat(&self) -> bool {
+        matches!(self.op, Op::Execution(ExecutionOp::Heartbeat))
     }
 }
 
@@ -41,6 +88,16 @@ pub enum Answer {
     /// The record as it is: the update came too late and was dropped whole.
     Superseded(Record),
     Deleted,
+}
+
+impl Answer {
+    /// The number of the step that it is about.
+    pub fn step_id(&self) -> Option<i32> {
+        match self {
+            Answer::Step(step) | Answer::Superseded(Record::Step(step)) => Some(step.step_id),
+            _ => None,
+        }
+    }
 }
 
 /// Which record.

@@ -12,6 +12,7 @@ use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 
+use super::process::Process;
 use crate::clock::{Clock, SystemClock};
 
 /// How a metric counts.
@@ -49,15 +50,28 @@ pub const WRITE_BATCH_SIZE: &str = "stepwell_write_batch_size";
 pub const WRITE_BATCH_SECONDS: &str = "stepwell_write_batch_seconds";
 pub const WRITE_QUEUE_DEPTH: &str = "stepwell_write_queue_depth";
 pub const STORE_UP: &str = "stepwell_store_up";
+pub const STORE_OUTAGE: &str = "stepwell_store_outage";
 pub const STORE_OPERATION_SECONDS: &str = "stepwell_store_operation_seconds";
 pub const STORE_ERRORS: &str = "stepwell_store_errors_total";
+pub const STORE_INDEXES_LOST: &str = "stepwell_store_indexes_lost_total";
+pub const STORE_INDEXES_MISSING: &str = "stepwell_store_indexes_missing";
 pub const WATCHERS: &str = "stepwell_watchers";
 pub const WATCH_EVENTS: &str = "stepwell_watch_events_total";
 pub const WATCH_COALESCED: &str = "stepwell_watch_coalesced_total";
 pub const WATCH_LOOKUPS: &str = "stepwell_watch_lookups_total";
 pub const WATCH_CATCH_UP_READERS: &str = "stepwell_watch_catch_up_readers";
+pub const WATCH_LAG: &str = "stepwell_watch_lag_seconds";
+pub const CHANGES_SKIPPED: &str = "stepwell_changes_skipped_total";
 pub const RETENTION_REMOVED: &str = "stepwell_retention_removed_total";
 pub const LEASES_EXPIRED: &str = "stepwell_leases_expired_total";
+pub const CONNECTIONS: &str = "stepwell_connections";
+pub const CONNECTIONS_ENDED: &str = "stepwell_connections_ended_total";
+pub const AUTH: &str = "stepwell_auth_total";
+pub const AUDIT_RECORDS: &str = "stepwell_audit_records_total";
+pub const NOTIFICATIONS: &str = "stepwell_notifications_total";
+pub const NOTIFICATION_GAPS: &str = "stepwell_notifications_gaps_total";
+pub const RELOAD_FAILURES: &str = "stepwell_reload_failures_total";
+pub const CERTIFICATE_EXPIRY: &str = "stepwell_certificate_expiry_seconds";
 pub const PROCESS_START_TIME: &str = "process_start_time_seconds";
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
 pub const PROCESS_CPU: &str = "process_cpu_seconds_total";
@@ -126,7 +140,20 @@ pub const METRICS: &[Metric] = &[
         "Duration of one batch in the store.",
     ),
     metric(WRITE_QUEUE_DEPTH, Kind::Gauge, None, &[], "Writes waiting for the store."),
-    metric(STORE_UP, Kind::Gauge, None, &[], "1 while the database responds, otherwise 0."),
+    metric(
+        STORE_UP,
+        Kind::Gauge,
+        None,
+        &[],
+        "1 while the database responds and takes writes, otherwise 0.",
+    ),
+    metric(
+        STORE_OUTAGE,
+        Kind::Gauge,
+        None,
+        &["reason"],
+        "1 while the server is not ready for this reason, otherwise 0: away, full, read_only, gone.",
+    ),
     metric(
         STORE_OPERATION_SECONDS,
         Kind::Histogram(SECONDS),
@@ -139,7 +166,21 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         None,
         &["operation", "kind"],
-        "Failed store operations, by kind: unavailable, contention, corrupt, failed.",
+        "Failed store operations, by kind: away, full, read_only, gone, busy, contention, corrupt, refused_by_database, failed.",
+    ),
+    metric(
+        STORE_INDEXES_LOST,
+        Kind::Counter,
+        None,
+        &["collection"],
+        "Indexes of MongoDB that were gone while the server ran, and were made again.",
+    ),
+    metric(
+        STORE_INDEXES_MISSING,
+        Kind::Gauge,
+        None,
+        &[],
+        "Indexes of MongoDB that are not there and cannot be made; the log says why.",
     ),
     metric(WATCHERS, Kind::Gauge, None, &[], "Open watch streams."),
     metric(WATCH_EVENTS, Kind::Counter, None, &[], "Events sent to watchers."),
@@ -165,6 +206,20 @@ pub const METRICS: &[Metric] = &[
         "History readers serving resuming watchers.",
     ),
     metric(
+        WATCH_LAG,
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        &[],
+        "How long after the last change this server read it in the log, by its own clock and the database's. On a sharded cluster: until every shard has told how far it is.",
+    ),
+    metric(
+        CHANGES_SKIPPED,
+        Kind::Counter,
+        None,
+        &[],
+        "Changes left out of the log because the _id of their document is larger than 1 MiB.",
+    ),
+    metric(
         LEASES_EXPIRED,
         Kind::Counter,
         None,
@@ -177,6 +232,56 @@ pub const METRICS: &[Metric] = &[
         None,
         &["collection"],
         "Records deleted by retention on this server.",
+    ),
+    metric(CONNECTIONS, Kind::Gauge, None, &[], "Open connections of gRPC clients."),
+    metric(
+        CONNECTIONS_ENDED,
+        Kind::Counter,
+        None,
+        &["reason"],
+        "Connections that ended: client, handshake (took too long), silent (no sign of life), idle (no call for too long), tls (its TLS handshake failed), limit (its place was needed), refused (no place), shutdown.",
+    ),
+    metric(
+        AUTH,
+        Kind::Counter,
+        None,
+        &["kind", "outcome"],
+        "Calls by how the caller is known and whether they were let in: ok, missing, invalid, expired, role_forbids, scope_forbids, rate_limited, unavailable. Only with auth.mode = required.",
+    ),
+    metric(
+        AUDIT_RECORDS,
+        Kind::Counter,
+        None,
+        &["outcome"],
+        "Records of who did what that were stored, by how what they tell ended: ok, denied, failed, begun; and unavailable: those that could not be stored, so that what they were to tell was not done or is tried again.",
+    ),
+    metric(
+        RELOAD_FAILURES,
+        Kind::Counter,
+        None,
+        &["what"],
+        "Files read again that could not be used, by the setting that names them; what was read before stays in force.",
+    ),
+    metric(
+        CERTIFICATE_EXPIRY,
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        &["file"],
+        "When the first certificate of a file expires, in Unix time; the file by the setting that names it: tls.cert_file, tls.client_ca_file.",
+    ),
+    metric(
+        NOTIFICATIONS,
+        Kind::Counter,
+        None,
+        &["outcome"],
+        "Requests of notifications that ended on this server: delivered, failed (tried again later), dead (not tried again).",
+    ),
+    metric(
+        NOTIFICATION_GAPS,
+        Kind::Counter,
+        None,
+        &[],
+        "Times of which a subscription was told nothing, because the log of changes no longer had them.",
     ),
     metric(
         PROCESS_START_TIME,
@@ -218,6 +323,7 @@ pub fn install() {
             tracing::warn!("another metrics recorder is already installed; /metrics will be empty");
         }
         describe();
+        begin();
         let started_at_seconds = SystemClock.now().micros as f64 / 1e6;
         Installed { handle, started_at_seconds }
     });
@@ -232,6 +338,20 @@ fn describe() {
             Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.help),
         }
     }
+}
+
+/// Counts what may never happen from 0 on, so that it is shown and its first increment is a change.
+fn begin() {
+    metrics::counter!(AUTH, "kind" => "key", "outcome" => "ok").increment(0);
+    metrics::counter!(RELOAD_FAILURES, "what" => "auth.admin_key_file").increment(0);
+    metrics::counter!(AUDIT_RECORDS, "outcome" => "unavailable").increment(0);
+    metrics::counter!(CONNECTIONS_ENDED, "reason" => "client").increment(0);
+    for outcome in ["delivered", "failed", "dead"] {
+        notification(outcome).increment(0);
+    }
+    notification_gaps().increment(0);
+    metrics::counter!(STORE_INDEXES_LOST, "collection" => "executions").increment(0);
+    metrics::gauge!(STORE_INDEXES_MISSING).set(0.0);
 }
 
 /// Folds samples into buckets from time to time until the server ends.
@@ -270,43 +390,29 @@ pub fn render() -> String {
     text
 }
 
-/// What the operating system says about this process; nothing outside Linux.
-#[derive(Default)]
-struct Process {
-    resident_bytes: Option<f64>,
-    cpu_seconds: Option<f64>,
-    open_fds: Option<f64>,
-}
-
-impl Process {
-    fn read() -> Process {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        Process {
-            resident_bytes: resident_bytes(&status),
-            cpu_seconds: cpu_seconds(&stat),
-            open_fds: std::fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as f64),
-        }
-    }
-}
-
-fn resident_bytes(status: &str) -> Option<f64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kib| kib * 1024.0)
-}
-
-fn cpu_seconds(stat: &str) -> Option<f64> {
-    // The name in parentheses may contain spaces; user and system time are the 12th and 13th field after it.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    // The kernel counts these in 1/100 s for user space, whatever its own tick is.
-    Some((user + system) / 100.0)
-}
-
 /// What a server of this kind is, for dashboards.
 pub fn build_info(store: &'static str) {
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION"), "store" => store).set(1.0);
+}
+
+/// Requests of notifications that ended so, for one of the outcomes in the list.
+pub fn notification(outcome: &'static str) -> Counter {
+    counter!(NOTIFICATIONS, "outcome" => outcome)
+}
+
+/// Times of which somebody was told nothing.
+pub fn notification_gaps() -> Counter {
+    counter!(NOTIFICATION_GAPS)
+}
+
+/// How many connections are open.
+pub fn connections(open: usize) {
+    gauge!(CONNECTIONS).set(open as f64);
+}
+
+/// A connection ended, for one of the reasons in the list.
+pub fn connection_ended(reason: &'static str) {
+    counter!(CONNECTIONS_ENDED, "reason" => reason).increment(1);
 }
 
 /// Handles of the write path.
@@ -371,14 +477,44 @@ impl Default for WatchMetrics {
     }
 }
 
-/// 1 while the database answers.
+/// 1 while the database answers and takes writes.
 pub fn store_up() -> Gauge {
     gauge!(STORE_UP)
+}
+
+/// 1 while the server is not ready for this reason.
+pub fn store_outage(reason: &'static str) -> Gauge {
+    gauge!(STORE_OUTAGE, "reason" => reason)
+}
+
+/// How long after a change it is read in the log.
+pub fn watch_lag() -> Gauge {
+    gauge!(WATCH_LAG)
+}
+
+/// Changes that nobody is told of, since their key is too large.
+pub fn changes_skipped() -> Counter {
+    counter!(CHANGES_SKIPPED)
 }
 
 /// Executions that this server ended because their client went silent.
 pub fn leases_expired() -> Counter {
     counter!(LEASES_EXPIRED)
+}
+
+/// Calls by how their caller is known and what became of them.
+pub fn auth(kind: &'static str, outcome: &'static str) -> Counter {
+    counter!(AUTH, "kind" => kind, "outcome" => outcome)
+}
+
+/// Files that were read again and could not be used.
+pub fn reload_failures(what: &'static str) -> Counter {
+    counter!(RELOAD_FAILURES, "what" => what)
+}
+
+/// When a certificate of the file that this setting names is good no more, in milliseconds since 1970.
+pub fn certificate_expiry(setting: &'static str, at_millis: i64) {
+    gauge!(CERTIFICATE_EXPIRY, "file" => setting).set((at_millis / 1000) as f64);
 }
 
 /// Records of a collection that retention deleted.
@@ -410,74 +546,4 @@ pub fn reference_table() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_follow_the_rules() {
-        let mut seen = std::collections::BTreeSet::new();
-        for metric in METRICS {
-            let Metric { name, kind, unit, help, .. } = *metric;
-            assert!(seen.insert(name), "{name} is there twice");
-            assert!(name.starts_with("stepwell_") || name.starts_with("process_"), "{name}");
-            assert!(help.ends_with('.') && !help.contains('\n'), "{name}: {help}");
-            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
-            if unit == Some(Unit::Seconds) {
-                assert!(name.contains("_seconds"), "{name}");
-            }
-            if let Kind::Histogram(buckets) = kind {
-                assert!(!buckets.is_empty() && buckets.is_sorted(), "{name}");
-            }
-        }
-    }
-
-    #[test]
-    fn everything_counted_is_rendered_once_with_its_help() {
-        install();
-        install();
-        build_info("sqlite");
-        let writes = WriteMetrics::new();
-        writes.applied.increment(3);
-        writes.batch_size.record(7.0);
-        writes.batch_seconds.record(0.004);
-        writes.queue_depth.set(2.0);
-        WatchMetrics::new().lookups.increment(1);
-        store_up().set(1.0);
-        leases_expired().increment(1);
-        retention_removed("executions").increment(1);
-        let text = render();
-        for line in [
-            "# HELP stepwell_write_batch_size Writes in one batch to the store.",
-            "# TYPE stepwell_write_batch_size histogram",
-            "stepwell_write_batch_size_bucket{le=\"8\"} 1",
-            "stepwell_write_batch_size_bucket{le=\"4\"} 0",
-            "stepwell_write_batch_seconds_bucket{le=\"0.005\"} 1",
-            "stepwell_writes_total{outcome=\"applied\"} 3",
-            "# TYPE stepwell_store_up gauge",
-            "stepwell_store_up 1",
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line}\nnot in\n{text}");
-        }
-        assert_eq!(text.matches("# TYPE process_resident_memory_bytes gauge").count(), 1);
-        assert!(text.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"")), "{text}");
-        // Whatever is rendered is in the list.
-        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
-            let name = line.split(' ').next().unwrap_or_default();
-            assert!(METRICS.iter().any(|metric| metric.name == name), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_process_is_read_from_proc() {
-        assert_eq!(resident_bytes("VmPeak:\t  1 kB\nVmRSS:\t   2048 kB\n"), Some(2_097_152.0));
-        assert_eq!(resident_bytes(""), None);
-        let stat = "7 (a b) c) S 1 7 7 0 -1 4194560 100 0 0 0 150 50 0 0 20 0 1 0 100 1 1";
-        assert_eq!(cpu_seconds(stat), Some(2.0));
-        assert_eq!(cpu_seconds("7"), None);
-    }
-
-    #[test]
-    fn the_reference_lists_every_metric() {
-        assert_eq!(reference_table().lines().count(), METRICS.len() + 2);
-    }
-}
+mod tests;

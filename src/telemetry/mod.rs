@@ -6,6 +6,7 @@
 
 pub mod logs;
 pub mod metrics;
+mod process;
 pub mod traces;
 
 use tracing_subscriber::Layer as _;

@@ -114,7 +114,12 @@ impl Event {
         }
         match &self.record {
             Some(Record::Execution(execution)) => {
-                filter.matches(execution) || self.left(filter, execution)
+                filter.matches(execution)
+                    || self.left(filter, execution)
+                    // Another program may have given it to another app; whoever had it is told that it is gone.
+                    || (self.before.is_none()
+                        && self.revision.is_none()
+                        && !filter.scope.holds_execution(execution))
             }
             // Deleted: those who had it must hear of it; who had it is not always known.
             _ => self.before.as_ref().is_none_or(|before| filter.matches(before)),

@@ -20,7 +20,10 @@ use super::queue::{Bounds, End, Pushed, Queue};
 use super::resolve::{Interest, Pass, Resolver};
 use crate::clock::Clock;
 use crate::domain::query::ExecutionFilter;
-use crate::store::{Change, ChangeReader, Cursor, Error, Record, RecordKey, Result, Store};
+use crate::store::{
+    Change, ChangeLog, ChangeReader, Cursor, Error, Record, RecordKey, Result, Store,
+};
+use crate::telemetry::metrics::watch_lag;
 
 /// How watching behaves.
 #[derive(Debug, Clone, Copy)]
@@ -253,9 +256,9 @@ impl Hub {
         })
     }
 
-    /// Whether the database keeps a log to watch.
-    pub fn check(&self) -> Result<()> {
-        self.store.log().map(|_| ())
+    /// The log to watch, if the database keeps one.
+    pub fn log(&self) -> Result<Arc<dyn ChangeLog>> {
+        self.store.log()
     }
 
     /// Told of what this server wrote: it spares the watchers a look-up.
@@ -318,7 +321,7 @@ impl Hub {
             live.published = Some(cursor);
         }
         // Before the tail runs: it ends when there is nobody to run for.
-        let registered = self.register(subscriber).ok_or(Error::Unavailable(None));
+        let registered = self.register(subscriber).ok_or(Error::away());
         let hub = Arc::clone(self);
         self.tasks.spawn(async move { hub.tail(reader).await });
         registered
@@ -397,6 +400,11 @@ impl Hub {
             let published = match read {
                 Ok(changes) => {
                     let cursor = open.cursor();
+                    if let Some(first) = changes.first() {
+                        // The clocks may disagree by more than it takes.
+                        let lag = self.clock.now().millis().saturating_sub(first.at).max(0);
+                        watch_lag().set(lag as f64 / 1000.0);
+                    }
                     tokio::select! {
                         () = self.stop.cancelled() => break,
                         published = self.publish(changes, cursor, &pass) => published,
@@ -518,6 +526,7 @@ pub(super) fn again(error: &Error) -> Error {
         Error::CursorExpired => Error::CursorExpired,
         Error::BadCursor => Error::BadCursor,
         Error::Failed(cause) => Error::failed(cause.to_string()),
-        _ => Error::Unavailable(None),
+        Error::Unavailable(unavailable) => Error::Unavailable(unavailable.again()),
+        _ => Error::away(),
     }
 }

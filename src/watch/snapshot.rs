@@ -206,6 +206,7 @@ impl Reading {
             after,
             limit: self.steps_page.0,
             examine: EXAMINE,
+            payloads: None,
         };
         let page = store.steps(&query).await?;
         let read_at = self.clock.instant();
@@ -270,6 +271,7 @@ pub async fn running_steps(store: &dyn Store, execution_id: &str) -> Result<Vec<
             after,
             limit: LARGEST_PAGE,
             examine: EXAMINE,
+            payloads: None,
         };
         let page = store.steps(&query).await?;
         running.extend(page.records.iter().map(|step| step.step_id));

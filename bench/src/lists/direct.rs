@@ -43,8 +43,8 @@ impl Direct {
         options.server_selection_timeout = Some(std::time::Duration::from_secs(10));
         let database = Client::with_options(options)?.database(database);
         Ok(Direct {
-            raw: database.collection(mongo::EXECUTIONS),
-            executions: database.collection(mongo::EXECUTIONS),
+            raw: database.collection(&mongo::EXECUTIONS),
+            executions: database.collection(&mongo::EXECUTIONS),
         })
     }
 
@@ -147,7 +147,10 @@ fn stored(run: &Run) -> Execution {
         pinned: None,
         configuration_version: None,
         update_sequence: None,
+        mirrored_position: None,
+        mirrored_revision: None,
         digests: Digests::default(),
         deleted_at: None,
+        odd_start: None,
     }
 }

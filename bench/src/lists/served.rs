@@ -67,6 +67,7 @@ impl Served {
         let writes = stream::iter(numbers.map(move |number| IngestRequest {
             sequence: i64::try_from(number).unwrap_or(i64::MAX),
             write: Some(Write::PutExecution(record(&runs.get(number)))),
+            mirrored: None,
         }));
         let mut service = IngestServiceClient::new(self.channels[0].clone());
         let mut answers = service.ingest(writes).await?.into_inner();

@@ -265,7 +265,8 @@ impl Bench<'_> {
         }
         let texts = Arc::clone(&self.texts);
         let writes = stream::iter((0..count).flat_map(move |number| writes(&texts, number)));
-        let requests = writes.map(|write| IngestRequest { sequence: 0, write: Some(write) });
+        let requests =
+            writes.map(|write| IngestRequest { sequence: 0, write: Some(write), mirrored: None });
         let mut service = IngestServiceClient::new(self.channels[0].clone());
         let mut answers = service.ingest(requests).await?.into_inner();
         let mut stored = 0_u64;

@@ -67,14 +67,14 @@ impl Direct {
     }
 
     pub fn point_writer(&self) -> PointWriter {
-        PointWriter(self.database.collection(mongo::METRICS))
+        PointWriter(self.database.collection(&mongo::METRICS))
     }
 
     pub(super) fn spawn(&self, tasks: &mut JoinSet<()>, clients: usize, round: &Arc<Round>) {
         for client in 0..clients {
             let runner = Runner {
-                executions: self.database.collection(mongo::EXECUTIONS),
-                steps: self.database.collection(mongo::STEPS),
+                executions: self.database.collection(&mongo::EXECUTIONS),
+                steps: self.database.collection(&mongo::STEPS),
             };
             tasks.spawn(runner.run(client, Arc::clone(round)));
         }
@@ -216,8 +216,11 @@ fn new_execution(id: &str, now: Now) -> Execution {
         pinned: None,
         configuration_version: None,
         update_sequence: None,
+        mirrored_position: None,
+        mirrored_revision: None,
         digests: Digests { create: Some(DIGEST.to_owned()), ..Digests::default() },
         deleted_at: None,
+        odd_start: None,
     }
 }
 
@@ -243,10 +246,14 @@ fn new_step(id: &str, step: i32, now: Now) -> Step {
         created_at: at,
         updated_at: at,
         depends_on: Vec::new(),
+        depends_on_keys: Vec::new(),
         parent_step_id: None,
+        parent_step_key: None,
         progress: None,
         progress_message: None,
         update_sequence: None,
+        mirrored_position: None,
+        mirrored_revision: None,
         attempts: Vec::new(),
         digests: Digests { start: Some(DIGEST.to_owned()), ..Digests::default() },
     }

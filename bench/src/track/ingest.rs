@@ -66,7 +66,7 @@ async fn one_stream(
         slot.sent = Instant::now();
         let write = write(&slot.script);
         requests
-            .try_send(IngestRequest { sequence: slot.sequence, write: Some(write) })
+            .try_send(IngestRequest { sequence: slot.sequence, write: Some(write), mirrored: None })
             .map_err(|_| "the stream ended while it was written to".to_owned())
     };
     let mut slots = Vec::with_capacity(clients);

@@ -255,6 +255,7 @@ impl Run {
                 progress_message: Some(sequence.to_string()),
                 ..Default::default()
             })),
+            mirrored: None,
         }
     }
 }

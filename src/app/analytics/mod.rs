@@ -52,10 +52,14 @@ pub struct Freshness {
     pub exact_since: Option<Millis>,
     /// Everything acknowledged up to here is in.
     pub counted_until: Option<Millis>,
+    /// What was acknowledged since then may not be in, where rollups are behind.
+    pub not_counted_since: Option<Millis>,
     /// Executions that were read.
     pub executions_read: u64,
     /// What started earlier was not read.
     pub read_from: Option<Millis>,
+    /// Executions without a usable id, which are left out.
+    pub unreadable: u64,
 }
 
 impl Freshness {
@@ -65,8 +69,13 @@ impl Freshness {
         self.exact_since = self.exact_since.max(other.exact_since);
         self.counted_until =
             self.counted_until.zip(other.counted_until).map(|(one, two)| one.min(two));
+        self.not_counted_since = match (self.not_counted_since, other.not_counted_since) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        };
         self.executions_read += other.executions_read;
         self.read_from = self.read_from.max(other.read_from);
+        self.unreadable = self.unreadable.max(other.unreadable);
     }
 }
 
@@ -133,15 +142,18 @@ impl Analytics {
             complete: true,
             exact_since: None,
             counted_until: Some(self.now()),
+            not_counted_since: None,
             executions_read: 0,
             read_from: None,
+            unreadable: 0,
         };
         Source { rollups: false, freshness }
     }
 
     /// Whether rollups answer for this filter, and what they cover. `users`: whether they tell users apart there.
     async fn source(&self, filter: &ExecutionFilter, users: bool) -> Result<Source> {
-        let direct = self.records_only();
+        let mut direct = self.records_only();
+        direct.freshness.unreadable = self.app.unreadable_executions().await?;
         let unknown_to_rollups = filter.min_duration_ms.is_some()
             || !filter.metadata.is_empty()
             || !users && !filter.user_ids.is_empty();
@@ -158,6 +170,11 @@ impl Analytics {
             complete: caught_up,
             exact_since: state.exact_since,
             counted_until: direct.freshness.counted_until.filter(|_| caught_up),
+            // From before what is read: more may be in by then, never less.
+            not_counted_since: match caught_up {
+                true => None,
+                false => self.rollups.counted_until().await,
+            },
             ..direct.freshness
         };
         Ok(Source { rollups: true, freshness })
@@ -180,6 +197,7 @@ fn selection(filter: &ExecutionFilter) -> Selection {
         app_names: filter.app_names.clone(),
         sub_app_ids: filter.sub_app_ids.clone(),
         user_ids: filter.user_ids.clone(),
+        scope: filter.scope.clone(),
     }
 }
 

@@ -79,6 +79,7 @@ impl Analytics {
             }
         };
         let Source { mut freshness, .. } = self.records_only();
+        freshness.unreadable = self.app.unreadable_executions().await?;
         let mut sums: HashMap<(Group, String), Sum> = HashMap::new();
         let mut steps_read = 0;
         let mut budget = self.budget(max_executions).await;
@@ -144,6 +145,7 @@ impl Analytics {
                 after,
                 limit: AT_ONCE,
                 examine: AT_ONCE * 2,
+                payloads: None,
             };
             let page = self.app.store().steps(&query).await?;
             steps.extend(page.records);

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use super::token::Kind;
 use super::{App, Error, FRAMING_BYTES, Result, execution_not_found};
+use crate::domain::access::AppScope;
 use crate::domain::query::Page;
-use crate::domain::{MetricInterval, MetricPoint, Millis};
+use crate::domain::{MetricCounts, MetricInterval, MetricPoint, Millis, StepNames, StepRef};
+use crate::store::By;
 use crate::store::metrics::{IntervalQuery, MetricStore, PointKey, Span};
 
 pub use recorder::{Observer, Pending, Recorder, Request};
@@ -30,18 +32,24 @@ pub struct Metrics {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query {
     pub span: Span,
+    /// Only points of this step.
+    pub step: Option<StepRef>,
     /// Empty: all.
     pub names: Vec<String>,
     pub size: usize,
     /// Empty: the first page.
     pub token: String,
+    /// The apps that may be told of.
+    pub scope: AppScope,
 }
 
 impl Query {
     /// What a page token belongs to.
     fn identity(&self, interval_ms: Option<i64>) -> String {
         let Span { execution_id, from, until } = &self.span;
-        format!("{execution_id:?}/{from:?}/{until:?}/{:?}/{interval_ms:?}", self.names)
+        let step = self.step.as_ref().map(|step| format!("{step:?}")).unwrap_or_default();
+        let scope = self.scope.identity();
+        format!("{scope}{execution_id:?}/{from:?}/{until:?}/{:?}/{interval_ms:?}{step}", self.names)
     }
 }
 
@@ -57,8 +65,16 @@ impl Metrics {
         Metrics { app, store, recorder }
     }
 
-    pub fn recorder(&self) -> &Recorder {
-        &self.recorder
+    /// Stores one request. Refuses at once when the queue is full.
+    pub async fn record(&self, request: Request, by: By) -> Result<MetricCounts> {
+        self.app.check_within(&request.execution_id, &by.scope).await?;
+        self.recorder.record(Request { asked: by.asked, ..request }).await
+    }
+
+    /// Queues one request, waiting for room as long as it takes.
+    pub async fn enqueue(&self, request: Request, by: By) -> Result<Pending> {
+        self.app.check_within(&request.execution_id, &by.scope).await?;
+        self.recorder.enqueue(Request { asked: by.asked, ..request }).await
     }
 
     /// The token's payload, before anything is looked up.
@@ -74,7 +90,8 @@ impl Metrics {
     }
 
     /// Points of other programs, and those put as they are, may be of no execution that is stored.
-    async fn check_known(&self, execution_id: &str) -> Result<()> {
+    async fn check_known(&self, execution_id: &str, scope: &AppScope) -> Result<()> {
+        self.app.check_within(execution_id, scope).await?;
         if self.app.store().execution(execution_id).await?.is_some()
             || self.store.has_points(execution_id).await?
         {
@@ -84,10 +101,18 @@ impl Metrics {
     }
 
     /// Asked after points were read: of an execution that is being deleted, nobody gets any.
-    async fn check_stays(&self, execution_id: &str) -> Result<()> {
+    async fn check_stays(&self, execution_id: &str, scope: &AppScope) -> Result<()> {
+        self.app.check_within(execution_id, scope).await?;
         match self.app.store().is_being_deleted(execution_id).await? {
             true => Err(execution_not_found(execution_id)),
             false => Ok(()),
+        }
+    }
+
+    async fn step(&self, query: &Query) -> Result<Option<StepNames>> {
+        match &query.step {
+            None => Ok(None),
+            Some(named) => self.app.names_of(&query.span.execution_id, named).await.map(Some),
         }
     }
 
@@ -101,24 +126,28 @@ impl Metrics {
             None => None,
             Some(bytes) => Some(decode_point(&bytes).ok_or(Error::BadToken("page_token"))?),
         };
-        self.check_known(&query.span.execution_id).await?;
+        self.check_known(&query.span.execution_id, &query.scope).await?;
+        let step = self.step(query).await?;
         let limits = self.app.limits();
         let mut examine = limits.page_examined_records.max(query.size);
         let mut room = limits.page_bytes.saturating_sub(FRAMING_BYTES);
         let mut records = Vec::new();
         let next = 'page: loop {
-            let limit = QUERY_POINTS.min(examine).min(match query.names.is_empty() {
-                true => query.size - records.len(),
-                // Most of them may have none of the names.
-                false => QUERY_POINTS,
-            });
+            let limit =
+                QUERY_POINTS.min(examine).min(match query.names.is_empty() && step.is_none() {
+                    true => query.size - records.len(),
+                    // Most of them may have none of the names, or be of other steps.
+                    false => QUERY_POINTS,
+                });
             let page = self.store.points(&query.span, after.as_ref(), limit.max(1)).await?;
             examine = examine.saturating_sub(limit.max(1));
             let more = page.next;
             for (key, point) in page.records {
                 let point = point.only(&query.names);
+                let is_wanted =
+                    |step: &StepNames| step.is(point.step_id, point.step_key.as_deref());
                 // Of another program: without a number there is nothing to tell.
-                if !point.metrics.is_empty() {
+                if !point.metrics.is_empty() && step.as_ref().is_none_or(is_wanted) {
                     let bytes = size_of(&point) + 8;
                     if records.len() >= query.size || (bytes > room && !records.is_empty()) {
                         break 'page after;
@@ -134,7 +163,7 @@ impl Metrics {
                 Some(more) => after = Some(more),
             }
         };
-        self.check_stays(&query.span.execution_id).await?;
+        self.check_stays(&query.span.execution_id, &query.scope).await?;
         let next_page_token = match next {
             None => String::new(),
             Some(key) => self.app.tokens().await?.seal(
@@ -157,9 +186,10 @@ impl Metrics {
             None => None,
             Some(bytes) => Some(decode_interval(&bytes).ok_or(Error::BadToken("page_token"))?),
         };
-        self.check_known(&query.span.execution_id).await?;
+        self.check_known(&query.span.execution_id, &query.scope).await?;
         let asked = IntervalQuery {
             span: query.span.clone(),
+            step: self.step(query).await?,
             names: query.names.clone(),
             interval_ms,
             after,
@@ -168,7 +198,7 @@ impl Metrics {
             examine: self.app.limits().page_examined_records.saturating_mul(POINTS_PER_RECORD),
         };
         let Page { mut records, next } = self.store.intervals(&asked).await?;
-        self.check_stays(&query.span.execution_id).await?;
+        self.check_stays(&query.span.execution_id, &query.scope).await?;
         let mut room = self.app.limits().page_bytes.saturating_sub(FRAMING_BYTES);
         let fitting = records
             .iter()

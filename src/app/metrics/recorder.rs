@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 use crate::app::error::Result;
 use crate::app::lanes::{self, Bounds, Lanes, Work};
 use crate::clock::Clock;
+use crate::domain::audit::Asked;
 use crate::domain::{MetricCounts, MetricPoint, metric};
 use crate::store;
 use crate::store::metrics::{Arrived, MetricStore, Recorded, Recording, RequestId};
@@ -27,6 +28,8 @@ pub struct Request {
     pub request_id: Option<String>,
     /// As they are; see `Recording`.
     pub put: bool,
+    /// The call, where it is recorded along with the points.
+    pub asked: Option<Asked>,
 }
 
 /// The answer to come of a request that is in the queue.
@@ -54,10 +57,10 @@ impl Recorder {
     }
 
     fn taken(&self, request: Request) -> Recording {
-        let Request { execution_id, points, request_id, put } = request;
+        let Request { execution_id, points, request_id, put, asked } = request;
         let request = request_id.map(|id| RequestId { id, digest: metric::digest(&points) });
         let now = self.clock.now().millis();
-        Recording { execution_id, points, request, put, now }
+        Recording { execution_id, points, request, put, now, asked }
     }
 
     /// Stores one request. Refuses at once when the queue is full.

@@ -2,7 +2,7 @@
 //! is written down of it added to the rollups. So a change may be taken in again, or too late, or together with later
 //! ones: what counts is the record as it is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -23,7 +23,7 @@ use crate::store::{
 };
 
 /// Executions in one transaction.
-const EXECUTIONS_AT_ONCE: usize = 500;
+const EXECUTIONS_AT_ONCE: usize = 1_000;
 /// Of those, how many whose failed steps are asked for together: each may have a thousand.
 const WITH_STEPS_AT_ONCE: usize = 50;
 /// Failures in one transaction, unless one execution has more.
@@ -92,7 +92,7 @@ impl Keeper {
         // Another server leads now, and takes the same in.
         match self.rollups.commit(&self.holder, batch).await? {
             true => Ok(()),
-            false => Err(Error::Unavailable(None)),
+            false => Err(Error::away()),
         }
     }
 
@@ -279,20 +279,38 @@ impl Consumer for Keeper {
 
     async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()> {
         let looks: Vec<(String, Look)> = self.looks(changes).await?.into_iter().collect();
-        let mut pieces = looks.chunks(EXECUTIONS_AT_ONCE).peekable();
-        if pieces.peek().is_none() {
+        if looks.is_empty() {
             return self.write(Vec::new(), Some(through.clone()), None).await;
         }
-        while let Some(piece) = pieces.next() {
-            let mut left = piece.to_vec();
-            while !left.is_empty() {
-                let (recounts, later) = self.recounts(&left).await?;
-                left = later;
-                let is_last = left.is_empty() && pieces.peek().is_none();
-                self.write(recounts, is_last.then(|| through.clone()), None).await?;
+        // What is counted next is looked up while what was is written: no execution is in both.
+        let mut pieces: VecDeque<Vec<(String, Look)>> =
+            looks.chunks(EXECUTIONS_AT_ONCE).map(<[_]>::to_vec).collect();
+        let mut recounted = None;
+        loop {
+            let next = pieces.pop_front();
+            let is_last = next.is_none();
+            let look_up = async {
+                match &next {
+                    Some(piece) => self.recounts(piece).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let write = async {
+                match recounted.take() {
+                    Some(recounts) => {
+                        self.write(recounts, is_last.then(|| through.clone()), None).await
+                    }
+                    None => Ok(()),
+                }
+            };
+            let (looked_up, written) = tokio::join!(look_up, write);
+            written?;
+            let Some((recounts, later)) = looked_up? else { return Ok(()) };
+            if !later.is_empty() {
+                pieces.push_front(later);
             }
+            recounted = Some(recounts);
         }
-        Ok(())
     }
 
     async fn rebuild(&self, through: &Cursor) -> Result<()> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::Result;
+use crate::domain::Millis;
 use crate::follow::{CaughtUp, Follower};
 use crate::store::rollups::RollupState;
 
@@ -36,11 +37,16 @@ impl Rollups {
         &self.reader
     }
 
-    /// Waits until everything that was acknowledged before is counted, a few seconds at most, and says whether it is.
-    /// `CaughtUp::NoLog`: there are no rollups, and never will be.
+    /// Waits until everything that was acknowledged before is counted, as long as that may be soon, and says whether it
+    /// is. `CaughtUp::NoLog`: there are no rollups, and never will be.
     pub async fn caught_up(&self) -> Result<(CaughtUp, RollupState)> {
-        let caught_up = self.follower.caught_up(PATIENCE).await?;
+        let caught_up = self.follower.soon_caught_up(PATIENCE).await?;
         Ok((caught_up, self.reader.state().await?))
+    }
+
+    /// Up to when everything is counted, where not everything is.
+    pub async fn counted_until(&self) -> Option<Millis> {
+        self.follower.taken_until().await
     }
 
     /// How far a rebuild on this server is, or what the last one did.

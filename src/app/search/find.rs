@@ -12,10 +12,10 @@ use tokio::sync::Semaphore;
 
 use crate::app::token::{Kind as TokenKind, Tokens};
 use crate::app::{Error, Result};
-use crate::domain::Execution;
 use crate::domain::query::ExecutionFilter;
 use crate::domain::search::score::{Snippet, matched, snippet};
 use crate::domain::search::{Kind, Query};
+use crate::domain::{Execution, Millis};
 use crate::follow::{CaughtUp, Follower};
 use crate::store::search::{CandidateQuery, Entry, EntryKey, SearchStore};
 use crate::store::{self, Changed, Record, RecordKey, Store};
@@ -33,7 +33,7 @@ const WINDOWS: usize = 5;
 const COUNTED: u64 = 1_000;
 /// Hits whose records are looked up at a time.
 const LOOKED_UP_AT_ONCE: usize = 100;
-/// How long a search waits until everything acknowledged before is indexed.
+/// How long a search waits until everything acknowledged before is indexed, as long as that may be soon.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is asked.
@@ -62,6 +62,8 @@ pub struct Found {
     pub next_page_token: String,
     /// Whether everything that was acknowledged before is indexed; `NoLog`: nothing is.
     pub caught_up: CaughtUp,
+    /// Where not everything is: since when what was acknowledged may be missing.
+    pub not_indexed_since: Option<Millis>,
 }
 
 /// The operations of search.
@@ -110,6 +112,12 @@ fn after(place: &[u8]) -> Vec<u8> {
     next
 }
 
+fn nearest_power_of_two(number: u64) -> u64 {
+    let above = number.max(1).next_power_of_two();
+    let below = above / 2;
+    if below > 0 && number - below.min(number) < above - number { below } else { above }
+}
+
 fn order(a: (f64, &EntryKey), b: (f64, &EntryKey)) -> Ordering {
     b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1))
 }
@@ -137,8 +145,17 @@ impl Search {
                 .map(Some)
                 .ok_or(Error::BadToken("page_token"))?,
         };
-        let caught_up = follower.caught_up(PATIENCE).await?;
-        let mut found = Found { hits: Vec::new(), next_page_token: String::new(), caught_up };
+        let caught_up = follower.soon_caught_up(PATIENCE).await?;
+        let not_indexed_since = match caught_up {
+            CaughtUp::Behind => follower.taken_until().await,
+            _ => None,
+        };
+        let mut found = Found {
+            hits: Vec::new(),
+            next_page_token: String::new(),
+            caught_up,
+            not_indexed_since,
+        };
         if caught_up == CaughtUp::NoLog {
             return Ok(found);
         }
@@ -148,7 +165,13 @@ impl Search {
             None => {
                 let mut texts = Vec::new();
                 for item in &question.query.wanted {
-                    texts.push(self.index.texts_with(&item.needs(), COUNTED).await?);
+                    let with = self.index.texts_with(&item.needs(), COUNTED).await?;
+                    // The index is of all apps. Of those that the caller may not see the scores tell no more than
+                    // the order of magnitude.
+                    texts.push(match question.filter.scope.is_all() {
+                        true => with,
+                        false => nearest_power_of_two(with),
+                    });
                 }
                 Place { texts, ..Place::default() }
             }

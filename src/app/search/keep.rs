@@ -9,11 +9,13 @@ use async_trait::async_trait;
 use bson::Bson;
 use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use crate::app::artifacts::Part;
 use crate::app::{self, Artifacts, Error};
 use crate::blobs;
 use crate::clock::Clock;
+use crate::domain::access::AppScope;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionOrder, ExecutionQuery, StepQuery,
 };
@@ -29,7 +31,7 @@ const LOADED_AT_ONCE: usize = 32;
 /// Records without payloads, when everything is indexed anew.
 const LISTED_AT_ONCE: usize = 200;
 /// Texts written at a time, and their bytes.
-const WRITTEN_AT_ONCE: usize = 500;
+const WRITTEN_AT_ONCE: usize = 1_000;
 const BYTES_AT_ONCE: usize = 8 * 1024 * 1024;
 
 /// Texts whose storage was away are tried again so often, so many at a time.
@@ -57,6 +59,13 @@ pub struct Keeper {
 
 fn entry(key: EntryKey, name: Option<&str>, text: text::Text) -> Entry {
     Entry { key, name: name.map(str::to_owned), text: text.text, truncated: text.truncated }
+}
+
+/// Whether it is time to write it.
+fn is_big(batch: &SearchBatch) -> bool {
+    let bytes: usize = batch.put.iter().map(|(entry, _)| entry.text.len()).sum();
+    let texts = batch.put.len() + batch.gone.len() + batch.gone_executions.len();
+    texts >= WRITTEN_AT_ONCE || bytes >= BYTES_AT_ONCE
 }
 
 /// Puts a text, or takes it away where there is none.
@@ -127,7 +136,7 @@ impl Keeper {
         match self.downloaded(artifact).await {
             Ok(text) => Ok(Found::Text(text.unwrap_or_default())),
             Err(Error::Bytes(blobs::Error::Unavailable(_))) => Ok(Found::Away),
-            Err(Error::ShuttingDown) => Err(store::Error::Unavailable(None)),
+            Err(Error::ShuttingDown) => Err(store::Error::away()),
             Err(Error::Store(error @ store::Error::Unavailable(_))) => Err(error),
             // Without bytes, or with others than were stored.
             Err(_) => Ok(Found::Text(text::Text::default())),
@@ -137,7 +146,8 @@ impl Keeper {
     async fn downloaded(&self, artifact: &Artifact) -> app::Result<Option<text::Text>> {
         // One more than is indexed tells whether there are more.
         let part = Part::From { offset: 0, limit: Some(INDEXED_BYTES as u64 + 1) };
-        let mut download = self.artifacts.download(&artifact.artifact_id, part).await?;
+        let mut download =
+            self.artifacts.download(&artifact.artifact_id, part, &AppScope::all()).await?;
         let mut bytes = Vec::new();
         while let Some(piece) = download.bytes.next().await {
             bytes.extend_from_slice(&piece?);
@@ -191,29 +201,43 @@ impl Keeper {
 
     /// Writes the batch if it is big.
     async fn drain(&self, batch: &mut SearchBatch) -> Result<()> {
-        let bytes: usize = batch.put.iter().map(|(entry, _)| entry.text.len()).sum();
-        let texts = batch.put.len() + batch.gone.len() + batch.gone_executions.len();
-        if texts < WRITTEN_AT_ONCE && bytes < BYTES_AT_ONCE {
+        if !is_big(batch) {
             return Ok(());
         }
         let full = std::mem::replace(batch, self.batch());
         self.index.index(full).await
     }
 
-    /// Indexes the records as they are now.
+    /// Indexes the records as they are now. The next ones are looked up while others are written, in their order.
     async fn load(&self, batch: &mut SearchBatch, what: &[Changed]) -> Result<()> {
         let log = self.records.log()?;
-        for piece in what.chunks(LOADED_AT_ONCE) {
-            for (_, record) in log.load(piece, true).await? {
-                match record {
-                    Record::Execution(execution) => of_execution(batch, &execution),
-                    Record::Step(step) => of_step(batch, &step),
-                    Record::Artifact(artifact) => self.of_artifact(batch, &artifact).await?,
+        let (full, mut filled) = mpsc::channel::<SearchBatch>(1);
+        let write = async {
+            while let Some(batch) = filled.recv().await {
+                self.index.index(batch).await?;
+            }
+            Ok::<(), store::Error>(())
+        };
+        let look_up = async move {
+            for piece in what.chunks(LOADED_AT_ONCE) {
+                for (_, record) in log.load(piece, true).await? {
+                    match record {
+                        Record::Execution(execution) => of_execution(batch, &execution),
+                        Record::Step(step) => of_step(batch, &step),
+                        Record::Artifact(artifact) => self.of_artifact(batch, &artifact).await?,
+                    }
+                }
+                if is_big(batch) {
+                    let next = std::mem::replace(batch, self.batch());
+                    // Nobody takes it any more where writing failed, which is told.
+                    if full.send(next).await.is_err() {
+                        break;
+                    }
                 }
             }
-            self.drain(batch).await?;
-        }
-        Ok(())
+            Ok::<(), store::Error>(())
+        };
+        tokio::try_join!(look_up, write).map(drop)
     }
 
     async fn steps(&self, batch: &mut SearchBatch, execution_id: &str) -> Result<()> {
@@ -225,6 +249,7 @@ impl Keeper {
                 limit: LISTED_AT_ONCE,
                 examine: LISTED_AT_ONCE * 4,
                 statuses: Vec::new(),
+                payloads: None,
             };
             let page = self.records.steps(&query).await?;
             let found = page.records.iter();
@@ -268,6 +293,10 @@ impl Consumer for Keeper {
 
     async fn cursor(&self) -> Result<Option<Cursor>> {
         self.index.search_cursor().await
+    }
+
+    fn rebuilds_without_log(&self) -> bool {
+        true
     }
 
     async fn take(&self, changes: &[Change], through: &Cursor) -> Result<()> {

@@ -53,7 +53,30 @@ impl Target {
     }
 }
 
+impl Args {
+    /// All bytes of an artifact into a file, which is replaced.
+    pub fn whole(artifact_id: String, file: PathBuf) -> Self {
+        Args { artifact_id, file: Some(file), offset: None, limit: None, tail: None, force: true }
+    }
+}
+
 pub async fn run(args: &Args, connection: &Connection, output: &Output) -> Result<Exit> {
+    let (artifact, path) = get(args, connection).await?;
+    if let Some(path) = path {
+        if output.is_json() {
+            output.json(&json::artifact(&artifact))?;
+        } else {
+            output.line(&text::one_line(&path.display().to_string()))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Gets the bytes; the answer is the record, and the file where they are in one.
+pub async fn get(
+    args: &Args,
+    connection: &Connection,
+) -> Result<(proto::Artifact, Option<PathBuf>)> {
     let mut client = connection.artifacts();
     let request = proto::GetArtifactRequest { artifact_id: args.artifact_id.clone() };
     let artifact = client.get_artifact(call(request)).await?.into_inner().artifact;
@@ -81,8 +104,8 @@ pub async fn run(args: &Args, connection: &Connection, output: &Output) -> Resul
         match broke {
             Ok(Ok(())) => break Ok(()),
             Ok(Err(status)) => {
-                if let Err(failure) = patience.wait(status, came, &bar).await {
-                    break Err(failure);
+                if let Err(status) = patience.wait(status, came, &bar).await {
+                    break Err(Failure::from(status));
                 }
             }
             Err(error) => break Err(Failure::from(error)),
@@ -99,7 +122,8 @@ pub async fn run(args: &Args, connection: &Connection, output: &Output) -> Resul
             _ => Ok(()),
         }
     });
-    close(target, fetched, &artifact, output)
+    let path = close(target, fetched)?;
+    Ok((artifact, path))
 }
 
 fn open(args: &Args, artifact: &proto::Artifact) -> Result<Target> {
@@ -174,16 +198,12 @@ async fn fetch(
     }
 }
 
-fn close(
-    target: Target,
-    fetched: Result<()>,
-    artifact: &proto::Artifact,
-    output: &Output,
-) -> Result<Exit> {
+fn close(target: Target, fetched: Result<()>) -> Result<Option<PathBuf>> {
     match target {
         Target::Stdout => {
             fetched?;
             io::stdout().lock().flush()?;
+            Ok(None)
         }
         Target::File { path, part, file } => {
             let kept = fetched.and_then(|()| {
@@ -196,12 +216,7 @@ fn close(
                 let _ = fs::remove_file(&part);
                 return Err(failure);
             }
-            if output.is_json() {
-                output.json(&json::artifact(artifact))?;
-            } else {
-                output.line(&text::one_line(&path.display().to_string()))?;
-            }
+            Ok(Some(path))
         }
     }
-    Ok(Exit::Done)
 }

@@ -1,8 +1,10 @@
 //! `stepwell artifacts …`: bring files to an execution, fetch them, list and delete them.
 
-mod get;
-mod progress;
+pub mod get;
+pub mod progress;
 mod put;
+
+pub use put::{Broken, upload};
 
 use clap::Subcommand;
 use serde_json::json;
@@ -36,8 +38,11 @@ pub struct ListArgs {
     #[arg(value_name = "EXECUTION")]
     execution_id: String,
     /// Only those of this step.
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "step_key")]
     step: Option<i32>,
+    /// Only those of the step with this key.
+    #[arg(long, value_name = "KEY")]
+    step_key: Option<String>,
     /// Only those of this type.
     #[arg(long = "type", value_name = "TYPE")]
     artifact_type: Option<String>,
@@ -68,6 +73,7 @@ async fn list(args: ListArgs, connection: &Connection, output: &Output) -> Resul
     let mut request = proto::ListArtifactsRequest {
         execution_id: args.execution_id,
         step_id: args.step,
+        step_key: args.step_key,
         artifact_type: args.artifact_type,
         page_size: i32::try_from(limit.min(PAGE)).unwrap_or(i32::MAX),
         page_token: String::new(),
@@ -123,7 +129,10 @@ fn row(artifact: &proto::Artifact) -> Vec<Content> {
     let number = |number: Option<i64>| number.map_or_else(String::new, |number| number.to_string());
     vec![
         artifact.artifact_id.clone().into(),
-        number(artifact.step_id.map(i64::from)).into(),
+        match &artifact.step_key {
+            Some(key) => text::one_line(key).into(),
+            None => number(artifact.step_id.map(i64::from)).into(),
+        },
         text::one_line(&artifact.artifact_type).into(),
         text::one_line(&artifact.artifact_name).into(),
         number(artifact.size_bytes).into(),

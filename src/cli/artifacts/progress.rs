@@ -7,7 +7,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tonic::Status;
 
 use crate::cli::connection;
-use crate::cli::exit::{Failure, Result};
 use crate::cli::output::message;
 use crate::cli::text;
 
@@ -40,14 +39,19 @@ pub struct Patience {
 
 impl Patience {
     /// Waits before the next try of a transfer that came to `reached` bytes, or gives up.
-    pub async fn wait(&mut self, status: Status, reached: u64, bar: &ProgressBar) -> Result<()> {
+    pub async fn wait(
+        &mut self,
+        status: Status,
+        reached: u64,
+        bar: &ProgressBar,
+    ) -> Result<(), Status> {
         if reached > self.furthest {
             self.furthest = reached;
             self.tries = 0;
         }
         self.tries += 1;
         if !connection::is_passing(&status) || self.tries > TRIES {
-            return Err(Failure::from(status));
+            return Err(status);
         }
         let why = connection::describe(&status);
         bar.suspend(|| message(&text::one_line(&format!("note: retrying: {why}"))));

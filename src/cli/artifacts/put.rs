@@ -35,8 +35,11 @@ pub struct Args {
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// The step that made them.
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "step_key")]
     step: Option<i32>,
+    /// The step that made them, by its own key.
+    #[arg(long, value_name = "KEY")]
+    step_key: Option<String>,
     /// Their type; by default chosen from the file name.
     #[arg(long = "type", value_name = "TYPE")]
     artifact_type: Option<String>,
@@ -90,6 +93,7 @@ async fn put(args: &Args, path: &Path, connection: &Connection) -> Result<proto:
     let mut description = proto::ArtifactDescription {
         execution_id: args.execution_id.clone(),
         step_id: args.step,
+        step_key: args.step_key.clone(),
         artifact_type: args.artifact_type.clone().unwrap_or_else(|| artifact_type.to_owned()),
         artifact_name: args.name.clone().unwrap_or(file_name),
         mime_type: args.mime.clone().or(mime_type.map(str::to_owned)),
@@ -100,6 +104,38 @@ async fn put(args: &Args, path: &Path, connection: &Connection) -> Result<proto:
         offset: 0,
     };
     description.upload_id = Some(upload_id(&description));
+    transfer(description, path, size, connection).await.map_err(|broken| match broken {
+        Broken::Call(status) => Failure::from(*status),
+        Broken::File(error) => Failure::Refused(format!("cannot be read: {error}")),
+    })
+}
+
+/// Why an upload did not come to its end.
+#[derive(Debug)]
+pub enum Broken {
+    Call(Box<Status>),
+    File(io::Error),
+}
+
+/// Uploads the bytes of a file whose description, with an id, lacks only what they are.
+pub async fn upload(
+    mut description: proto::ArtifactDescription,
+    path: &Path,
+    connection: &Connection,
+) -> std::result::Result<proto::Artifact, Broken> {
+    let (size, sha256) = digest(path).await.map_err(Broken::File)?;
+    description.size_bytes = Some(i64::try_from(size).unwrap_or(i64::MAX));
+    description.sha256 = Some(sha256);
+    transfer(description, path, size, connection).await
+}
+
+/// Goes on where an upload with the same id has stopped, and again where it breaks.
+async fn transfer(
+    mut description: proto::ArtifactDescription,
+    path: &Path,
+    size: u64,
+    connection: &Connection,
+) -> std::result::Result<proto::Artifact, Broken> {
     let bar = bar(&description.artifact_name, size);
     let mut patience = Patience::default();
     let stored = loop {
@@ -107,11 +143,11 @@ async fn put(args: &Args, path: &Path, connection: &Connection) -> Result<proto:
             Ok(Ok(artifact)) => break Ok(artifact),
             Ok(Err(status)) => {
                 let reached = u64::try_from(description.offset).unwrap_or(0);
-                if let Err(failure) = patience.wait(status, reached, &bar).await {
-                    break Err(failure);
+                if let Err(status) = patience.wait(status, reached, &bar).await {
+                    break Err(Broken::Call(Box::new(status)));
                 }
             }
-            Err(error) => break Err(Failure::Refused(format!("cannot be read: {error}"))),
+            Err(error) => break Err(Broken::File(error)),
         }
     };
     bar.finish_and_clear();

@@ -42,7 +42,7 @@ pub async fn run(args: &Args, connection: &Connection, output: &Output) -> Resul
     if !args.no_steps {
         steps = all_steps(args, connection).await?;
         if args.payloads {
-            steps = with_payloads(steps, connection).await?;
+            steps = whole_steps(steps, connection).await?;
         }
     }
     if output.is_json() {
@@ -92,6 +92,7 @@ async fn all_steps(args: &Args, connection: &Connection) -> Result<Vec<proto::St
     let mut request = proto::ListStepsRequest {
         execution_id: args.execution_id.clone(),
         page_size: PAGE,
+        include_payloads: args.payloads,
         ..Default::default()
     };
     let mut steps = Vec::new();
@@ -105,19 +106,20 @@ async fn all_steps(args: &Args, connection: &Connection) -> Result<Vec<proto::St
     }
 }
 
-/// Lists leave input and output out, so each step is asked for again.
-async fn with_payloads(
-    steps: Vec<proto::Step>,
-    connection: &Connection,
-) -> Result<Vec<proto::Step>> {
+/// Lists leave large fields out, so steps without them are asked for again.
+async fn whole_steps(steps: Vec<proto::Step>, connection: &Connection) -> Result<Vec<proto::Step>> {
     let found: Vec<proto::Step> = stream::iter(steps)
         .map(|step| {
             let mut client = connection.steps();
             async move {
+                if step.omitted_fields.is_empty() {
+                    return Ok(step);
+                }
                 let request = proto::GetStepRequest {
                     execution_id: step.execution_id.clone(),
                     step_id: step.step_id,
                     step_key: step.step_key.clone().filter(|_| step.step_id.is_none()),
+                    max_payload_bytes: None,
                 };
                 let answer = client.get_step(call(request)).await?.into_inner();
                 Ok::<_, tonic::Status>(answer.step.unwrap_or(step))
@@ -133,7 +135,8 @@ fn fields(execution: &proto::Execution) -> Vec<(&'static str, Content)> {
     let number = |number: Option<i32>| number.map(|number| number.to_string());
     let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(text::exact_time);
     let metadata = execution.metadata.as_ref().filter(|metadata| !metadata.fields.is_empty());
-    let optional: [(&'static str, Option<String>); 19] = [
+    let omitted = Some(execution.omitted_fields.join(", ")).filter(|names| !names.is_empty());
+    let optional: [(&'static str, Option<String>); 20] = [
         ("app id", number(execution.app_id)),
         ("part", execution.sub_app_name.clone()),
         ("part id", number(execution.sub_app_id)),
@@ -152,6 +155,7 @@ fn fields(execution: &proto::Execution) -> Vec<(&'static str, Content)> {
         ("created", time(&execution.created_at)),
         ("updated", time(&execution.updated_at)),
         ("revision", Some(execution.revision.to_string())),
+        ("left out for its size", omitted),
         ("metadata", metadata.map(|metadata| format!("{:#}", json::object(Some(metadata))))),
     ];
     let mut fields: Vec<(&'static str, Content)> = vec![
@@ -176,7 +180,8 @@ const COLUMNS: [Column; 9] = [
 ];
 
 fn row(step: &proto::Step) -> Vec<Content> {
-    let after: Vec<String> = step.depends_on.iter().map(i32::to_string).collect();
+    let numbers = step.depends_on.iter().map(i32::to_string);
+    let after: Vec<String> = numbers.chain(step.depends_on_keys.iter().cloned()).collect();
     vec![
         step.step_id.map_or_else(|| text::NOTHING.to_owned(), |id| id.to_string()).into(),
         step.step_key.clone().unwrap_or_default().into(),
@@ -190,21 +195,24 @@ fn row(step: &proto::Step) -> Vec<Content> {
     ]
 }
 
-/// The error of a step that has one, else how far it is.
+/// The error of a step that has one, else how far it is. One that has completed is not at the 67 % that were said last.
 fn remark(step: &proto::Step) -> String {
     if step.error.is_some() {
         return text::error(step.error.as_ref());
     }
     let message = step.progress_message.as_deref().unwrap_or_default();
-    match step.progress {
+    match step.progress.filter(|_| step.status() != proto::StepStatus::Completed) {
         Some(progress) => format!("{:.0} % {message}", progress * 100.0),
         None => message.to_owned(),
     }
 }
 
 fn full_error(error: &proto::Error) -> String {
-    let mut said = text::error(Some(&proto::Error { message: String::new(), ..error.clone() }));
-    said.push_str(&text::lines(&error.message));
+    let message = text::lines(&error.message);
+    let mut said = match error.code.as_str() {
+        "" => message,
+        code => format!("{}: {message}", text::one_line(code)),
+    };
     if !error.stack_trace.is_empty() {
         said = format!("{said}\n{}", text::lines(&error.stack_trace));
     }

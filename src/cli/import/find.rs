@@ -19,6 +19,14 @@ pub enum Collection {
 }
 
 impl Collection {
+    pub const ALL: [Collection; 5] = [
+        Collection::Executions,
+        Collection::Steps,
+        Collection::Configurations,
+        Collection::Metrics,
+        Collection::Artifacts,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Collection::Executions => "executions",
@@ -31,15 +39,7 @@ impl Collection {
 
     /// By the part of a file name before `.jsonl`.
     fn of_stem(stem: &str) -> Option<Self> {
-        [
-            Collection::Executions,
-            Collection::Steps,
-            Collection::Artifacts,
-            Collection::Metrics,
-            Collection::Configurations,
-        ]
-        .into_iter()
-        .find(|collection| collection.name() == stem)
+        Collection::ALL.into_iter().find(|collection| collection.name() == stem)
     }
 }
 

@@ -17,9 +17,11 @@ use super::output::{Output, message};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
 use crate::proto;
-use reader::{Pass, Rules};
-use record::AssumedStatus;
-use send::{Sender, Stopped};
+pub use find::{Collection, Found, find};
+pub use lines::{Line, Lines};
+pub use reader::{Outgoing, Pass, Read, Rules, start as read_files};
+pub use record::AssumedStatus;
+pub use send::{Listener, Outcome, Sender, Stopped, is_denied};
 use summary::Summary;
 
 #[derive(Debug, clap::Args)]
@@ -40,7 +42,7 @@ pub async fn run(
     output: &Output,
     clock: &dyn Clock,
 ) -> Result<Exit> {
-    let files = find::find(&args.paths)?;
+    let files = find(&args.paths)?;
     let info = connection
         .admin()
         .get_server_info(call(proto::GetServerInfoRequest {}))
@@ -64,7 +66,7 @@ pub async fn run(
             .filter(|(index, file)| pass.reads(file.collection, summary.has_unnumbered(*index)))
             .collect();
         let rules = Rules { pass, assume: args.assume_status, message_bytes };
-        let batches = reader::start(files, rules);
+        let batches = read_files(files, rules);
         if let Err(Stopped(reason)) = sender.send(batches, &mut summary).await {
             for record in sender.unanswered() {
                 summary.not_sent(record);

@@ -114,6 +114,7 @@ mod tests {
             timestamp: Some(prost_types::Timestamp { seconds, nanos: 0 }),
             metrics: [("n".to_owned(), 1.0)].into(),
             step_id: None,
+            step_key: None,
         };
         let converted = Converted { record, assumed: false, left_out: Vec::new() };
         let complete = waiting.add(line, converted);

@@ -59,6 +59,8 @@ pub enum Pass {
     Numbered,
     /// Of files that were read before: the steps without a number.
     Unnumbered,
+    /// Everything at once, for who sends nothing.
+    Every,
 }
 
 impl Pass {
@@ -71,6 +73,7 @@ impl Pass {
             Pass::Executions => collection == Collection::Executions,
             Pass::Numbered => collection != Collection::Executions,
             Pass::Unnumbered => unnumbered,
+            Pass::Every => true,
         }
     }
 }

@@ -90,6 +90,8 @@ pub fn execution(
         pinned: fields.boolean("pinned")?,
         configuration_version: fields.text("configuration_version")?,
         update_sequence: fields.int64("update_sequence")?,
+        // The server refuses what lacks something.
+        omitted_fields: fields.omitted()?,
     };
     Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
 }
@@ -105,6 +107,9 @@ pub fn step(
         None => assume.ok_or_else(no_status)?.of_step(),
     };
     let (step_id, step_key) = fields.step_ids()?;
+    let (depends_on, depends_on_keys) = fields.dependencies()?;
+    let (parent_step_id, parent_step_key) =
+        fields.step_named("parent_step_id", "parent_step_key")?;
     let record = proto::Step {
         execution_id: fields.required_text("execution_id")?,
         step_id,
@@ -123,12 +128,15 @@ pub fn step(
         revision: 0,
         created_at: fields.time("created_at")?,
         updated_at: fields.time("updated_at")?,
-        depends_on: fields.step_numbers("depends_on")?,
-        parent_step_id: fields.int32("parent_step_id")?,
+        depends_on,
+        depends_on_keys,
+        parent_step_id,
+        parent_step_key,
         progress: fields.double("progress")?,
         progress_message: fields.text("progress_message")?,
         update_sequence: fields.int64("update_sequence")?,
         attempts: fields.attempts()?,
+        omitted_fields: fields.omitted()?,
     };
     Ok(Converted { record, assumed: word.is_none(), left_out: fields.left_out() })
 }
@@ -145,6 +153,7 @@ pub fn configuration(document: Document) -> Result<Converted<proto::Configuratio
         active: fields.boolean("active")?.unwrap_or(false),
         created_at: fields.time("created_at")?,
         created_by: fields.text("created_by")?,
+        omitted_fields: fields.omitted()?,
     };
     Ok(Converted { record, assumed: false, left_out: fields.left_out() })
 }
@@ -152,11 +161,13 @@ pub fn configuration(document: Document) -> Result<Converted<proto::Configuratio
 /// A record without bytes: what its source says of them is kept.
 pub fn artifact(document: Document) -> Result<Converted<proto::Artifact>, Refused> {
     let mut fields = Fields { document, nested: "" };
+    let (step_id, step_key) = fields.step_of()?;
     let record = proto::Artifact {
         // A new one: the age of a record counts from when it is stored here, and on MongoDB the id tells it.
         artifact_id: String::new(),
         execution_id: fields.text("execution_id")?.unwrap_or_default(),
-        step_id: fields.int32("step_id")?,
+        step_id,
+        step_key,
         artifact_type: fields.text("artifact_type")?.unwrap_or_default(),
         artifact_name: fields.text("artifact_name")?.unwrap_or_default(),
         mime_type: fields.text("mime_type")?,
@@ -166,6 +177,7 @@ pub fn artifact(document: Document) -> Result<Converted<proto::Artifact>, Refuse
         metadata: fields.object("metadata")?,
         created_at: fields.time("created_at")?,
         sha256: fields.text("sha256")?,
+        omitted_fields: fields.omitted()?,
     };
     Ok(Converted { record, assumed: false, left_out: fields.left_out() })
 }
@@ -190,15 +202,13 @@ pub fn metric_point(document: Document) -> Result<Converted<proto::MetricPoint>,
         Some(number) => Ok((name, number)),
         None => Err(format!("metrics.{name} is {}, not a finite number", described(&found))),
     });
-    let step_id = fields.int32("step_id")?;
-    if let Some(step_id) = step_id.filter(|step_id| *step_id < 0) {
-        return Err(format!("step_id is {step_id}, which is negative"));
-    }
+    let (step_id, step_key) = fields.step_of()?;
     let record = proto::MetricPoint {
         timestamp: Some(timestamp),
         execution_id: fields.required_text("execution_id")?,
         metrics: metrics.collect::<Result<_, _>>()?,
         step_id,
+        step_key,
     };
     Ok(Converted { record, assumed: false, left_out: fields.left_out() })
 }
@@ -411,6 +421,72 @@ impl Fields {
         }
     }
 
+    /// What a program that read the record from a server was not sent.
+    fn omitted(&mut self) -> Result<Vec<String>, Refused> {
+        match self.take("omitted_fields") {
+            None => Ok(Vec::new()),
+            Some(Bson::Array(values)) => texts("omitted_fields", "the name of a field", values),
+            Some(other) => Err(self.refused("omitted_fields", &other, "a list of names")),
+        }
+    }
+
+    /// Number and key of the step to which something belongs: the number where both are there, as one is enough.
+    fn step_of(&mut self) -> Result<(Option<i32>, Option<String>), Refused> {
+        let (step_id, step_key) = self.step_named("step_id", "step_key")?;
+        let step_key = step_key.filter(|_| step_id.is_none());
+        Ok((step_id, step_key))
+    }
+
+    /// Number and key of a step that another one names. A text in the place of the number is the key.
+    fn step_named(
+        &mut self,
+        number_field: &str,
+        key_field: &str,
+    ) -> Result<(Option<i32>, Option<String>), Refused> {
+        let key = self.text(key_field)?;
+        if let Some(Bson::String(text)) = self.document.get(number_field) {
+            let text = text.clone();
+            self.document.remove(number_field);
+            return match key {
+                Some(key) if key != text => {
+                    Err(format!("{number_field} is the text {text:?}, but {key_field} is {key:?}"))
+                }
+                _ if text.is_empty() => Err(format!("{number_field} is empty")),
+                _ => Ok((None, Some(text))),
+            };
+        }
+        match self.int32(number_field)? {
+            Some(number) if number < 0 => {
+                Err(format!("{number_field} is {number}, which is negative"))
+            }
+            number => Ok((number, key)),
+        }
+    }
+
+    /// Numbers and keys of the steps that had to end first. Texts among the numbers are keys; a list of both cannot be
+    /// stored.
+    fn dependencies(&mut self) -> Result<(Vec<i32>, Vec<String>), Refused> {
+        let mut keys = match self.take("depends_on_keys") {
+            None => Vec::new(),
+            Some(Bson::Array(values)) => texts("depends_on_keys", "a step key", values)?,
+            Some(other) => {
+                return Err(self.refused("depends_on_keys", &other, "a list of step keys"));
+            }
+        };
+        if let Some(Bson::Array(values)) = self.document.get("depends_on")
+            && !values.is_empty()
+            && values.iter().all(|value| matches!(value, Bson::String(_)))
+            && let Some(Bson::Array(values)) = self.take("depends_on")
+        {
+            keys.extend(texts("depends_on", "a step key", values)?);
+        }
+        let numbers = self.step_numbers("depends_on")?;
+        match !numbers.is_empty() && !keys.is_empty() {
+            true => Err("has both depends_on and depends_on_keys".to_owned()),
+            false => Ok((numbers, keys)),
+        }
+    }
+
     fn step_numbers(&mut self, key: &str) -> Result<Vec<i32>, Refused> {
         let found = match self.take(key) {
             None => return Ok(Vec::new()),
@@ -464,6 +540,14 @@ impl Fields {
             .map(|(key, _)| key)
             .collect()
     }
+}
+
+fn texts(key: &str, what: &str, values: Vec<Bson>) -> Result<Vec<String>, Refused> {
+    let text = |value| match value {
+        Bson::String(text) if !text.is_empty() => Ok(text),
+        other => Err(format!("{key} has {}, which is not {what}", described(&other))),
+    };
+    values.into_iter().map(text).collect()
 }
 
 /// A whole number, however it was written.

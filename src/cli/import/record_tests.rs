@@ -64,6 +64,7 @@ fn a_whole_execution_is_put_as_it_is() {
             "last_heartbeat_at": "1970-01-01T00:00:00.002Z",
             "cancel_requested_at": "1970-01-01T00:00:00.003Z", "cancel_reason": "why",
             "parent_execution_id": "p", "pinned": true, "configuration_version": "v", "update_sequence": 9,
+            "omitted_fields": [],
         })
     );
 }
@@ -208,7 +209,15 @@ fn what_does_not_fit_is_refused_with_the_reason() {
         (r#""error":{"message":"m"}"#, "error is an object, not text"),
         (r#""error_info":{"code":1}"#, "error_info.code is the number 1, not text"),
         (r#""metadata":[1]"#, "metadata is a list, not an object"),
-        (r#""depends_on":["a"]"#, r#"depends_on has the text "a", which is not a step number"#),
+        (r#""depends_on":["a",1]"#, r#"depends_on has the text "a", which is not a step number"#),
+        (r#""depends_on":[1],"depends_on_keys":["a"]"#, "has both depends_on and depends_on_keys"),
+        (r#""depends_on_keys":[1]"#, "depends_on_keys has the number 1, which is not a step key"),
+        (r#""depends_on_keys":"a""#, r#"depends_on_keys is the text "a", not a list of step keys"#),
+        (r#""parent_step_id":-1"#, "parent_step_id is -1, which is negative"),
+        (
+            r#""parent_step_id":"p","parent_step_key":"q""#,
+            r#"parent_step_id is the text "p", but parent_step_key is "q""#,
+        ),
         (r#""attempts":[1]"#, "attempts is the number 1, not a list of objects"),
         (&deep, "input is nested 31 levels deep, more than the limit of 30"),
     ] {
@@ -224,6 +233,30 @@ fn what_does_not_fit_is_refused_with_the_reason() {
     ] {
         assert_eq!(execution_with(fields).expect_err(fields), reason, "{fields}");
     }
+}
+
+#[test]
+fn a_text_in_the_place_of_a_number_is_the_key_of_a_step() {
+    let record =
+        step_with(r#""depends_on":["a","b"],"parent_step_id":"p""#).expect("converted").record;
+    assert_eq!(
+        (record.depends_on.len(), record.depends_on_keys),
+        (0, vec!["a".into(), "b".into()])
+    );
+    assert_eq!((record.parent_step_id, record.parent_step_key.as_deref()), (None, Some("p")));
+    let both = step_with(r#""parent_step_id":1,"parent_step_key":"p""#).expect("converted").record;
+    assert_eq!((both.parent_step_id, both.parent_step_key.as_deref()), (Some(1), Some("p")));
+    let of = |fields: &str| {
+        let document = format!(r#"{{"execution_id":"e","artifact_name":"x",{fields}}}"#);
+        let record = artifact(parsed(&document)).expect("converted").record;
+        (record.step_id, record.step_key)
+    };
+    assert_eq!(of(r#""step_id":"k""#), (None, Some("k".to_owned())));
+    assert_eq!(of(r#""step_key":"k""#), (None, Some("k".to_owned())));
+    assert_eq!(of(r#""step_id":3,"step_key":"k""#), (Some(3), None), "one of them is enough");
+    // What lacks fields is refused by the server.
+    let lacking = step_with(r#""omitted_fields":["input"]"#).expect("converted").record;
+    assert_eq!(lacking.omitted_fields, ["input"]);
 }
 
 #[test]

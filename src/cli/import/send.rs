@@ -34,6 +34,10 @@ pub enum Outcome {
     AlreadyThere,
     /// Of several points of metrics, how many.
     Points(proto::RecordMetricsResponse),
+    /// The server does not know the execution that it is about.
+    NoExecution(String),
+    /// The caller may not write it.
+    Denied(String),
     Refused(String),
 }
 
@@ -184,7 +188,8 @@ impl Sender {
             let sequence = self.next_sequence;
             self.next_sequence += 1;
             self.in_flight_bytes += next.bytes;
-            let request = proto::IngestRequest { sequence, write: Some(next.write.clone()) };
+            let request =
+                proto::IngestRequest { sequence, write: Some(next.write.clone()), mirrored: None };
             self.in_flight.insert(sequence, next);
             match &self.stream {
                 // A stream that is closed says why with its next answer.
@@ -236,6 +241,12 @@ impl Sender {
             Some(Answer::Metrics(counts)) => Outcome::Points(*counts),
             Some(Answer::Artifact(stored)) if stored.created => Outcome::Stored,
             Some(Answer::Artifact(_)) => Outcome::AlreadyThere,
+            Some(Answer::Error(error)) if is_about_no_execution(error) => {
+                Outcome::NoExecution(refusal(error))
+            }
+            Some(Answer::Error(error)) if is_denied(Code::from_i32(error.code)) => {
+                Outcome::Denied(refusal(error))
+            }
             Some(Answer::Error(error)) => Outcome::Refused(refusal(error)),
             _ => Outcome::Refused("the server sent an unexpected answer".to_owned()),
         };
@@ -269,9 +280,8 @@ impl Sender {
     fn broke(&mut self, status: &Status, listener: &mut dyn Listener) -> Result<(), Stopped> {
         let count = self.put_back();
         match status.code() {
-            Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied => {
-                Err(Stopped(connection::describe(status)))
-            }
+            Code::Unimplemented => Err(Stopped(connection::describe(status))),
+            code if is_denied(code) => Err(Stopped(connection::describe(status))),
             _ if count == 0 => Ok(()),
             _ if connection::is_passing(status) => {
                 self.pause(&connection::describe(status), listener)
@@ -306,6 +316,16 @@ impl Sender {
 /// Whether the same write may work a moment later.
 fn is_passing(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::ResourceExhausted | Code::Aborted)
+}
+
+/// Whether it is refused for who asks, not for what is asked.
+pub fn is_denied(code: Code) -> bool {
+    matches!(code, Code::Unauthenticated | Code::PermissionDenied)
+}
+
+fn is_about_no_execution(error: &tonic_types::Status) -> bool {
+    let details = error.get_error_details();
+    details.error_info().is_some_and(|info| info.reason == "EXECUTION_NOT_FOUND")
 }
 
 async fn next_answer(stream: &mut Option<Stream>) -> Result<Option<proto::IngestResponse>, Status> {

@@ -129,7 +129,9 @@ async fn import(records: &[(&str, &str)]) -> (Heard, Misbehaving, Result<(), Sto
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener)),
     );
-    let connection = connection::ServerArgs { server: address }.connect().expect("a valid address");
+    let connection = connection::ServerArgs { server: address, ..Default::default() }
+        .connect()
+        .expect("a valid address");
     let mut sender = Sender::new(connection, 1000);
     sender.first_pause = Duration::from_millis(1);
     let (batches, receiver) = mpsc::channel(records.len().max(1));

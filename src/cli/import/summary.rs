@@ -258,7 +258,7 @@ impl Listener for Summary {
 
     fn outcome(&mut self, record: &Outgoing, outcome: Outcome) {
         match outcome {
-            Outcome::Refused(reason) => {
+            Outcome::Refused(reason) | Outcome::NoExecution(reason) | Outcome::Denied(reason) => {
                 self.refuse(record.file, record.line, record.documents, &reason);
             }
             Outcome::Points(points) => self.points(record, points),

@@ -11,7 +11,9 @@ fn freshness(freshness: Option<&proto::Freshness>) -> Json {
             "complete": freshness.complete,
             "exact_since": time(freshness.exact_since.as_ref()),
             "counted_until": time(freshness.counted_until.as_ref()),
+            "not_counted_since": time(freshness.not_counted_since.as_ref()),
             "executions_read": freshness.executions_read,
+            "unreadable": freshness.unreadable,
             "read_from": time(freshness.read_from.as_ref()),
         })
     })

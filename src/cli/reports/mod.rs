@@ -28,6 +28,11 @@ fn say_freshness(freshness: Option<&proto::Freshness>) {
              shorter window",
             text::time(Some(read_from))
         ));
+    } else if let Some(since) = &freshness.not_counted_since {
+        message(&format!(
+            "incomplete: what was written since {} UTC is not all counted yet; try again in a moment",
+            text::time(Some(since))
+        ));
     } else {
         message("incomplete: the latest changes are not counted yet; try again in a moment");
     }

@@ -1,5 +1,6 @@
 //! The events of a watch, over as many connections as it takes: a lost one is opened again with the last token.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -38,6 +39,8 @@ enum Stream {
     All(Streaming<proto::WatchExecutionsResponse>),
 }
 
+type Opening = Pin<Box<dyn Future<Output = std::result::Result<Stream, Status>> + Send>>;
+
 pub struct Source {
     connection: Connection,
     what: What,
@@ -47,6 +50,8 @@ pub struct Source {
     token_given: bool,
     retry_for: Duration,
     stream: Option<Stream>,
+    /// The stream that is being opened. Kept, since whoever waits for it looks at other things in between.
+    opening: Option<Opening>,
     /// Whether there was a connection before.
     opened: bool,
     /// Since when there is none.
@@ -75,6 +80,7 @@ impl Source {
             token,
             retry_for,
             stream: None,
+            opening: None,
             opened: false,
             lost: None,
         }
@@ -89,14 +95,24 @@ impl Source {
                 tokio::time::sleep_until(try_at).await;
             }
             let received = match &mut self.stream {
-                None => match self.open().await {
-                    Ok(stream) => {
-                        self.opened = true;
-                        self.stream = Some(stream);
-                        continue;
+                None => {
+                    if self.opening.is_none() {
+                        self.opening = Some(Box::pin(self.open()));
                     }
-                    Err(status) => Err(status),
-                },
+                    let opened = match &mut self.opening {
+                        Some(opening) => opening.await,
+                        None => continue,
+                    };
+                    self.opening = None;
+                    match opened {
+                        Ok(stream) => {
+                            self.opened = true;
+                            self.stream = Some(stream);
+                            continue;
+                        }
+                        Err(status) => Err(status),
+                    }
+                }
                 Some(Stream::One(stream)) => stream.message().await,
                 Some(Stream::All(stream)) => stream.message().await.map(|event| event.map(of_one)),
             };
@@ -120,24 +136,21 @@ impl Source {
         }
     }
 
-    async fn open(&self) -> std::result::Result<Stream, Status> {
+    fn open(&self) -> impl Future<Output = std::result::Result<Stream, Status>> + Send + 'static {
         let mut client = self.connection.executions();
-        Ok(match &self.what {
-            What::One(request) => {
-                let request = proto::WatchExecutionRequest {
-                    resume_token: self.token.clone(),
-                    ..request.clone()
-                };
-                Stream::One(client.watch_execution(request).await?.into_inner())
-            }
-            What::All(request) => {
-                let request = proto::WatchExecutionsRequest {
-                    resume_token: self.token.clone(),
-                    ..request.clone()
-                };
-                Stream::All(client.watch_executions(request).await?.into_inner())
-            }
-        })
+        let (what, resume_token) = (self.what.clone(), self.token.clone());
+        async move {
+            Ok(match what {
+                What::One(request) => {
+                    let request = proto::WatchExecutionRequest { resume_token, ..request };
+                    Stream::One(client.watch_execution(request).await?.into_inner())
+                }
+                What::All(request) => {
+                    let request = proto::WatchExecutionsRequest { resume_token, ..request };
+                    Stream::All(client.watch_executions(request).await?.into_inner())
+                }
+            })
+        }
     }
 
     /// What a failure means: the end, a word about it, or silence and another try.

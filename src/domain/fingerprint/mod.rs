@@ -1,6 +1,15 @@
 //! Which errors are the same one: what is left of a message without what differs from one time to the next.
 
+mod codes;
+mod context;
+mod names;
 mod pattern;
+mod settle;
+mod shapes;
+mod values;
+
+#[cfg(test)]
+mod tests;
 
 use super::digest::Digest;
 use super::rollup::Failure;
@@ -12,7 +21,7 @@ pub use pattern::pattern;
 pub fn of(error: &RunError) -> String {
     let mut digits = Digest::new("fingerprint")
         .text("code", Some(&error.code))
-        .text("pattern", Some(&pattern(&error.message)))
+        .text("pattern", Some(&settle::key(&pattern(&error.message))))
         .finish();
     digits.truncate(16);
     digits

@@ -2,6 +2,7 @@
 
 mod execution;
 mod step;
+mod stored;
 mod values;
 
 use super::Now;

@@ -4,7 +4,7 @@ use bson::{Bson, doc};
 
 use super::at;
 use crate::domain::limits::ATTEMPTS_KEPT;
-use crate::domain::step::{Step, StepFields, StepOp, Target, check_plan, decide};
+use crate::domain::step::{Step, StepFields, StepOp, Target, check_plan, decide, fill_in_parents};
 use crate::domain::{Decision, Payload, Refusal, RunError, StepRef, StepStatus};
 
 fn start(attempt: Option<i32>) -> StepOp {
@@ -46,7 +46,12 @@ fn plan(depends_on: &[i32]) -> StepOp {
 
 fn one(stored: Option<&Step>, op: &StepOp, ms: i64) -> Result<Decision<Step>, Refusal> {
     let named = StepRef { step_id: Some(1), step_key: None };
-    decide(&Target { execution_id: "e", named: &named, step_id: 1 }, stored, op, at(ms))
+    decide(
+        &Target { execution_id: "e", named: &named, step_id: 1, parent_step_id: None },
+        stored,
+        op,
+        at(ms),
+    )
 }
 
 fn run(ops: &[StepOp]) -> (Option<Step>, Result<bool, Refusal>) {
@@ -181,11 +186,11 @@ fn an_output_that_is_not_at_hand_is_asked_for_before_it_is_merged() {
 #[test]
 fn keys_and_numbers_must_be_of_one_step() {
     let named = StepRef { step_id: Some(1), step_key: Some("k".to_owned()) };
-    let target = Target { execution_id: "e", named: &named, step_id: 1 };
+    let target = Target { execution_id: "e", named: &named, step_id: 1, parent_step_id: None };
     let Ok(Decision::Put(step)) = decide(&target, None, &start(None), at(1)) else { panic!() };
     assert_eq!(step.step_key.as_deref(), Some("k"));
     let other = StepRef { step_id: Some(1), step_key: Some("other".to_owned()) };
-    let target = Target { execution_id: "e", named: &other, step_id: 1 };
+    let target = Target { execution_id: "e", named: &other, step_id: 1, parent_step_id: None };
     assert!(matches!(
         decide(&target, Some(&step), &start(None), at(2)),
         Err(Refusal::StepExists { .. })
@@ -199,11 +204,14 @@ fn keys_and_numbers_must_be_of_one_step() {
 #[test]
 fn plans_know_their_steps_and_never_go_round() {
     let known: HashMap<i32, Vec<i32>> = HashMap::from([(10, vec![]), (11, vec![3])]);
-    let check = |planned: &[(i32, &[i32])]| check_plan(planned, &known);
+    let check = |planned: &[(i32, &[i32])]| {
+        let owned = |(id, edges): &(i32, &[i32])| (*id, edges.to_vec());
+        check_plan(&planned.iter().map(owned).collect::<Vec<_>>(), &known)
+    };
     assert_eq!(check(&[(1, &[]), (2, &[1]), (3, &[1, 2, 10])]), Ok(()));
     assert!(matches!(
         check(&[(1, &[7])]),
-        Err(Refusal::UnknownDependency { step_id: 1, depends_on: 7 })
+        Err(Refusal::UnknownDependency { step_id: 1, depends_on }) if depends_on == "7"
     ));
     for cycle in [
         &[(1, &[1][..])][..],
@@ -240,4 +248,65 @@ fn a_late_repeat_of_an_update_undoes_nothing_and_a_retry_begins_anew() {
     let retried = [start(None), progress(0.9, 11), finish(StepStatus::Failed), start(Some(2))];
     let retried = run(&retried).0.unwrap();
     assert_eq!((retried.progress, retried.update_sequence), (None, None));
+}
+
+#[test]
+fn references_by_key_are_one_thing_with_those_by_number() {
+    let named = StepRef { step_id: Some(1), step_key: None };
+    let run = |stored: Option<&Step>, parent: Option<i32>, fields: StepFields| {
+        let target =
+            Target { execution_id: "e", named: &named, step_id: 1, parent_step_id: parent };
+        let op = StepOp::Start { step_name: "s".to_owned(), fields, attempt: None };
+        decide(&target, stored, &op, at(1))
+    };
+    let put = |decision: Result<Decision<Step>, Refusal>| match decision {
+        Ok(Decision::Put(step)) => step,
+        other => panic!("{other:?}"),
+    };
+    let by_key = |key: &str| StepFields {
+        parent_step_key: Some(key.to_owned()),
+        depends_on_keys: vec![key.to_owned()],
+        ..StepFields::default()
+    };
+    let by_number =
+        StepFields { parent_step_id: Some(5), depends_on: vec![6], ..StepFields::default() };
+    let stored = put(run(None, None, by_key("p")));
+    assert_eq!((stored.parent_step_id, stored.parent_step_key.as_deref()), (None, Some("p")));
+    // The digest is of what was sent: that the parent is there by now makes no other request of it.
+    assert_eq!(run(Some(&stored), Some(9), by_key("p")), Ok(Decision::Keep));
+    assert!(matches!(run(Some(&stored), None, by_key("q")), Err(Refusal::StepExists { .. })));
+    assert_eq!(put(run(None, Some(9), by_key("p"))).parent_step_id, Some(9));
+    // What a start says stands over what a plan said, as one: never the number of one parent and the key of another.
+    let mut pending = stored.clone();
+    pending.status = Some(StepStatus::Pending);
+    let started = put(run(Some(&pending), None, by_number));
+    assert_eq!((started.parent_step_id, started.parent_step_key), (Some(5), None));
+    assert_eq!((started.depends_on, started.depends_on_keys), (vec![6], vec![]));
+    let nothing = put(run(Some(&pending), None, StepFields::default()));
+    assert_eq!(nothing.parent_step_key.as_deref(), Some("p"));
+    assert_eq!(nothing.depends_on_keys, ["p"]);
+}
+
+#[test]
+fn parents_are_filled_in_where_they_are_at_hand() {
+    let step = |step_id: i32, key: &str, parent: Option<&str>| {
+        let named = StepRef { step_id: Some(step_id), step_key: Some(key.to_owned()) };
+        let target = Target { execution_id: "e", named: &named, step_id, parent_step_id: None };
+        let parent_step_key = parent.map(str::to_owned);
+        let fields = StepFields { parent_step_key, ..StepFields::default() };
+        let op = StepOp::Start { step_name: "s".to_owned(), fields, attempt: None };
+        match decide(&target, None, &op, at(1)) {
+            Ok(Decision::Put(step)) => step,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut steps = [
+        step(1, "a", Some("c")),
+        step(2, "b", Some("nobody")),
+        step(3, "c", None),
+        step(4, "d", Some("d")),
+    ];
+    steps[3].parent_step_id = Some(77);
+    fill_in_parents(&mut steps);
+    assert_eq!(steps.map(|step| step.parent_step_id), [Some(3), None, None, Some(77)]);
 }

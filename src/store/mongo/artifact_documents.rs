@@ -6,7 +6,7 @@ use bson::raw::{RawDocument, RawDocumentBuf, cstr};
 use bson::{DateTime, Document, doc, rawdoc};
 
 use super::db::values::{
-    corrupt, date, field, integer, is_marked, millis, nullable, object, raw, small, text,
+    corrupt, date, field, integer, is_marked, millis, nullable, object, present, raw, small, text,
 };
 use super::names::ARTIFACTS;
 use super::records::parts::read_digests;
@@ -15,15 +15,25 @@ use crate::store::Result;
 
 /// Between the two parts of `last_change`.
 const SEPARATOR: &str = "//";
+/// Ends `last_change` of an artifact that is marked as deleted.
+const DELETED: &str = "/deleted";
 
 /// The value of `last_change` after any change of an artifact: it has no revision, for it only comes and goes.
 pub fn last_change(execution_id: &str, artifact_id: &str) -> String {
     format!("{execution_id}{SEPARATOR}{artifact_id}")
 }
 
+/// The same of a delete: a field that is set to what it is already is in no event.
+pub fn last_change_of_delete(execution_id: &str, artifact_id: &str) -> String {
+    last_change(execution_id, artifact_id) + DELETED
+}
+
 /// Execution and artifact out of `last_change`; an execution id may itself have slashes.
 pub fn parse_last_change(text: &str) -> Option<(&str, &str)> {
-    text.rsplit_once(SEPARATOR).filter(|(_, artifact_id)| ObjectId::parse_str(artifact_id).is_ok())
+    text.strip_suffix(DELETED)
+        .unwrap_or(text)
+        .rsplit_once(SEPARATOR)
+        .filter(|(_, artifact_id)| ObjectId::parse_str(artifact_id).is_ok())
 }
 
 /// What is empty in a record is null in the document: the other programs' word for unknown.
@@ -37,6 +47,7 @@ pub fn insert(id: ObjectId, record: &Artifact, digest: &str) -> Result<RawDocume
     to.append(cstr!("_id"), id);
     nullable(&mut to, cstr!("execution_id"), filled(&record.execution_id));
     nullable(&mut to, cstr!("step_id"), record.step_id);
+    present(&mut to, cstr!("step_key"), record.step_key.as_deref());
     nullable(&mut to, cstr!("artifact_type"), filled(&record.artifact_type));
     nullable(&mut to, cstr!("artifact_name"), filled(&record.artifact_name));
     nullable(&mut to, cstr!("mime_type"), record.mime_type.as_deref());
@@ -75,6 +86,7 @@ pub fn read_stored(raw: &RawDocument) -> Result<Stored> {
         artifact_id: String::new(),
         execution_id: String::new(),
         step_id: None,
+        step_key: None,
         artifact_type: String::new(),
         artifact_name: String::new(),
         mime_type: None,
@@ -92,6 +104,7 @@ pub fn read_stored(raw: &RawDocument) -> Result<Stored> {
             "_id" => id = value.as_object_id(),
             "execution_id" => record.execution_id = text(value).unwrap_or_default(),
             "step_id" => record.step_id = small(value),
+            "step_key" => record.step_key = text(value),
             "artifact_type" => record.artifact_type = text(value).unwrap_or_default(),
             "artifact_name" => record.artifact_name = text(value).unwrap_or_default(),
             "mime_type" => record.mime_type = text(value),
@@ -118,6 +131,12 @@ pub fn read(raw: &RawDocument) -> Result<Artifact> {
         record if record.execution_id.is_empty() => Err(corrupt(ARTIFACTS, raw, "execution_id")),
         record => Ok(record),
     }
+}
+
+/// Any record that is not marked as deleted, also one of no execution.
+pub fn read_any_alive(raw: &RawDocument) -> Result<Option<Artifact>> {
+    let stored = read_stored(raw)?;
+    Ok((!stored.deleted).then_some(stored.record))
 }
 
 /// The same of one that is not marked as deleted; such a document is no artifact any more.
@@ -148,7 +167,8 @@ mod tests {
         let record = Artifact {
             artifact_id: ObjectId::new().to_hex(),
             execution_id: "a/b/".to_owned(),
-            step_id: Some(3),
+            step_id: None,
+            step_key: Some("shot".to_owned()),
             artifact_type: "log".to_owned(),
             artifact_name: "../../out.txt".to_owned(),
             mime_type: Some("text/plain".to_owned()),

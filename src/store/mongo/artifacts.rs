@@ -8,22 +8,23 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bson::oid::ObjectId;
-use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
-use bson::{Document, doc};
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::{Bson, Document, doc};
 
-use super::artifact_documents::{self, last_change, read_stored};
-use super::db::values::{binary, corrupt, date, epoch, field, integer, millis, raw, text};
+use super::artifact_documents::{self, last_change_of_delete, read_stored};
+use super::db::values::{any, binary, corrupt, date, epoch, field, integer, millis, raw, text};
 use super::db::{Connection, Db, Fate, Index, failure};
-use super::names::{ARTIFACTS, EXECUTIONS};
+use super::names::{ARTIFACTS, EXECUTIONS, UPLOADS};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
+use crate::domain::mirrored::Verdict;
 use crate::domain::query::{self, ArtifactKey, Page};
 use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
-use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
+use crate::store::artifacts::{
+    ArtifactStore, Created, Upload, Usage, artifact_conflict, mirrored_artifact,
+};
 use crate::store::{Error, Result};
 
-/// Bytes of artifacts on their way.
-pub const UPLOADS: &str = "stepwell_uploads";
 /// How often a lost race is decided again.
 const ROUNDS: usize = 8;
 /// Documents fetched at a time.
@@ -56,17 +57,30 @@ pub fn wanted() -> Vec<Index> {
     let partial = Index::partial;
     vec![
         plain(ARTIFACTS, doc! { "execution_id": 1, "_id": -1 }),
-        plain(ARTIFACTS, doc! { "execution_id": 1, "step_id": 1 }),
-        plain(ARTIFACTS, doc! { "artifact_type": 1 }),
-        plain(ARTIFACTS, doc! { "created_at": -1 }),
+        plain(ARTIFACTS, doc! { "execution_id": 1, "step_id": 1 }).common(),
+        plain(ARTIFACTS, doc! { "artifact_type": 1 }).common(),
+        plain(ARTIFACTS, doc! { "created_at": -1 }).common(),
         partial(ARTIFACTS, doc! { "storage_path": 1 }, doc! { "storage_path": { "$gt": "" } }),
         partial(ARTIFACTS, doc! { "deleted_at": 1 }, doc! { "deleted_at": { "$gt": epoch() } }),
-        Index::unique(ARTIFACTS, doc! { "digests.create": 1 })
-            .only(doc! { "digests.create": { "$gt": "" } }),
+        // The execution first: a unique index of a sharded collection begins with what it is sharded by.
+        Index::unique(ARTIFACTS, doc! { "execution_id": 1, "digests.create": 1 })
+            .only(doc! { "digests.create": { "$gte": "0" } }),
         plain(UPLOADS, doc! { "updated_at": 1, "_id": 1 }),
         plain(UPLOADS, doc! { "execution_id": 1, "updated_at": 1 }),
         plain(UPLOADS, doc! { "storage_path": 1 }),
     ]
+}
+
+/// The digest of a record of this execution, or of none.
+fn of_digest(execution_id: &str, digest: &str) -> Document {
+    let execution_id = Some(execution_id).filter(|id| !id.is_empty());
+    doc! { "execution_id": execution_id, "digests.create": digest }
+}
+
+/// This very document, with what says on which shard it is.
+fn this(raw: &RawDocument) -> Document {
+    let value = |name| field(raw, name).and_then(any).unwrap_or(Bson::Null);
+    doc! { "_id": value("_id"), "execution_id": { "$eq": value("execution_id") } }
 }
 
 fn id_of(artifact_id: &str) -> Option<ObjectId> {
@@ -165,16 +179,20 @@ enum Holder {
     Freed,
 }
 
-async fn holder(ready: &Connection, id: ObjectId, digest: &str) -> Result<Holder> {
+async fn holder(
+    ready: &Connection,
+    id: ObjectId,
+    execution_id: &str,
+    digest: &str,
+) -> Result<Holder> {
     let artifacts = ready.latest(ARTIFACTS);
-    let same = artifacts.find_one(doc! { "digests.create": digest });
+    let same = artifacts.find_one(of_digest(execution_id, digest));
     if let Some(raw) = ready.call(same).await? {
         let stored = read_stored(&raw)?;
         if !stored.deleted {
             return Ok(Holder::Same(stored.record));
         }
-        let gone = doc! { "_id": id_of(&stored.record.artifact_id) };
-        let free = artifacts.update_one(gone, free_digest(&stored.record, Document::new()));
+        let free = artifacts.update_one(this(&raw), free_digest(&stored.record, Document::new()));
         ready.call(free).await?;
         return Ok(Holder::Freed);
     }
@@ -188,7 +206,12 @@ async fn holder(ready: &Connection, id: ObjectId, digest: &str) -> Result<Holder
     }
 }
 
-async fn create(artifacts: &Artifacts, record: &Artifact, digest: &str) -> Result<Created> {
+async fn create(
+    artifacts: &Artifacts,
+    record: &Artifact,
+    digest: &str,
+    mirrored: Option<i64>,
+) -> Result<Created> {
     let ready = artifacts.ready().await?;
     let id = id_of(&record.artifact_id)
         .ok_or_else(|| Error::failed("an artifact id that is no ObjectId"))?;
@@ -196,9 +219,12 @@ async fn create(artifacts: &Artifacts, record: &Artifact, digest: &str) -> Resul
         let execution_id = record.execution_id.clone();
         Error::Refused(Refusal::ExecutionNotFound { execution_id })
     };
-    let document = artifact_documents::insert(id, record, digest)?;
+    let mut document = artifact_documents::insert(id, record, digest)?;
+    if let Some(position) = mirrored {
+        document.append(cstr!("mirrored_position"), position);
+    }
     for _ in 0..ROUNDS {
-        match holder(&ready, id, digest).await? {
+        match holder(&ready, id, &record.execution_id, digest).await? {
             Holder::Nobody => {}
             Holder::Freed => continue,
             Holder::Same(record) => return Ok(Created::Found(record)),
@@ -217,9 +243,9 @@ async fn create(artifacts: &Artifacts, record: &Artifact, digest: &str) -> Resul
         let fates = ready.commander().insert(ARTIFACTS, std::slice::from_ref(&document)).await;
         match fates.first() {
             Some(Fate::Done) => {}
-            Some(Fate::Duplicate | Fate::Unmatched | Fate::Doubtful) => continue,
-            Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
-            Some(Fate::Unknown) | None => return Err(failure::timeout()),
+            Some(Fate::Duplicate(_) | Fate::Unmatched | Fate::Doubtful) => continue,
+            Some(Fate::Refused(code)) => return Err(failure::statement(*code, &ARTIFACTS)),
+            Some(Fate::Unknown) | None => return Err(ready.explained(failure::timeout())),
         }
         if !record.execution_id.is_empty() && !is_there(&ready, &record.execution_id).await? {
             mark(&ready, &record.artifact_id, artifacts.clock.now().millis()).await?;
@@ -230,19 +256,63 @@ async fn create(artifacts: &Artifacts, record: &Artifact, digest: &str) -> Resul
     Err(Error::Contention)
 }
 
+/// A record that a mirror brings.
+async fn mirror(
+    artifacts: &Artifacts,
+    record: &Artifact,
+    digest: &str,
+    position: i64,
+) -> Result<Created> {
+    let ready = artifacts.ready().await?;
+    let id = id_of(&record.artifact_id)
+        .ok_or_else(|| Error::failed("an artifact id that is no ObjectId"))?;
+    for _ in 0..ROUNDS {
+        let there = ready.call(ready.latest(ARTIFACTS).find_one(doc! { "_id": id })).await?;
+        let there = there.map(|raw| read_stored(&raw).map(|stored| (raw, stored))).transpose()?;
+        let Some((raw, stored)) = there.filter(|(_, stored)| !stored.deleted) else {
+            return create(artifacts, record, digest, Some(position)).await;
+        };
+        let before = field(&raw, "mirrored_position").and_then(integer);
+        match mirrored_artifact(&stored.record, before, record, position)? {
+            Verdict::Late => return Ok(Created::Found(stored.record)),
+            Verdict::Replaces => {}
+            Verdict::Conflict => return Err(artifact_conflict(record)),
+        }
+        let document = artifact_documents::insert(id, record, digest)?;
+        let mut set = Document::try_from(&*document).map_err(Error::failed)?;
+        set.remove("_id");
+        set.remove("execution_id");
+        set.insert("mirrored_position", position);
+        let mut change = doc! { "$set": set };
+        if record.step_key.is_none() {
+            change.insert("$unset", doc! { "step_key": "" });
+        }
+        let mut only = this(&raw);
+        only.insert("deleted_at", Bson::Null);
+        only.insert("mirrored_position", before);
+        let replaced = ready.latest(ARTIFACTS);
+        if ready.call(replaced.update_one(only, change)).await?.matched_count > 0 {
+            return Ok(Created::Found(record.clone()));
+        }
+    }
+    Err(Error::Contention)
+}
+
 async fn mark(ready: &Connection, artifact_id: &str, at: Millis) -> Result<bool> {
     let Some(id) = id_of(artifact_id) else { return Ok(false) };
     let artifacts = ready.latest(ARTIFACTS);
-    let found = ready.call(artifacts.find_one(doc! { "_id": id })).await?;
-    let Some(stored) =
-        found.map(|raw| read_stored(&raw)).transpose()?.filter(|found| !found.deleted)
-    else {
+    let Some(raw) = ready.call(artifacts.find_one(doc! { "_id": id })).await? else {
         return Ok(false);
     };
+    let stored = read_stored(&raw)?;
+    if stored.deleted {
+        return Ok(false);
+    }
     let record = &stored.record;
-    let last_change = last_change(&record.execution_id, &record.artifact_id);
+    let last_change = last_change_of_delete(&record.execution_id, &record.artifact_id);
     let change = free_digest(record, doc! { "deleted_at": date(at), "last_change": last_change });
-    let only = doc! { "_id": id, "deleted_at": null };
+    let mut only = this(&raw);
+    only.insert("deleted_at", Bson::Null);
     let done = ready.call(artifacts.update_one(only, change)).await?;
     Ok(done.matched_count > 0)
 }
@@ -290,7 +360,11 @@ pub async fn of_execution(
     query: &query::ArtifactQuery,
 ) -> Result<Page<Artifact, ArtifactKey>> {
     let ready = artifacts.ready().await?;
-    let mut filter = doc! { "execution_id": &query.execution_id };
+    let of_none = query.execution_id.is_empty();
+    let mut filter = match of_none {
+        false => doc! { "execution_id": &query.execution_id },
+        true => doc! { "execution_id": { "$not": { "$gt": "" } } },
+    };
     if let Some(after) = &query.after {
         let after = after.0.as_slice().try_into().map_err(|_| Error::BadCursor)?;
         filter.insert("_id", doc! { "$gt": ObjectId::from_bytes(after) });
@@ -309,7 +383,11 @@ pub async fn of_execution(
             page.next = last;
             break;
         }
-        match artifact_documents::read_alive(raw) {
+        let found = match of_none {
+            false => artifact_documents::read_alive(raw),
+            true => artifact_documents::read_any_alive(raw),
+        };
+        match found {
             Ok(None) => {}
             Ok(Some(artifact)) => {
                 last = raw.get_object_id("_id").ok().map(|id| ArtifactKey(id.bytes().to_vec()));
@@ -327,13 +405,26 @@ pub async fn of_execution(
 #[async_trait]
 impl ArtifactStore for Artifacts {
     async fn create_artifact(&self, record: &Artifact, digest: &str) -> Result<Created> {
-        create(self, record, digest).await
+        create(self, record, digest, None).await
     }
 
-    async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>> {
+    async fn mirror_artifact(
+        &self,
+        record: &Artifact,
+        digest: &str,
+        position: i64,
+    ) -> Result<Created> {
+        mirror(self, record, digest, position).await
+    }
+
+    async fn artifact_by_digest(
+        &self,
+        execution_id: &str,
+        digest: &str,
+    ) -> Result<Option<Artifact>> {
         let ready = self.ready().await?;
         let committed = ready.committed(ARTIFACTS);
-        let find = committed.find_one(doc! { "digests.create": digest });
+        let find = committed.find_one(of_digest(execution_id, digest));
         let found = ready.call(find).await?.map(|raw| read_stored(&raw)).transpose()?;
         Ok(found.filter(|found| !found.deleted).map(|found| found.record))
     }
@@ -379,8 +470,12 @@ impl ArtifactStore for Artifacts {
     async fn remove_artifact(&self, artifact_id: &str) -> Result<()> {
         let ready = self.ready().await?;
         let Some(id) = id_of(artifact_id) else { return Ok(()) };
-        let only = doc! { "_id": id, "deleted_at": { "$gt": epoch() } };
-        ready.call(ready.latest(ARTIFACTS).delete_one(only)).await?;
+        let artifacts = ready.latest(ARTIFACTS);
+        let marked = doc! { "_id": id, "deleted_at": { "$gt": epoch() } };
+        let Some(raw) = ready.call(artifacts.find_one(marked)).await? else { return Ok(()) };
+        let mut only = this(&raw);
+        only.insert("deleted_at", doc! { "$gt": epoch() });
+        ready.call(artifacts.delete_one(only)).await?;
         Ok(())
     }
 

@@ -1,21 +1,44 @@
 //! A look at a MongoDB deployment: its indexes against the lookups of the data model, and how it is put up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
 use mongodb::options::Acknowledgment;
 
+use super::db::role::{Difference, difference};
 use super::db::values::number_of;
-use super::db::{self, Connection, Db, MongoOptions};
+use super::db::{self, Connection, Db, MongoOptions, Unique};
+use super::found::wanted;
+use super::keys::all as all_keys;
+use super::names::{EXECUTIONS, METRICS, Name};
+use super::records::lists;
+use super::shards;
 use crate::clock::Clock;
 use crate::store::inspect::{
-    Deployment, Disk, Durability, Facts, History, IndexCheck, Inspect, LOOKUPS, Lookup,
+    Access, Deployment, Disk, Documents, Durability, Facts, History, IndexCheck, Inspect, LOOKUPS,
+    Lookup,
 };
-use crate::store::{Error, Result};
+use crate::store::{Error, Result, keys};
 
 /// How full the oplog is when it drops as much as it takes, as a part of its size.
 const FULL: f64 = 0.9;
+
+/// Odd documents that are counted, and how long that may take.
+const COUNTED: u64 = 20_000;
+const COUNTED_WITHIN: Duration = Duration::from_secs(8);
+/// What lists of executions look for.
+const INDEXED: [&str; 8] = [
+    "execution_id",
+    "app_id",
+    "app_name",
+    "sub_app_id",
+    "user_id",
+    "status",
+    "started_at",
+    "duration_ms",
+];
 
 /// A connection of its own to look at a database with.
 pub struct Look {
@@ -32,7 +55,7 @@ impl Look {
     }
 
     /// Options of a collection. `None`: it is not there.
-    async fn options(&self, collection: &str) -> Result<Option<Document>> {
+    async fn options(&self, collection: Name) -> Result<Option<Document>> {
         let list = doc! { "listCollections": 1, "filter": { "name": collection } };
         let reply = self.connection.command(list).await?;
         let cursor = reply.get_document("cursor").ok();
@@ -48,7 +71,7 @@ impl Look {
             return Ok(IndexCheck { lookup: *lookup, served_by, advice: String::new() });
         }
         if lookup.keys == [("timestamp", 1)]
-            && let Some(options) = self.options(lookup.collection).await?
+            && let Some(options) = self.options(METRICS).await?
             && options.contains_key("expireAfterSeconds")
         {
             // A time-series collection lets no index expire its points; the collection does it.
@@ -96,6 +119,49 @@ impl Look {
         Ok(History { covers_ms: (seconds[1] - seconds[0]).max(0) * 1000, full })
     }
 
+    /// What other programs stored that is left out.
+    async fn documents(&self) -> Result<Documents> {
+        let executions = self.connection.own(EXECUTIONS);
+        let count = async |filter: Document| {
+            let count = executions.count_documents(filter).limit(COUNTED).max_time(COUNTED_WITHIN);
+            self.connection.call(count).await
+        };
+        let unreadable = count(lists::without_id()).await?;
+        let lists: Vec<Document> =
+            INDEXED.iter().map(|name| doc! { *name: { "$type": "array" } }).collect();
+        let lists = count(doc! { "$or": lists }).await?;
+        let mut doubled = Vec::new();
+        for index in wanted() {
+            if index.is_unique() {
+                let there = db::look(&self.connection, vec![index.clone()]).await?;
+                if there.unique(index.collection()) != Unique::Whole {
+                    let ids = db::doubles(&self.connection, &index).await?;
+                    let named = |id| format!("{} {id}", index.collection());
+                    doubled.extend(ids.into_iter().map(named));
+                }
+            }
+        }
+        Ok(Documents { unreadable, lists, doubled })
+    }
+
+    /// What the one may do who is connected.
+    async fn access(&self) -> Result<Access> {
+        let status = doc! { "connectionStatus": 1, "showPrivileges": true };
+        let status = self.connection.command(status).await?;
+        let info = status.get_document("authInfo").map_err(Error::failed)?;
+        let documents = |name: &str| -> Vec<Document> {
+            let listed = info.get_array(name).into_iter().flatten();
+            listed.filter_map(Bson::as_document).cloned().collect()
+        };
+        let users = documents("authenticatedUsers");
+        let Some(user) = users.first() else { return Ok(Access::default()) };
+        let name = |field: &str| user.get_str(field).unwrap_or_default();
+        let privileges = documents("authenticatedUserPrivileges");
+        let Difference { missing, excess } = difference(self.connection.name(), &privileges);
+        let user = format!("{} of {}", name("user"), name("db"));
+        Ok(Access { user: Some(user), missing, excess })
+    }
+
     async fn disk(&self) -> Option<Disk> {
         let stats = self.connection.command(doc! { "dbStats": 1 }).await.ok()?;
         let number = |key: &str| stats.get(key).and_then(number_of);
@@ -129,7 +195,10 @@ impl Inspect for Look {
         let mut there = (String::new(), Vec::new());
         for lookup in LOOKUPS {
             if there.0 != lookup.collection {
-                let found = db::existing(&self.connection, lookup.collection).await?;
+                let found = match Name::of(lookup.collection) {
+                    Some(name) => db::existing(&self.connection, name).await?,
+                    None => Vec::new(),
+                };
                 there = (lookup.collection.to_owned(), found);
             }
             checks.push(self.check(lookup, &there.1).await?);
@@ -178,6 +247,10 @@ impl Inspect for Look {
             }
             Some(_) => Durability::Weak("an unknown write concern".to_owned()),
         };
+        let shards = match deployment {
+            Deployment::Sharded => Some(shards::look(&self.connection).await),
+            _ => None,
+        };
         Ok(Facts {
             version: build.get_str("version").unwrap_or_default().to_owned(),
             deployment,
@@ -185,6 +258,10 @@ impl Inspect for Look {
             clock_ahead_ms: local.map(|local| local.timestamp_millis() - midway),
             disk: self.disk().await,
             history,
+            documents: self.documents().await.ok(),
+            access: self.access().await.ok(),
+            shards,
+            idle_keys: keys::idle(&all_keys(&self.connection).await.unwrap_or_default(), midway),
         })
     }
 }

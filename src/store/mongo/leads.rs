@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use bson::{doc, rawdoc};
 
 use super::db::values::epoch;
-use super::db::{Connection, Db, META, failure};
+use super::db::{Connection, Db, failure};
+use super::names::META;
 use crate::store::Result;
 use crate::store::leads::{Claim, Leads, TAKEN_WITHIN};
 

@@ -8,39 +8,54 @@
 
 mod artifact_documents;
 mod artifacts;
+mod audit;
 mod changes;
 mod configurations;
 mod db;
+mod found;
 pub mod inspect;
+mod keys;
 mod leads;
 mod metrics;
+mod mirrors;
 mod names;
+mod notifications;
 mod records;
 mod removal;
 mod retention;
 mod rollups;
+mod scan;
 mod search;
 mod secret;
+mod shards;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use bson::doc;
 use bson::oid::ObjectId;
 use bson::raw::RawDocumentBuf;
+use bson::{Document, doc};
 use futures::FutureExt as _;
 use mongodb::Database;
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
 
 use super::artifacts::ArtifactStore;
+use super::audit::AuditStore;
 use super::configurations::ConfigurationStore;
 use super::inspect::Inspect;
+use super::keys::KeyStore;
 use super::leads::Leads;
 use super::metrics::MetricStore;
+use super::mirrors::MirrorStore;
+use super::notifications::NotificationStore;
 use super::retention::RetentionStore;
 use super::rollups::RollupStore;
+use super::scan::ScanStore;
 use super::search::SearchStore;
-use super::{Applied, ChangeLog, Error, Lease, Result, Store, StoreInfo, Write};
+use super::{Applied, ChangeLog, Lease, Result, Store, StoreInfo, Write};
 use crate::clock::Clock;
 use crate::domain::execution::SignOfLife;
 use crate::domain::limits::Limits;
@@ -50,14 +65,16 @@ use crate::domain::query::{
 };
 use crate::domain::{Artifact, Execution, MetricPoint, Millis, Step, StepRef};
 use artifacts::Artifacts;
+use audit::Ledger;
 use configurations::Configurations;
 pub use db::MongoOptions;
-use db::{Connection, Db, Index, failure};
+use db::{Bucket, Connection, Db, failure};
+use found::{Keeper, wanted};
 use inspect::Inside;
 use leads::LeadRoom;
-pub use metrics::METRICS;
 use metrics::Metrics;
-pub use names::{ARTIFACTS, CONFIGURATIONS, EXECUTIONS, STEPS};
+use names::META;
+pub use names::{ARTIFACTS, CONFIGURATIONS, EXECUTIONS, METRICS, STEPS, Spread};
 use records::{Records, execution, lists, read, step};
 use removal::Removal;
 use retention::Retention;
@@ -68,23 +85,30 @@ use search::Texts;
 /// 64 clients four lanes take half again as much of its time for a change as two.
 const LANES: usize = 2;
 
-/// The indexes of all rooms.
-fn wanted() -> Vec<Index> {
-    [
-        records::wanted(),
-        configurations::wanted(),
-        artifacts::wanted(),
-        search::wanted(),
-        rollups::wanted(),
-    ]
-    .concat()
-}
+/// Documents without a usable id that are counted.
+const UNREADABLE: u64 = 20_000;
 
 /// Makes the indexes of a database that are missing, and its time series, as a server does when it starts.
 pub async fn make_indexes(database: &Database) -> Result<()> {
     let connection = Connection::to(database);
     db::make(&connection, wanted()).await?;
-    metrics::prepare(&connection, MongoOptions::default().metrics_kept).await.map(drop)
+    metrics::prepare(&connection, MongoOptions::default().metrics_kept, false).await.map(drop)
+}
+
+/// The command that makes the role by which a server may do what it does in a database, and no more.
+pub fn create_role(database: &str) -> Document {
+    db::role::create_role(database)
+}
+
+/// The commands that spread a database over the shards of a cluster, for mongosh.
+pub fn shard_plan(database: &str) -> String {
+    db::shards::plan(database)
+}
+
+/// How a collection of the list is spread over shards; `None`: it is not in the list.
+pub fn spread_of(collection: &str) -> Option<Spread> {
+    let name = names::Name::of(collection)?;
+    names::LISTED.iter().find(|listed| listed.name == name).map(|listed| listed.spread)
 }
 
 /// The document of a new execution, as this store inserts it.
@@ -111,7 +135,10 @@ pub struct MongoStore {
     configurations: Arc<Configurations>,
     metrics: Arc<Metrics>,
     removal: Arc<Removal>,
+    ledger: Arc<Ledger>,
     secret: Arc<OnceLock<[u8; 32]>>,
+    /// Looks after the indexes.
+    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl MongoStore {
@@ -126,46 +153,81 @@ impl MongoStore {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>> {
         let db = Db::new(&options)?;
-        let records = Arc::new(Records::new(db.clone(), limits.clone()));
+        let ledger = Ledger::new(db.clone(), clock.clone(), options.audit_kept);
+        let ledger = Arc::new(ledger);
+        let records = Arc::new(Records::new(db.clone(), limits.clone(), ledger.clone()));
         let removal = Removal::new(db.clone(), clock.clone(), records.clone());
         let store = MongoStore {
             records,
             artifacts: Arc::new(Artifacts::new(db.clone(), limits, clock.clone())),
             configurations: Arc::new(Configurations::new(db.clone())),
-            metrics: Arc::new(Metrics::new(db.clone(), clock.clone(), options.metrics_kept)),
+            metrics: Arc::new(Metrics::new(
+                db.clone(),
+                clock.clone(),
+                ledger.clone(),
+                options.metrics_kept,
+                options.ordinary_metrics,
+            )),
             removal: Arc::new(removal),
+            ledger,
             db,
             clock,
             secret: Arc::default(),
+            keeper: Mutex::default(),
         };
         store.reach(options);
         Ok(Arc::new(store))
     }
 
     fn reach(&self, options: MongoOptions) {
-        let records = Arc::clone(&self.records);
-        let metrics = Arc::clone(&self.metrics);
+        let keeper = Arc::new(Keeper {
+            db: Arc::clone(&self.db),
+            records: Arc::clone(&self.records),
+            configurations: Arc::clone(&self.configurations),
+            metrics: Arc::clone(&self.metrics),
+            known: Mutex::default(),
+        });
         let secret = Arc::clone(&self.secret);
+        if options.read_only {
+            let prepare = move |connection: Arc<Connection>| {
+                let (keeper, secret) = (Arc::clone(&keeper), Arc::clone(&secret));
+                async move {
+                    keeper.records.forget_everything();
+                    keeper.take(&found::look(&connection).await?);
+                    // Tokens go nowhere but to this process and to who started it.
+                    let _ = secret.set(Sha256::digest(b"a reader of this database").into());
+                    Ok(())
+                }
+                .boxed()
+            };
+            return self.db.reach(options, Box::new(prepare));
+        }
+        let at_work = Arc::clone(&keeper);
         let prepare = move |connection: Arc<Connection>| {
-            let (records, metrics) = (Arc::clone(&records), Arc::clone(&metrics));
-            let secret = Arc::clone(&secret);
+            let (keeper, secret) = (Arc::clone(&keeper), Arc::clone(&secret));
             async move {
+                keeper.records.forget_everything();
                 // What was found counts only once all of it is there: what failed is looked at again.
-                let indexes = db::make(&connection, wanted()).await?;
-                let time_series = metrics::prepare(&connection, metrics.kept()).await?;
+                let found = keeper.make(&connection).await?;
                 let _ = secret.set(secret::shared(&connection).await?);
-                records.prepare(&indexes);
-                metrics.prepare(time_series);
+                keeper.take(&found);
                 Ok(())
             }
             .boxed()
         };
         self.db.reach(options, Box::new(prepare));
+        *self.keeper.lock() = Some(tokio::spawn(async move { at_work.keep().await }));
     }
 
-    /// The database, once it has answered, for the bytes that are kept in it.
-    pub async fn database(&self) -> Result<Database> {
-        Ok(self.db.ready().await?.database().clone())
+    fn stop_keeping(&self) {
+        if let Some(keeper) = self.keeper.lock().take() {
+            keeper.abort();
+        }
+    }
+
+    /// Where the bytes of artifacts are kept in the database, once it has answered.
+    pub async fn bucket(&self) -> Result<Bucket> {
+        Ok(self.db.ready().await?.bucket())
     }
 
     pub fn artifact_store(&self) -> Arc<dyn ArtifactStore> {
@@ -194,6 +256,26 @@ impl MongoStore {
         Arc::new(Texts::new(Arc::clone(&self.db)))
     }
 
+    pub fn mirror_store(&self) -> Arc<dyn MirrorStore> {
+        Arc::new(mirrors::MirrorRoom::new(Arc::clone(&self.db)))
+    }
+
+    pub fn notification_store(&self) -> Arc<dyn NotificationStore> {
+        Arc::new(notifications::NotificationRoom::new(Arc::clone(&self.db)))
+    }
+
+    pub fn key_store(&self) -> Arc<dyn KeyStore> {
+        Arc::new(keys::KeyRoom::new(Arc::clone(&self.db)))
+    }
+
+    pub fn audit_store(&self) -> Arc<dyn AuditStore> {
+        Arc::clone(&self.ledger) as _
+    }
+
+    pub fn scan_store(&self) -> Arc<dyn ScanStore> {
+        Arc::new(scan::Scans::new(Arc::clone(&self.db)))
+    }
+
     pub fn leads(&self) -> Arc<dyn Leads> {
         Arc::new(LeadRoom::new(Arc::clone(&self.db)))
     }
@@ -205,6 +287,7 @@ impl MongoStore {
 
 impl Drop for MongoStore {
     fn drop(&mut self) {
+        self.stop_keeping();
         self.db.abort();
     }
 }
@@ -227,8 +310,13 @@ impl Store for MongoStore {
         read::is_being_deleted(&self.records, execution_id).await
     }
 
-    async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
-        read::step(&self.records, execution_id, step).await
+    async fn step(
+        &self,
+        execution_id: &str,
+        step: &StepRef,
+        payloads: bool,
+    ) -> Result<Option<Step>> {
+        read::step(&self.records, execution_id, step, payloads).await
     }
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
@@ -237,6 +325,10 @@ impl Store for MongoStore {
 
     async fn count_executions(&self, query: &CountQuery) -> Result<Count> {
         lists::count(&self.records, query).await
+    }
+
+    async fn unreadable_executions(&self) -> Result<u64> {
+        lists::unreadable(&self.records, UNREADABLE).await
     }
 
     async fn step_counts(
@@ -280,18 +372,25 @@ impl Store for MongoStore {
         self.db.ready().await?.command(doc! { "ping": 1 }).await.map(drop)
     }
 
+    async fn probe_write(&self) -> Result<()> {
+        let ready = self.db.ready().await?;
+        let meta = ready.own(META);
+        let one_more = doc! { "$inc": { "writes": 1_i64 } };
+        let write = meta.update_one(doc! { "_id": "probe" }, one_more).upsert(true);
+        ready.call(write).await.map(drop)
+    }
+
     fn info(&self) -> StoreInfo {
         let (version, watchable) = match self.db.now() {
             Some(ready) => (ready.version().to_owned(), ready.replica_set()),
             None => (String::new(), true),
         };
-        StoreInfo { name: "mongodb", version, watchable }
+        let database_id = self.db.id().unwrap_or_default();
+        StoreInfo { name: "mongodb", version, database_id, watchable }
     }
 
     fn log(&self) -> Result<Arc<dyn ChangeLog>> {
-        if self.db.now().is_some_and(|ready| !ready.replica_set()) {
-            return Err(Error::NoLog);
-        }
+        // Without a replica set it can still look records up.
         Ok(Arc::new(changes::Log::new(Arc::clone(&self.db))))
     }
 
@@ -302,6 +401,7 @@ impl Store for MongoStore {
     }
 
     async fn close(&self) {
+        self.stop_keeping();
         self.db.close().await;
     }
 }

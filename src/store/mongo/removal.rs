@@ -10,18 +10,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
+use mongodb::options::Hint;
 
 use super::artifact_documents::{self, bytes_of};
-use super::artifacts::UPLOADS;
 use super::db::values::{epoch, id_of};
 use super::db::{Connection, Db};
-use super::names::{ARTIFACTS, EXECUTIONS, OF_RETENTION, STEPS};
+use super::names::{ARTIFACTS, EXECUTIONS, Name, STEPS, UPLOADS};
 use super::records::{Records, check_trusted};
 use super::{leads, metrics};
 use crate::clock::Clock;
 use crate::store::Result;
 use crate::store::retention::{LEAD, Piece, Removed};
 
+/// The field of an execution that a run of retention has marked as deleted.
+const OF_RETENTION: &str = "retention";
 /// Documents of a kind that go at once.
 const PIECE: i64 = 1000;
 /// Uploads are found again by the id and turn of each.
@@ -110,9 +112,10 @@ impl Removal {
             let points = metrics::delete(&ready, &of_all).await?;
             let gone = doc! {
                 "_id": { "$in": &documents },
+                "execution_id": { "$in": &ids },
                 "deleted_at": { "$gt": epoch() },
             };
-            ready.call(ready.latest(EXECUTIONS).delete_many(gone)).await?;
+            ready.call(ready.latest(EXECUTIONS).delete_many(gone).hint(by_id())).await?;
             for id in &ids {
                 self.records.forget_execution(id);
             }
@@ -123,7 +126,8 @@ impl Removal {
             });
         }
         // Only what was found before this look is taken.
-        let still = marked(&ready, doc! { "_id": { "$in": documents } }).await?;
+        let same = doc! { "_id": { "$in": documents }, "execution_id": { "$in": ids } };
+        let still = marked(&ready, same).await?;
         let still: HashSet<String> = still.into_iter().map(|(_, id)| id).collect();
         let of_marked = |found: Vec<RawDocumentBuf>| {
             let mut found = found;
@@ -136,18 +140,23 @@ impl Removal {
         if !steps.is_empty() {
             let gone: Vec<Bson> = steps.iter().filter_map(|raw| id_of(raw)).collect();
             let all = ready.latest(STEPS);
-            let delete = all.delete_many(doc! { "_id": { "$in": gone } });
+            // With the executions, which say on which shards they are.
+            let of: Vec<&String> = still.iter().collect();
+            let gone = doc! { "_id": { "$in": gone }, "execution_id": { "$in": of } };
+            let delete = all.delete_many(gone).hint(by_id());
             removed.steps = ready.call(delete).await?.deleted_count;
             self.records.forget_steps(&steps);
         }
         if !artifacts.is_empty() {
             let gone: Vec<Bson> = artifacts.iter().filter_map(|raw| id_of(raw)).collect();
-            let mut filter = doc! { "_id": { "$in": gone } };
+            let of: Vec<&String> = still.iter().collect();
+            let mut filter = doc! { "_id": { "$in": gone }, "execution_id": { "$in": of } };
             filter.extend(alive);
             let mark =
                 artifact_documents::marking(DateTime::from_millis(self.clock.now().millis()));
             let all = ready.latest(ARTIFACTS);
-            removed.artifacts = ready.call(all.update_many(filter, mark)).await?.modified_count;
+            let mark = all.update_many(filter, mark).hint(by_id());
+            removed.artifacts = ready.call(mark).await?.modified_count;
             removed.artifact_bytes = artifacts.iter().map(|raw| bytes_of(raw)).sum();
         }
         if !uploads.is_empty() {
@@ -157,6 +166,11 @@ impl Removal {
     }
 }
 
+/// The index of `_id`: along one of what executions have, the database would go through all that these have.
+fn by_id() -> Hint {
+    Hint::Keys(doc! { "_id": 1 })
+}
+
 fn execution_id(raw: &RawDocumentBuf) -> Option<String> {
     raw.get_str("execution_id").ok().map(str::to_owned)
 }
@@ -164,7 +178,7 @@ fn execution_id(raw: &RawDocumentBuf) -> Option<String> {
 /// Documents with what tells them apart, read where writes go.
 async fn find(
     ready: &Connection,
-    collection: &str,
+    collection: Name,
     filter: Document,
     most: i64,
 ) -> Result<Vec<RawDocumentBuf>> {

@@ -1,17 +1,19 @@
 //! The index of search: one document of each text with its terms as an array, which an index with a key per term
 //! serves. `o` is the order in which texts were first indexed, so that a word that many have is read newest first.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bson::oid::ObjectId;
-use bson::raw::RawDocument;
+use bson::raw::{RawDocument, RawDocumentBuf};
 use bson::{Bson, Document, doc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::db::values::{binary, field, small, text};
-use super::db::{Connection, Db, Index, META, Rows, update_document};
+use super::db::{Connection, Db, Index, Rows, update_document};
+use super::names::{META, TEXTS};
 use crate::domain::Millis;
 use crate::domain::search::query::Term;
 use crate::domain::search::{Kind, RULES};
@@ -20,7 +22,6 @@ use crate::store::search::{
 };
 use crate::store::{self, Error, Result};
 
-const TEXTS: &str = "stepwell_search_texts";
 /// The document that says how far the index is.
 const PROGRESS: &str = "search";
 /// Texts written with one command; and their bytes, terms included.
@@ -103,7 +104,8 @@ fn entry(document: &RawDocument) -> Option<Entry> {
     })
 }
 
-fn update(entry: &Entry, terms: &[String], seen: Millis) -> (Document, usize) {
+/// What is stored of a text, and about how many bytes that is.
+fn stored(entry: &Entry, terms: &[String], seen: Millis) -> (Document, usize) {
     let key = &entry.key;
     let bytes = entry.text.len() + terms.iter().map(|term| term.len() + 12).sum::<usize>();
     let set = doc! {
@@ -115,31 +117,66 @@ fn update(entry: &Entry, terms: &[String], seen: Millis) -> (Document, usize) {
         "v": seen,
         "t": terms,
     };
-    let change = doc! { "$set": set, "$setOnInsert": { "o": ObjectId::new() } };
-    let mut update = update_document(doc! { "_id": id(key) }, change);
-    update.insert("upsert", true);
-    (update, bytes)
+    (set, bytes)
 }
 
-async fn put(ready: &Connection, updates: Vec<Document>) -> Result<()> {
-    if updates.is_empty() {
+/// Texts with their ids, written with one command each for those that are new and those that are there already: an
+/// insert is a third of what a look and an update are.
+async fn put(ready: &Connection, texts: Vec<(Document, Document)>) -> Result<()> {
+    if texts.is_empty() {
         return Ok(());
     }
+    let ids: Vec<&Document> = texts.iter().map(|(id, _)| id).collect();
+    let find = doc! { "_id": { "$in": ids } };
+    let own = ready.own(TEXTS);
+    let there = ready.all(&own, find, Some(doc! { "_id": 1 })).await?;
+    let there: HashSet<Vec<u8>> = there
+        .iter()
+        .filter_map(|raw| raw.get_document("_id").ok().map(|id| id.as_bytes().to_vec()))
+        .collect();
+    let is_there = |id: &Document| {
+        RawDocumentBuf::try_from(id).is_ok_and(|raw| there.contains(raw.as_bytes()))
+    };
+    let (known, new): (Vec<_>, Vec<_>) = texts.into_iter().partition(|(id, _)| is_there(id));
+    let documents = new.iter().map(|(id, set)| {
+        let mut document = doc! { "_id": id, "o": ObjectId::new() };
+        document.extend(set.clone());
+        document
+    });
+    let mut updates = known;
+    if !write(ready, "insert", "documents", documents.collect()).await? {
+        // Somebody else has put one there just now.
+        updates.extend(new);
+    }
+    let updates = updates.into_iter().map(|(id, set)| {
+        let change = doc! { "$set": set, "$setOnInsert": { "o": ObjectId::new() } };
+        let mut update = update_document(doc! { "_id": id }, change);
+        update.insert("upsert", true);
+        update
+    });
+    match write(ready, "update", "updates", updates.collect()).await? {
+        true => Ok(()),
+        false => Err(Error::failed("the database refused to index a text")),
+    }
+}
+
+/// Whether all of them are written.
+async fn write(ready: &Connection, name: &str, field: &str, all: Vec<Document>) -> Result<bool> {
+    if all.is_empty() {
+        return Ok(true);
+    }
     let command = doc! {
-        "update": TEXTS,
-        "updates": updates,
+        name: TEXTS,
+        field: all,
         "ordered": false,
         "writeConcern": { "w": "majority", "wtimeout": i64::try_from(ready.patience().as_millis()).unwrap_or(i64::MAX) },
     };
     let answer = ready.command(command).await?;
-    if answer.contains_key("writeErrors") {
-        return Err(Error::failed("the database refused to index a text"));
-    }
     // The place in the log must not be passed before the texts are safe from a failover.
     if answer.contains_key("writeConcernError") {
         return Err(Error::unavailable("texts are not safe from a failover yet"));
     }
-    Ok(())
+    Ok(!answer.contains_key("writeErrors"))
 }
 
 #[async_trait]
@@ -164,7 +201,8 @@ impl SearchStore for Texts {
         }
         let (mut pieces, mut bytes) = (vec![Vec::new()], 0);
         for (entry, terms) in &batch.put {
-            let (one, size) = update(entry, terms, batch.seen);
+            let (set, size) = stored(entry, terms, batch.seen);
+            let one = (id(&entry.key), set);
             bytes += size;
             match pieces.last_mut() {
                 Some(piece) if piece.len() < WRITTEN_AT_ONCE && bytes <= BYTES_AT_ONCE => {

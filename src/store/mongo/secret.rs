@@ -4,7 +4,8 @@ use bson::{doc, rawdoc};
 use sha2::{Digest as _, Sha256};
 
 use super::db::values::binary;
-use super::db::{Connection, META, failure};
+use super::db::{Connection, failure};
+use super::names::META;
 use crate::store::{Error, Result};
 
 const ID: &str = "token_secret";
@@ -26,7 +27,7 @@ pub async fn shared(ready: &Connection) -> Result<[u8; 32]> {
             let value = found.get_binary("value").ok();
             let bytes = value.and_then(|value| <[u8; 32]>::try_from(value.bytes).ok());
             let unreadable =
-                || Error::Corrupt { collection: META, id: ID.to_owned(), field: "value" };
+                || Error::Corrupt { collection: META.as_str(), id: ID.to_owned(), field: "value" };
             let secret = bytes.ok_or_else(unreadable)?;
             // A write that changes nothing waits until what it found is safe from a failover.
             let same = doc! { "_id": ID, "value": binary(&secret) };

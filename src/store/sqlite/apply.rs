@@ -10,13 +10,16 @@ use std::sync::atomic::Ordering;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use super::audit::Ledger;
 use super::batch::{Batch, Updates};
 use super::changes::{self, CHANGES_PRUNED};
+use super::files::Files;
 use super::known::Known;
 use super::{LogEnds, SqliteOptions};
 use crate::clock::Clock;
+use crate::domain::audit::entry::Written;
 use crate::domain::limits::Limits;
-use crate::store::{Applied, Error, Result, Write};
+use crate::store::{Answer, Applied, Error, Record, Result, Write};
 
 /// Writes in one transaction, beyond the first call's.
 const BATCH_WRITES: usize = 512;
@@ -89,12 +92,15 @@ pub struct Writer {
     newest: u64,
     commits: u64,
     log_file: PathBuf,
+    /// Whether the database still is the one at its path.
+    files: Option<Arc<Files>>,
     /// Length of the write-ahead log at which it is started over.
     log_bytes_bound: u64,
     known: Known,
     /// Tells whether another program wrote to the file since.
     data_version: i64,
     updates: Updates,
+    audit: Ledger,
     /// Let go only after the connection.
     _lock: File,
 }
@@ -124,12 +130,30 @@ impl Writer {
             newest,
             commits: 0,
             log_file,
+            files: None,
             log_bytes_bound: LOG_BYTES_BOUND,
             known: Known::new(),
             data_version: 0,
             updates: Updates::new(),
+            audit: Ledger::default(),
             _lock: lock,
         }
+    }
+
+    /// Who did what is recorded here.
+    pub fn recording(mut self, audit: Ledger) -> Writer {
+        self.audit = audit;
+        self
+    }
+
+    /// From now on nothing counts as stored that is not in these files.
+    pub fn on(mut self, files: &Arc<Files>) -> Writer {
+        self.files = Some(Arc::clone(files));
+        self
+    }
+
+    fn check_files(&self) -> Result<()> {
+        self.files.as_ref().map_or(Ok(()), |files| files.check())
     }
 
     /// Works until the store is closed or dropped.
@@ -157,8 +181,7 @@ impl Writer {
                     // A defect that panics must cost its callers their answers, not the server its writer.
                     let done = catch_unwind(AssertUnwindSafe(|| self.apply(calls)));
                     if done.is_err() {
-                        self.newest = self.ends.newest();
-                        self.known.clear();
+                        self.after_panic();
                     }
                 }
                 // Nobody may wait any longer for these answers, and that is fine.
@@ -168,8 +191,7 @@ impl Writer {
                 Job::Write(work) => {
                     let done = catch_unwind(AssertUnwindSafe(|| work.run(&mut self)));
                     if done.is_err() {
-                        self.newest = self.ends.newest();
-                        self.known.clear();
+                        self.after_panic();
                     }
                 }
                 Job::Close { reply } => {
@@ -182,16 +204,30 @@ impl Writer {
         }
     }
 
+    /// A transaction was given up in the middle, and rolled back with that.
+    fn after_panic(&mut self) {
+        self.newest = self.ends.newest();
+        self.known.clear();
+        self.audit.unwound();
+    }
+
     fn apply(&mut self, calls: Vec<Call>) {
         let done = self.transaction(|batch| {
-            calls.iter().map(|call| batch.apply(&call.writes)).collect::<Result<Vec<_>>>()
+            let applied = calls.iter().map(|call| batch.apply(&call.writes));
+            let applied = applied.collect::<Result<Vec<_>>>()?;
+            record(batch, &calls, &applied)?;
+            Ok(applied)
         });
         let done = match done {
             Ok(applied) => Ok(applied),
             Err(error @ Error::Unavailable(_)) => Err(error),
+            Err(Error::Unaudited(why)) => self.apply_unrecorded(&calls, &why.to_string()),
             // One write may spoil the transaction for all others: find out which.
             Err(_) => self.transaction(|batch| {
-                calls.iter().map(|call| batch.apply_singly(&call.writes)).collect()
+                let applied = calls.iter().map(|call| batch.apply_singly(&call.writes));
+                let applied = applied.collect::<Result<Vec<_>>>()?;
+                record(batch, &calls, &applied)?;
+                Ok(applied)
             }),
         };
         match done {
@@ -207,7 +243,8 @@ impl Writer {
                         .writes
                         .iter()
                         .map(|_| match &*shared.0 {
-                            Error::Unavailable(_) => Err(Error::unavailable(shared.clone())),
+                            Error::Unavailable(why) => Err(Error::Unavailable(why.again())),
+                            Error::Unaudited(why) => Err(Error::unaudited(why.to_string())),
                             _ => Err(Error::failed(shared.clone())),
                         })
                         .collect();
@@ -227,18 +264,54 @@ impl Writer {
         }
     }
 
+    /// What is to be recorded cannot be, so it is not done: the others are not held up by that.
+    fn apply_unrecorded(&mut self, calls: &[Call], why: &str) -> Result<Vec<Applied>> {
+        self.transaction(|batch| {
+            let mut all = Vec::with_capacity(calls.len());
+            for call in calls {
+                let mut applied = Applied::default();
+                for write in &call.writes {
+                    if write.asked.is_some() {
+                        applied.outcomes.push(Err(Error::unaudited(why)));
+                        continue;
+                    }
+                    let one = batch.apply_singly(std::slice::from_ref(write))?;
+                    applied.outcomes.extend(one.outcomes);
+                    applied.written.extend(one.written);
+                }
+                all.push(applied);
+            }
+            Ok(all)
+        })
+    }
+
     /// Runs `work` in one transaction. Readers are woken only after the commit returned: woken earlier they
     /// would find nothing and sleep until the next, unrelated change.
     fn transaction<T>(&mut self, work: impl FnOnce(&mut Batch<'_>) -> Result<T>) -> Result<T> {
+        // Nothing is written where nobody will find it.
+        self.check_files()?;
         let newest = self.newest;
+        let chain = self.audit.chain();
         let done = self.attempt(work);
+        match &done {
+            Ok(_) => self.audit.committed(),
+            Err(_) => self.audit.undone(chain),
+        }
         if done.is_err() {
             self.newest = newest;
             self.known.clear();
         } else if newest != self.newest {
             self.ends.committed.send_replace(self.newest);
         }
-        done
+        match done {
+            // It is committed, and perhaps to a file that is no longer the database: only the writer may not be told
+            // that it is stored.
+            Ok(done) => self.check_files().map(|()| done),
+            Err(error) => Err(match &self.files {
+                Some(files) => files.judged(error),
+                None => error,
+            }),
+        }
     }
 
     fn attempt<T>(&mut self, work: impl FnOnce(&mut Batch<'_>) -> Result<T>) -> Result<T> {
@@ -256,6 +329,7 @@ impl Writer {
             known: &mut self.known,
             updates: &mut self.updates,
             newest: &mut self.newest,
+            audit: &mut self.audit,
             at: self.clock.now().millis(),
         })?;
         transaction.commit()?;
@@ -263,6 +337,7 @@ impl Writer {
     }
 
     fn prune(&mut self) -> Result<bool> {
+        self.check_files()?;
         let through = self.newest.saturating_sub(self.options.changes_kept);
         let age = i64::try_from(self.options.changes_age.as_millis()).unwrap_or(i64::MAX);
         let before = self.clock.now().millis().saturating_sub(age);
@@ -302,6 +377,25 @@ impl Writer {
     }
 }
 
+/// Writes down what these calls do, in their transaction.
+fn record(batch: &mut Batch<'_>, calls: &[Call], applied: &[Applied]) -> Result<()> {
+    let mut written = Vec::new();
+    for (call, applied) in calls.iter().zip(applied) {
+        for (write, outcome) in call.writes.iter().zip(&applied.outcomes) {
+            let Some(recorded) = write.recorded() else { continue };
+            let is_change = |record: &Record| matches!(record, Record::Execution(one) if one.execution_id == write.execution_id);
+            // A sign of life that changes nothing is no write.
+            if write.is_heartbeat() && outcome.is_ok() && !applied.written.iter().any(is_change) {
+                continue;
+            }
+            let step_id = outcome.as_ref().ok().and_then(Answer::step_id).or(recorded.step_id);
+            let code = Some(batch.code(outcome));
+            written.push(Written { step_id, code, ..recorded });
+        }
+    }
+    batch.record_writes(&written)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{LogEnds, Synchronous, schema};
@@ -309,7 +403,7 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::domain::execution::CreateExecution;
     use crate::domain::{ExecutionOp, Now};
-    use crate::store::Op;
+    use crate::store::{Op, Outage};
     use std::sync::atomic::AtomicU64;
     use std::time::Duration;
     use tokio::sync::watch;
@@ -337,6 +431,8 @@ mod tests {
                 execution_id: format!("e{n}"),
                 op: Op::Execution(ExecutionOp::Create(Box::new(request))),
                 now: Now { micros: 1 },
+                scope: Default::default(),
+                asked: None,
             }
         });
         let (reply, mut answer) = oneshot::channel();
@@ -358,7 +454,10 @@ mod tests {
         writer.connection.pragma_update(None, "max_page_count", 30).unwrap();
         let outcomes = create(&mut writer, 1..100);
         assert_eq!(outcomes.len(), 99);
-        assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::Unavailable(Some(_))))));
+        let full = |outcome: &Result<()>| {
+            outcome.as_ref().is_err_and(|error| error.outage() == Some(Outage::Full))
+        };
+        assert!(outcomes.iter().all(full), "{outcomes:?}");
         assert_eq!((rows(&writer), writer.ends.newest()), (2, 1));
         writer.connection.pragma_update(None, "max_page_count", 100_000).unwrap();
         assert!(create(&mut writer, 0..100).iter().all(Result::is_ok));

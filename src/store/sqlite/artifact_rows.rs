@@ -10,7 +10,7 @@ use crate::domain::{Artifact, Millis, Origin};
 use crate::store::{Error, Result};
 
 /// The columns of an artifact, in the order in which they are read and written.
-pub const COLUMNS: &str = "artifact_id, execution_id, step_id, artifact_type, artifact_name, mime_type, size_bytes, \
+pub const COLUMNS: &str = "artifact_id, execution_id, step_id, step_key, artifact_type, artifact_name, mime_type, size_bytes, \
     storage_type, storage_path, metadata, created_at, sha256, record_only, create_digest";
 
 /// Reads the columns of one row from left to right.
@@ -55,6 +55,7 @@ pub fn artifact_of(row: &Row<'_>) -> Result<Artifact> {
         artifact_id: columns.get()?,
         execution_id: columns.get()?,
         step_id: columns.get()?,
+        step_key: columns.get()?,
         artifact_type: columns.get()?,
         artifact_name: columns.get()?,
         mime_type: columns.get()?,
@@ -84,12 +85,13 @@ pub fn insert(
     };
     let sql = format!(
         "INSERT INTO artifacts ({COLUMNS}, stored_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"
     );
     connection.prepare_cached(&sql)?.execute(params![
         artifact.artifact_id,
         artifact.execution_id,
         artifact.step_id,
+        artifact.step_key,
         artifact.artifact_type,
         artifact.artifact_name,
         artifact.mime_type,
@@ -103,6 +105,46 @@ pub fn insert(
         digest,
         stored_at,
     ])?;
+    Ok(())
+}
+
+/// Writes a record over the one of its id and execution.
+pub fn replace(connection: &Connection, artifact: &Artifact, digest: &str) -> Result<()> {
+    let metadata = match artifact.metadata.is_empty() {
+        true => None,
+        false => Some(artifact.metadata.to_vec().map_err(Error::failed)?),
+    };
+    let sql = "UPDATE artifacts SET step_id = ?2, step_key = ?3, artifact_type = ?4, artifact_name = ?5, mime_type = ?6, \
+               size_bytes = ?7, storage_type = ?8, storage_path = ?9, metadata = ?10, created_at = ?11, sha256 = ?12, \
+               record_only = ?13, create_digest = ?14 WHERE artifact_id = ?1";
+    connection.prepare_cached(sql)?.execute(params![
+        artifact.artifact_id,
+        artifact.step_id,
+        artifact.step_key,
+        artifact.artifact_type,
+        artifact.artifact_name,
+        artifact.mime_type,
+        artifact.size_bytes,
+        artifact.storage_type,
+        artifact.storage_path,
+        metadata,
+        artifact.created_at,
+        artifact.sha256,
+        artifact.origin == Origin::Imported,
+        digest,
+    ])?;
+    Ok(())
+}
+
+/// The place that the latest mirrored write of it had.
+pub fn mirrored_position(connection: &Connection, artifact_id: &str) -> Result<Option<i64>> {
+    let sql = "SELECT mirrored_position FROM artifacts WHERE artifact_id = ?1";
+    Ok(connection.prepare_cached(sql)?.query_row([artifact_id], |row| row.get(0))?)
+}
+
+pub fn note_mirrored(connection: &Connection, artifact_id: &str, position: i64) -> Result<()> {
+    let sql = "UPDATE artifacts SET mirrored_position = ?2 WHERE artifact_id = ?1";
+    connection.prepare_cached(sql)?.execute(params![artifact_id, position])?;
     Ok(())
 }
 

@@ -8,9 +8,12 @@ use super::artifact_rows::{self, COLUMNS, artifact_of};
 use super::batch::Batch;
 use super::changes::Entry;
 use super::{SqliteStore, read};
+use crate::domain::mirrored::Verdict;
 use crate::domain::query::Page;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal};
-use crate::store::artifacts::{ArtifactStore, Created, Upload, Usage};
+use crate::store::artifacts::{
+    ArtifactStore, Created, Upload, Usage, artifact_conflict, mirrored_artifact,
+};
 use crate::store::{ChangeKind, RecordKey, Result};
 
 const UPLOAD_COLUMNS: &str = "upload_id, digest, artifact_id, storage_type, storage_path, turn, \
@@ -87,6 +90,35 @@ fn create(batch: &mut Batch<'_>, record: &Artifact, digest: &str) -> Result<Crea
     Ok(Created::New(record.clone()))
 }
 
+/// A record that a mirror brings.
+fn mirror(
+    batch: &mut Batch<'_>,
+    record: &Artifact,
+    digest: &str,
+    position: i64,
+) -> Result<Created> {
+    let Some(stored) = artifact_rows::by_id(batch.connection, &record.artifact_id)? else {
+        let created = create(batch, record, digest)?;
+        if let Created::New(record) = &created {
+            artifact_rows::note_mirrored(batch.connection, &record.artifact_id, position)?;
+        }
+        return Ok(created);
+    };
+    let before = artifact_rows::mirrored_position(batch.connection, &record.artifact_id)?;
+    match mirrored_artifact(&stored, before, record, position)? {
+        Verdict::Late => return Ok(Created::Found(stored)),
+        Verdict::Replaces => {}
+        Verdict::Conflict => return Err(artifact_conflict(record)),
+    }
+    artifact_rows::note_mirrored(batch.connection, &record.artifact_id, position)?;
+    if stored != *record {
+        artifact_rows::replace(batch.connection, record, digest)?;
+        let key = RecordKey::artifact(&record.execution_id, &record.artifact_id);
+        batch.log(Entry { kind: ChangeKind::Updated, ..Entry::of_delete(&key, 0) })?;
+    }
+    Ok(Created::Found(record.clone()))
+}
+
 fn mark(batch: &mut Batch<'_>, artifact_id: &str, at: Millis) -> Result<bool> {
     let execution_id: Option<String> = batch
         .connection
@@ -122,7 +154,7 @@ fn page(connection: &Connection, query: &ArtifactQuery) -> Result<Page<Artifact,
         examined += 1;
         let record = artifact_of(row)?;
         last = Some(record.artifact_id.clone());
-        let deleted_at: Option<Millis> = row.get(14)?;
+        let deleted_at: Option<Millis> = row.get(15)?;
         if deleted_at.is_none() && query.admits(&record) {
             page.records.push(record);
         }
@@ -159,7 +191,17 @@ impl ArtifactStore for SqliteStore {
         self.write(move |batch| create(batch, &record, &digest)).await
     }
 
-    async fn artifact_by_digest(&self, digest: &str) -> Result<Option<Artifact>> {
+    async fn mirror_artifact(
+        &self,
+        record: &Artifact,
+        digest: &str,
+        position: i64,
+    ) -> Result<Created> {
+        let (record, digest) = (record.clone(), digest.to_owned());
+        self.write(move |batch| mirror(batch, &record, &digest, position)).await
+    }
+
+    async fn artifact_by_digest(&self, _: &str, digest: &str) -> Result<Option<Artifact>> {
         let digest = digest.to_owned();
         self.readers.run(move |connection| by_digest(connection, &digest)).await
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use rusqlite::{Connection, ErrorCode, params_from_iter};
 
+use super::audit::Ledger;
 use super::changes::{self, Entry};
 use super::known::{Known, KnownExecution};
 use super::read;
@@ -27,15 +28,16 @@ pub struct Batch<'a> {
     pub known: &'a mut Known,
     pub updates: &'a mut Updates,
     pub newest: &'a mut u64,
+    pub audit: &'a mut Ledger,
     pub at: Millis,
 }
 
 impl Batch<'_> {
     /// Applies writes together. An error means that the transaction has to be rolled back.
     pub fn apply(&mut self, writes: &[Write]) -> Result<Applied> {
-        let mut facts = self.facts(&Needs::of(writes, false, self.limits))?;
+        let mut facts = self.facts(&Needs::of(writes, false))?;
         let mut planned = plan(writes, &facts, self.limits);
-        while self.load_payloads(writes, &planned, &mut facts)? {
+        while self.load_wanted(writes, &planned, &mut facts)? {
             planned = plan(writes, &facts, self.limits);
         }
         let written = self.persist(&planned)?;
@@ -147,12 +149,6 @@ impl Batch<'_> {
                 facts.greatest_step_ids.insert(id.clone(), self.greatest(&known)?);
             }
         }
-        for id in &needs.step_counts {
-            if let Some(known) = self.parent(id)? {
-                let count = read::step_count(self.connection, known.parent())?;
-                facts.step_counts.insert(id.clone(), count);
-            }
-        }
         Ok(facts)
     }
 
@@ -164,20 +160,32 @@ impl Batch<'_> {
         }
     }
 
-    /// Loads the payloads of the steps whose rules asked for them. `false`: none did.
-    fn load_payloads(
-        &mut self,
-        writes: &[Write],
-        planned: &Plan,
-        facts: &mut Facts,
-    ) -> Result<bool> {
+    /// How many steps an execution has.
+    fn count(&mut self, execution_id: &str) -> Result<Option<usize>> {
+        let Some(known) = self.parent(execution_id)? else { return Ok(None) };
+        if let Some(count) = known.count {
+            return Ok(Some(count));
+        }
+        let count = read::step_count(self.connection, known.parent())?;
+        self.known.set_count(execution_id, count);
+        Ok(Some(count))
+    }
+
+    /// Loads what rules asked for: payloads of steps, and how many steps there are. `false`: none did.
+    fn load_wanted(&mut self, writes: &[Write], planned: &Plan, facts: &mut Facts) -> Result<bool> {
         let mut asked = false;
         let mut loaded = false;
         for (write, outcome) in writes.iter().zip(&planned.outcomes) {
-            if !matches!(outcome, Err(Refusal::NeedsPayload)) {
-                continue;
+            match outcome {
+                Err(Refusal::NeedsPayload) => asked = true,
+                Err(Refusal::NeedsStepCount) => {
+                    let count = self.count(&write.execution_id)?.unwrap_or(0);
+                    asked = true;
+                    loaded |= facts.step_counts.insert(write.execution_id.clone(), count).is_none();
+                    continue;
+                }
+                _ => continue,
             }
-            asked = true;
             let named: Vec<&StepRef> = match &write.op {
                 Op::Execution(_) => Vec::new(),
                 Op::Step { named, .. } => vec![named],
@@ -204,7 +212,7 @@ impl Batch<'_> {
             }
         }
         if asked && !loaded {
-            return Err(Error::failed("a rule asked for payloads that it was given"));
+            return Err(Error::failed("a rule asked for what it was given"));
         }
         Ok(asked)
     }
@@ -346,6 +354,7 @@ impl Batch<'_> {
                 self.connection
                     .prepare_cached(&INSERTS.step)?
                     .execute(params_from_iter(cells.iter().chain(&rest)))?;
+                self.known.count_step(&key.execution_id);
             }
             Some(before) => {
                 let (old, new) = (step_cells(before), step_cells(after));

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 use tokio::sync::watch;
 
-use super::{LogEnds, Readers, artifact_rows, read};
+use super::{LogEnds, Readers, artifact_rows, read, standing};
+use crate::domain::notification::Standing;
 use crate::domain::{Execution, Millis, Step};
 use crate::store::{
     Change, ChangeKind, ChangeLog, ChangeReader, Changed, Cursor, Error, Record, RecordKey, Result,
@@ -33,6 +34,7 @@ pub struct Entry<'a> {
     pub status_changed: bool,
     pub metadata_changed: bool,
     pub revision: i64,
+    pub standing: Standing,
 }
 
 impl<'a> Entry<'a> {
@@ -49,6 +51,7 @@ impl<'a> Entry<'a> {
             status_changed: before.is_some_and(|before| before.status != after.status),
             metadata_changed: before.is_some_and(|before| before.metadata != after.metadata),
             revision: after.revision,
+            standing: Standing::of_execution(before, after),
         }
     }
 
@@ -61,6 +64,7 @@ impl<'a> Entry<'a> {
             status_changed: false,
             metadata_changed: false,
             revision: after.revision,
+            standing: Standing::of_step(before, after),
         }
     }
 
@@ -73,6 +77,7 @@ impl<'a> Entry<'a> {
             status_changed: false,
             metadata_changed: false,
             revision,
+            standing: Standing::default(),
         }
     }
 }
@@ -80,8 +85,9 @@ impl<'a> Entry<'a> {
 /// Adds one change, in the transaction of the change itself.
 pub fn insert(connection: &Connection, entry: &Entry<'_>) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
-        "INSERT INTO changes (seq, at, execution_id, step_id, kind, flags, revision, artifact_id) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO changes \
+         (seq, at, execution_id, step_id, kind, flags, revision, artifact_id, standing) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )?;
     statement.execute(params![
         entry.seq as i64,
@@ -97,6 +103,7 @@ pub fn insert(connection: &Connection, entry: &Entry<'_>) -> rusqlite::Result<()
             + i64::from(entry.metadata_changed) * METADATA_CHANGED,
         entry.revision,
         entry.key.artifact_id,
+        standing::stored(&entry.standing),
     ])?;
     Ok(())
 }
@@ -189,6 +196,10 @@ impl ChangeLog for SqliteLog {
         seq_of(cursor)
     }
 
+    fn oldest(&self) -> Option<Cursor> {
+        Some(cursor_at(self.ends.pruned_through()))
+    }
+
     async fn load(&self, what: &[Changed], payloads: bool) -> Result<Vec<(Changed, Record)>> {
         let what = what.to_vec();
         self.readers
@@ -230,7 +241,7 @@ impl ChangeReader for Reader {
         if *self.committed.borrow_and_update() <= self.seq {
             match tokio::time::timeout(WAIT, self.committed.changed()).await {
                 Err(_) => return Ok(Vec::new()),
-                Ok(Err(_)) => return Err(Error::Unavailable(None)),
+                Ok(Err(_)) => return Err(Error::away()),
                 Ok(Ok(())) => {}
             }
         }
@@ -255,8 +266,8 @@ impl ChangeReader for Reader {
 
 fn changes_after(connection: &Connection, after: u64) -> Result<Vec<(u64, Change)>> {
     let mut statement = connection.prepare_cached(
-        "SELECT seq, at, execution_id, step_id, kind, flags, revision, artifact_id FROM changes \
-         WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+        "SELECT seq, at, execution_id, step_id, kind, flags, revision, artifact_id, standing \
+         FROM changes WHERE seq > ?1 ORDER BY seq LIMIT ?2",
     )?;
     let mut rows = statement.query(params![after as i64, CHANGES_READ])?;
     let mut changes = Vec::new();
@@ -282,6 +293,7 @@ fn changes_after(connection: &Connection, after: u64) -> Result<Vec<(u64, Change
                 status_changed: flags & STATUS_CHANGED != 0,
                 metadata_changed: flags & METADATA_CHANGED != 0,
                 failed: None,
+                standing: Some(standing::read(row.get_ref(8)?.as_blob().ok())),
                 body: None,
                 document_id: None,
             },

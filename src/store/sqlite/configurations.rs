@@ -7,18 +7,22 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, Row, params, params_from_iter};
 
 use super::SqliteStore;
+use crate::domain::access::AppScope;
 use crate::domain::configuration::{AppRef, ConfigurationQuery, Part, Place, Scope};
+use crate::domain::mirrored::Verdict;
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Millis, Refusal};
-use crate::store::configurations::{ConfigurationStore, Listed, Stored};
+use crate::store::configurations::{
+    ConfigurationStore, Listed, Stored, configuration_conflict, is_listed, mirrored_configuration,
+};
 use crate::store::{Error, Result};
 
 /// Stored for a time that is not known.
 const NO_TIME: i64 = i64::MIN;
 
 /// The row comes first, the document last.
-const COLUMNS: &str = "id, app_id, app_name, sub_app_id, sub_app_name, version, active, created_at, \
-     created_by, configuration, published_active";
+pub(super) const COLUMNS: &str = "id, app_id, app_name, sub_app_id, sub_app_name, version, active, created_at, \
+     created_by, configuration, published_active, mirrored_position";
 
 /// A record with its row.
 struct Found {
@@ -26,6 +30,7 @@ struct Found {
     record: Configuration,
     /// Whether it was made active by who stored it.
     published_active: bool,
+    mirrored_position: Option<i64>,
 }
 
 impl Found {
@@ -63,7 +68,12 @@ fn found(row: &Row<'_>) -> Result<Found> {
         created_by: row.get(8)?,
         configuration: document.ok_or_else(corrupt)?,
     };
-    Ok(Found { row: id, record, published_active: row.get(10)? })
+    Ok(Found { row: id, record, published_active: row.get(10)?, mirrored_position: row.get(11)? })
+}
+
+/// The record in a row of `COLUMNS`.
+pub(super) fn record_of(row: &Row<'_>) -> Result<Configuration> {
+    found(row).map(|found| found.record)
 }
 
 /// Conditions for SQL, with their parameters.
@@ -158,7 +168,7 @@ type Answer<T> = std::result::Result<T, Refusal>;
 
 fn put(connection: &Connection, at: Millis, record: Configuration) -> Result<Answer<Stored>> {
     let scope = record.scope();
-    if let Some(Found { row, record: mut stored, published_active }) =
+    if let Some(Found { row, record: mut stored, published_active, .. }) =
         of_version(connection, &scope, &record.version)?
     {
         if !stored.same_content(&record) {
@@ -199,7 +209,66 @@ fn put(connection: &Connection, at: Millis, record: Configuration) -> Result<Ans
     Ok(Ok(Stored { record, created: true }))
 }
 
-fn page(connection: &Connection, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
+/// A version that a mirror brings.
+fn mirror(
+    connection: &Connection,
+    at: Millis,
+    record: Configuration,
+    position: i64,
+) -> Result<Answer<Stored>> {
+    let scope = record.scope();
+    let there = of_version(connection, &scope, &record.version)?;
+    let stored = match there {
+        None => {
+            let stored = match put(connection, at, record)? {
+                Ok(stored) => stored,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let found = of_version(connection, &scope, &stored.record.version)?;
+            if let Some(Found { row, .. }) = found {
+                note_mirrored(connection, row, position)?;
+            }
+            return Ok(Ok(stored));
+        }
+        Some(there) => there,
+    };
+    match mirrored_configuration(&stored.record, stored.mirrored_position, &record, position)? {
+        Verdict::Late => return Ok(Ok(Stored { record: stored.record, created: false })),
+        Verdict::Replaces => {}
+        Verdict::Conflict => return Ok(Err(configuration_conflict(&record))),
+    }
+    let document = record.configuration.to_vec().map_err(Error::failed)?;
+    connection
+        .prepare_cached(
+            "UPDATE configurations SET app_name = ?2, sub_app_name = ?3, created_at = ?4, created_by = ?5, \
+                 configuration = ?6, active = 0 WHERE id = ?1",
+        )?
+        .execute(params![
+            stored.row,
+            record.app_name,
+            record.sub_app_name,
+            record.created_at.unwrap_or(NO_TIME),
+            record.created_by,
+            document,
+        ])?;
+    note_mirrored(connection, stored.row, position)?;
+    if record.active {
+        activate(connection, &scope, stored.row)?;
+    }
+    Ok(Ok(Stored { record, created: false }))
+}
+
+fn note_mirrored(connection: &Connection, row: i64, position: i64) -> Result<()> {
+    let sql = "UPDATE configurations SET mirrored_position = ?2 WHERE id = ?1";
+    connection.prepare_cached(sql)?.execute(params![row, position])?;
+    Ok(())
+}
+
+fn page(
+    connection: &Connection,
+    query: &ConfigurationQuery,
+    access: &AppScope,
+) -> Result<Page<Listed, Place>> {
     let mut conditions = Conditions::new().in_list_of(&query.app);
     if let Some(after) = &query.after {
         let (created_at, row) = created_at_and_row(after).ok_or(Error::BadCursor)?;
@@ -218,16 +287,19 @@ fn page(connection: &Connection, query: &ConfigurationQuery) -> Result<Page<List
         let found = found(row)?;
         let weight = found.record.weight();
         let full = page.records.len() == query.limit
-            || examined == query.examine
             || (bytes + weight > query.bytes && !page.records.is_empty());
-        if full {
+        let listed = is_listed(query, access, &found.record);
+        if examined == query.examine || (full && listed) {
             page.next = last;
             break;
         }
         examined += 1;
+        if full {
+            continue;
+        }
         let place = found.place();
         last = Some(place.clone());
-        if query.app.lists(&found.record) {
+        if listed {
             bytes += weight;
             page.records.push(Listed { record: found.record, place });
         }
@@ -239,6 +311,12 @@ fn page(connection: &Connection, query: &ConfigurationQuery) -> Result<Page<List
 impl ConfigurationStore for SqliteStore {
     async fn put_configuration(&self, record: Configuration) -> Result<Stored> {
         let answer = self.write(move |batch| put(batch.connection, batch.at, record)).await?;
+        answer.map_err(Error::Refused)
+    }
+
+    async fn mirror_configuration(&self, record: Configuration, position: i64) -> Result<Stored> {
+        let answer =
+            self.write(move |batch| mirror(batch.connection, batch.at, record, position)).await?;
         answer.map_err(Error::Refused)
     }
 
@@ -303,8 +381,12 @@ impl ConfigurationStore for SqliteStore {
             .await
     }
 
-    async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
-        let query = query.clone();
-        self.readers.run(move |connection| page(connection, &query)).await
+    async fn configurations(
+        &self,
+        query: &ConfigurationQuery,
+        access: &AppScope,
+    ) -> Result<Page<Listed, Place>> {
+        let (query, access) = (query.clone(), access.clone());
+        self.readers.run(move |connection| page(connection, &query, &access)).await
     }
 }

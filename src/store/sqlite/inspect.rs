@@ -8,12 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::Connection;
 
-use super::{DATABASE_FILE, OpenError, SqliteStore, schema};
+use super::{DATABASE_FILE, OpenError, SqliteStore, keys, schema};
 use crate::clock::Clock;
 use crate::domain::Millis;
 use crate::store::inspect::{
     Deployment, Disk, Durability, Facts, History, IndexCheck, Inspect, LOOKUPS, Lookup,
 };
+use crate::store::keys::idle;
 use crate::store::{Error, Result};
 
 /// How long to wait for a server that just now changes the schema.
@@ -122,6 +123,11 @@ fn facts(connection: &Connection, dir: &Path, now: Millis) -> Result<Facts> {
             covers_ms: now.saturating_sub(oldest).max(0),
             full: pruned > 0,
         }),
+        documents: None,
+        access: None,
+        shards: None,
+        // A file of an older version has none.
+        idle_keys: idle(&keys::all(connection).unwrap_or_default(), now),
     })
 }
 
@@ -209,6 +215,10 @@ impl Inspect for Look {
             clock_ahead_ms: None,
             disk: disk(existing.unwrap_or(Path::new("."))),
             history: None,
+            documents: None,
+            access: None,
+            shards: None,
+            idle_keys: Vec::new(),
         })
     }
 }

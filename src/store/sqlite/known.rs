@@ -23,13 +23,15 @@ pub struct KnownExecution {
     pub record: Arc<Execution>,
     /// The greatest number of its steps, -1 without steps. `None`: not known.
     pub greatest: Option<i32>,
+    /// How many steps it has. `None`: not counted.
+    pub count: Option<usize>,
     weight: u32,
 }
 
 impl KnownExecution {
     pub fn new(row: i64, record: Arc<Execution>, greatest: Option<i32>) -> KnownExecution {
         let weight = weight(&Record::Execution(Arc::clone(&record)));
-        KnownExecution { row, record, greatest, weight }
+        KnownExecution { row, record, greatest, count: None, weight }
     }
 
     pub fn parent(&self) -> Parent<'_> {
@@ -95,6 +97,22 @@ impl Known {
 
     pub fn forget_step(&mut self, execution_id: &str, step_id: i32) {
         self.steps.remove(&RecordKey::step(execution_id, step_id));
+        if let Some(mut known) = self.executions.get_mut(execution_id) {
+            known.count = None;
+        }
+    }
+
+    pub fn set_count(&mut self, execution_id: &str, count: usize) {
+        if let Some(mut known) = self.executions.get_mut(execution_id) {
+            known.count = Some(count);
+        }
+    }
+
+    /// Notes that an execution has one step more.
+    pub fn count_step(&mut self, execution_id: &str) {
+        if let Some(mut known) = self.executions.get_mut(execution_id) {
+            known.count = known.count.map(|count| count + 1);
+        }
     }
 
     pub fn set_greatest(&mut self, execution_id: &str, greatest: i32) {

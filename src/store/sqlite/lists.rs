@@ -245,7 +245,9 @@ pub fn executions(
     let mut last = query.after.clone();
     let all = each(&snapshot, query, |row| {
         if records.len() >= query.limit.max(1) {
-            return Ok(false);
+            // To who sees some apps only, a token says that there is more of theirs, and not that there is something.
+            let is_seen = query.filter.scope.is_all();
+            return Ok(!is_seen && !is_match(&execution_of(row)?, &query.filter));
         }
         let execution = execution_of(row)?;
         last = Some(ExecutionKey::of(&execution));
@@ -271,6 +273,7 @@ fn ranges_decide(filter: &ExecutionFilter) -> bool {
         && (filter.statuses.is_empty() || has("status"))
         && filter.min_duration_ms.is_none()
         && filter.metadata.is_empty()
+        && filter.scope.is_all()
 }
 
 /// How many match: entries of the index where it decides, else what is found among the records examined.
@@ -292,7 +295,7 @@ pub fn count(connection: &Connection, query: &CountQuery) -> Result<Count> {
             number += u64::from(found && !more);
             Ok(!more)
         })?;
-        return Ok(Count { number, exact: all });
+        return Ok(Count { number, exact: all, unreadable: 0 });
     }
     // Those that are being deleted still are in the index. They are few, and soon none.
     let (marked, all_marked) = marked(&snapshot, &query.filter, query.examine)?;
@@ -307,7 +310,8 @@ pub fn count(connection: &Connection, query: &CountQuery) -> Result<Count> {
         number += found as u64;
     }
     let number = number.saturating_sub(marked);
-    Ok(Count { number: number.min(limit), exact: number <= limit && all_marked })
+    let exact = number <= limit && all_marked;
+    Ok(Count { number: number.min(limit), exact, unreadable: 0 })
 }
 
 /// How many of those that match are being deleted, and whether these are all.

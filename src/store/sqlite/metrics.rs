@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::SqliteStore;
 use super::batch::Batch;
+use crate::domain::audit::entry::Written;
 use crate::domain::metric::{Summary, admit, interval_start};
 use crate::domain::query::Page;
 use crate::domain::{MetricCounts, MetricInterval, MetricPoint, Millis, Refusal};
@@ -30,16 +31,27 @@ impl MetricStore for SqliteStore {
         let kept_ms = self.metrics_kept_ms;
         let recorded = self
             .write(move |batch| {
-                let requests = requests.into_iter();
-                requests.map(|request| record(batch, request, kept_ms)).collect::<Result<Vec<_>>>()
+                let written: Vec<_> = requests.iter().map(Recording::recorded).collect();
+                let outcomes = requests
+                    .into_iter()
+                    .map(|request| Ok(record(batch, request, kept_ms)?.map_err(Error::Refused)));
+                let outcomes = outcomes.collect::<Result<Vec<_>>>()?;
+                let written =
+                    written.into_iter().zip(&outcomes).filter_map(|(written, outcome)| {
+                        Some(Written { code: Some(batch.code(outcome)), ..written? })
+                    });
+                let written: Vec<_> = written.collect();
+                batch.record_writes(&written)?;
+                Ok(outcomes)
             })
             .await;
         match recorded {
-            Ok(outcomes) => {
-                outcomes.into_iter().map(|outcome| outcome.map_err(Error::Refused)).collect()
+            Ok(outcomes) => outcomes,
+            Err(Error::Unaudited(why)) => {
+                (0..count).map(|_| Err(Error::unaudited(why.to_string()))).collect()
             }
-            Err(Error::Unavailable(_)) => {
-                (0..count).map(|_| Err(Error::Unavailable(None))).collect()
+            Err(Error::Unavailable(why)) => {
+                (0..count).map(|_| Err(Error::Unavailable(why.again()))).collect()
             }
             Err(error) => {
                 let words = error.to_string();
@@ -108,7 +120,7 @@ impl MetricStore for SqliteStore {
             .run(move |connection| {
                 // Along the rows and not along the index by time: what is asked for came last.
                 let mut statement = connection.prepare_cached(
-                    "SELECT id, at, step_id, metrics FROM metrics \
+                    "SELECT id, at, step_id, metrics, step_key FROM metrics \
                      WHERE id >= ?1 AND +execution_id = ?2 ORDER BY id LIMIT ?3",
                 )?;
                 let mut rows =
@@ -145,13 +157,13 @@ fn write_metrics(metrics: &BTreeMap<String, f64>) -> Result<Vec<u8>> {
     document.to_vec().map_err(Error::failed)
 }
 
-/// The point in the columns id, at, step_id, metrics.
-fn read_point(row: &Row<'_>) -> Result<MetricPoint> {
+/// The point in the columns id, at, step_id, metrics, step_key.
+pub(super) fn read_point(row: &Row<'_>) -> Result<MetricPoint> {
     let mut metrics = BTreeMap::new();
     each_metric(row, |name, value| {
         metrics.insert(name.to_owned(), value);
     })?;
-    Ok(MetricPoint { at: row.get(1)?, step_id: row.get(2)?, metrics })
+    Ok(MetricPoint { at: row.get(1)?, step_id: row.get(2)?, step_key: row.get(4)?, metrics })
 }
 
 fn each_metric(row: &Row<'_>, mut each: impl FnMut(&str, f64)) -> Result<()> {
@@ -176,7 +188,7 @@ fn record(
     request: Recording,
     kept_ms: Option<i64>,
 ) -> Result<Result<Recorded, Refusal>> {
-    let Recording { execution_id, mut points, request, put, now } = request;
+    let Recording { execution_id, mut points, request, put, now, .. } = request;
     let connection = batch.connection;
     if !put
         && !connection
@@ -205,11 +217,13 @@ fn record(
     }
     let mut stored = Vec::with_capacity(points.len());
     let mut insert = connection.prepare_cached(
-        "INSERT INTO metrics (execution_id, at, step_id, metrics) VALUES (?1, ?2, ?3, ?4)",
+        "INSERT INTO metrics (execution_id, at, step_id, metrics, step_key) \
+         VALUES (?1, ?2, ?3, ?4, ?5)",
     )?;
     for point in points {
         let metrics = write_metrics(&point.metrics)?;
-        let row = insert.insert(params![execution_id, point.at, point.step_id, metrics])?;
+        let MetricPoint { at, step_id, step_key, .. } = &point;
+        let row = insert.insert(params![execution_id, at, step_id, metrics, step_key])?;
         stored.push(Arrived { id: id_of(row), point });
     }
     if let Some(request) = &request {
@@ -272,7 +286,7 @@ fn leave_out_known(
     let times = points.iter().map(|point| point.at);
     let (Some(first), Some(last)) = (times.clone().min(), times.max()) else { return Ok(0) };
     let mut statement = connection.prepare_cached(
-        "SELECT id, at, step_id, metrics FROM metrics \
+        "SELECT id, at, step_id, metrics, step_key FROM metrics \
          WHERE execution_id = ?1 AND at BETWEEN ?2 AND ?3",
     )?;
     let mut rows = statement.query(params![execution_id, first, last])?;
@@ -310,7 +324,7 @@ fn points(
         }
     };
     let mut statement = connection.prepare_cached(
-        "SELECT id, at, step_id, metrics FROM metrics \
+        "SELECT id, at, step_id, metrics, step_key FROM metrics \
          WHERE execution_id = ?1 AND at < ?2 AND (at, id) > (?3, ?4) ORDER BY at, id LIMIT ?5",
     )?;
     let mut rows = statement.query(params![
@@ -341,7 +355,7 @@ fn intervals(
     let from = query.span.from.unwrap_or(i64::MIN);
     let from = query.after.as_ref().map_or(from, |(start, _)| from.max(*start));
     let mut statement = connection.prepare_cached(
-        "SELECT id, at, step_id, metrics FROM metrics \
+        "SELECT id, at, step_id, metrics, step_key FROM metrics \
          WHERE execution_id = ?1 AND at >= ?2 AND at < ?3 ORDER BY at, id",
     )?;
     let mut rows = statement.query(params![
@@ -366,6 +380,11 @@ fn intervals(
             start = here;
         }
         examined += 1;
+        if let Some(step) = &query.step
+            && !step.is(row.get(2)?, row.get_ref(4)?.as_str_or_null().map_err(Error::failed)?)
+        {
+            continue;
+        }
         let after = query.after.as_ref().filter(|(at, _)| *at == here);
         each_metric(row, |name, value| {
             let asked = query.names.is_empty() || query.names.iter().any(|asked| asked == name);
@@ -478,6 +497,7 @@ mod tests {
         let point = |day: i64| MetricPoint {
             at: day * DAY_MS,
             step_id: None,
+            step_key: None,
             metrics: BTreeMap::from([("n".to_owned(), day as f64)]),
         };
         // More than goes at once.
@@ -489,6 +509,7 @@ mod tests {
             request: Some(RequestId { id: format!("{put}"), digest: String::new() }),
             put,
             now: clock.now().millis(),
+            asked: None,
         };
         let counts = async |request| store.record(vec![request]).await.remove(0).unwrap().counts;
         assert_eq!(counts(request(true)).await.accepted, 12_001);

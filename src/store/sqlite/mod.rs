@@ -4,21 +4,28 @@
 mod apply;
 mod artifact_rows;
 mod artifacts;
+mod audit;
 mod batch;
 mod changes;
 mod configurations;
+mod files;
 pub mod inspect;
+mod keys;
 mod known;
 mod leads;
 mod lists;
 mod metrics;
+mod mirrors;
+mod notifications;
 mod read;
 mod remove;
 mod retention;
 mod rollups;
 mod rows;
+mod scan;
 mod schema;
 mod search;
+mod standing;
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
@@ -33,7 +40,9 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::{Applied, ChangeLog, Error, Lease, Result, Store, StoreInfo, Write};
+use super::{
+    Applied, ChangeLog, Error, Lease, Outage, Result, Store, StoreInfo, Unavailable, Write,
+};
 use crate::clock::Clock;
 use crate::detached::outside_replies;
 use crate::domain::execution::SignOfLife;
@@ -45,6 +54,7 @@ use crate::domain::query::{
 use crate::domain::{Artifact, Execution, Millis, Step, StepRef};
 
 use apply::{Job, Writer};
+use files::Files;
 
 /// The database in its directory. Other files there are left alone.
 const DATABASE_FILE: &str = "stepwell.db";
@@ -52,6 +62,14 @@ const DATABASE_FILE: &str = "stepwell.db";
 const LOCK_FILE: &str = "stepwell.lock";
 /// Who may read and write the database: its owner.
 const PRIVATE: u32 = 0o600;
+/// SQLITE_READONLY_DBMOVED.
+const MOVED: i32 = 1032;
+/// How long a write waits for the writer and the disk before its client is told that there is no answer.
+const WRITE_PATIENCE: Duration = Duration::from_millis(9_500);
+/// How long a read waits for one of the connections.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes that are written to find out whether there is room: more than what is left in a page.
+const PROBE_BYTES: i64 = 256 * 1024;
 /// Calls that may wait for the writer; it takes several into one transaction.
 const QUEUED_JOBS: usize = 64;
 
@@ -75,6 +93,8 @@ pub struct SqliteOptions {
     pub changes_age: Duration,
     /// How long a point of metrics is kept; `None`: for ever.
     pub metrics_kept: Option<Duration>,
+    /// How long a record of who did what is kept; `None`: for ever.
+    pub audit_kept: Option<Duration>,
     /// Connections that read, and so reads at a time.
     pub readers: usize,
     /// How long to wait for another program that holds the database file.
@@ -88,6 +108,7 @@ impl Default for SqliteOptions {
             changes_kept: 2_000_000,
             changes_age: Duration::from_secs(7 * 24 * 3600),
             metrics_kept: Some(Duration::from_secs(30 * 24 * 3600)),
+            audit_kept: None,
             readers: 4,
             busy_timeout: Duration::from_secs(5),
         }
@@ -116,19 +137,22 @@ pub enum OpenError {
     Database(#[from] rusqlite::Error),
 }
 
-/// The driver's error in the words of a store.
+/// The driver's error in the words of a store. `Files::judged` says more of one that has to do with the files.
 fn store_error(error: rusqlite::Error) -> Error {
     use ErrorCode::*;
     match error.sqlite_error_code() {
+        Some(DiskFull) => Error::out(Outage::Full, error),
+        Some(ReadOnly) if error.sqlite_error().is_some_and(|said| said.extended_code == MOVED) => {
+            Error::out(Outage::Gone, error)
+        }
+        Some(ReadOnly) => Error::out(Outage::ReadOnly, error),
         // The state of the machine, not of the call: the same call may succeed in a moment.
         Some(
             DatabaseBusy
             | DatabaseLocked
-            | DiskFull
             | SystemIoFailure
             | CannotOpen
             | OutOfMemory
-            | ReadOnly
             | PermissionDenied
             | FileLockingProtocolFailed
             | OperationInterrupted,
@@ -168,10 +192,17 @@ struct Readers {
     count: usize,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    /// Let go only after the connections.
+    files: Arc<Files>,
 }
 
 impl Readers {
-    fn open(path: &Path, busy_timeout: Duration, count: usize) -> Result<Arc<Readers>, OpenError> {
+    fn open(
+        path: &Path,
+        busy_timeout: Duration,
+        count: usize,
+        files: &Arc<Files>,
+    ) -> Result<Arc<Readers>, OpenError> {
         let mut idle = Vec::with_capacity(count);
         for _ in 0..count {
             idle.push(schema::open_reader(path, busy_timeout)?);
@@ -182,6 +213,7 @@ impl Readers {
             count,
             permits: Arc::new(Semaphore::new(count)),
             idle: Mutex::new(idle),
+            files: Arc::clone(files),
         }))
     }
 
@@ -191,7 +223,10 @@ impl Readers {
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let permit = outside_replies(Arc::clone(&self.permits).acquire_owned());
-        let permit = permit.await.map_err(|_| Error::Unavailable(None))?;
+        let permit = match tokio::time::timeout(READ_PATIENCE, permit).await {
+            Ok(permit) => permit.map_err(|_| Error::away())?,
+            Err(_) => return Err(Error::out(Outage::Busy, "no connection became free in time")),
+        };
         let readers = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -200,9 +235,12 @@ impl Readers {
                 Some(connection) => connection,
                 // A panic took its connection along.
                 None => schema::open_reader(&readers.path, readers.busy_timeout)
-                    .map_err(Error::unavailable)?,
+                    .map_err(Error::unavailable)
+                    .map_err(|error| readers.files.judged(error))?,
             };
-            let done = work(&connection);
+            // What is elsewhere now is no answer about the database.
+            let done = readers.files.check().and_then(|()| work(&connection));
+            let done = done.map_err(|error| readers.files.judged(error));
             readers.idle.lock().push(connection);
             done
         });
@@ -218,8 +256,11 @@ pub struct SqliteStore {
     probe: Arc<Readers>,
     ends: Arc<LogEnds>,
     secret: [u8; 32],
+    database_id: String,
     clock: Arc<dyn Clock>,
     metrics_kept_ms: Option<i64>,
+    audit_kept_ms: Option<i64>,
+    own_head: audit::OwnHead,
     leads: leads::Table,
     in_hand: retention::InHand,
 }
@@ -240,23 +281,33 @@ impl SqliteStore {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
         let lock = lock(dir, &dir.join(LOCK_FILE))?;
         let path = dir.join(DATABASE_FILE);
-        private(&path).map_err(io(&path))?;
+        let database = private(&path).map_err(io(&path))?;
         let connection = schema::open_writer(&path, options.synchronous, options.busy_timeout)?;
+        let new_id =
+            "INSERT OR IGNORE INTO meta VALUES ('database_id', lower(hex(randomblob(16))))";
+        connection.execute(new_id, [])?;
+        let id = "SELECT value FROM meta WHERE name = 'database_id'";
+        let database_id = connection.query_row(id, [], |row| row.get(0))?;
+        let files = Arc::new(Files::of(database, &path).map_err(io(&path))?);
         let secret =
             connection.query_row("SELECT value FROM meta WHERE name = 'secret'", [], |row| {
                 row.get::<_, [u8; 32]>(0)
             })?;
-        let readers = Readers::open(&path, options.busy_timeout, options.readers.max(1))?;
-        let probe = Readers::open(&path, options.busy_timeout, 1)?;
+        let readers = Readers::open(&path, options.busy_timeout, options.readers.max(1), &files)?;
+        let probe = Readers::open(&path, options.busy_timeout, 1, &files)?;
         let (newest, pruned_through) = changes::ends(&connection)?;
         let ends = Arc::new(LogEnds {
             committed: watch::Sender::new(newest),
             pruned_through: AtomicU64::new(pruned_through),
         });
-        let metrics_kept_ms =
-            options.metrics_kept.map(|kept| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let millis = |kept: Duration| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX);
+        let metrics_kept_ms = options.metrics_kept.map(millis);
+        let audit_kept_ms = options.audit_kept.map(millis);
+        let own_head = audit::OwnHead::default();
         let writer =
-            Writer::new(connection, options, limits, Arc::clone(&clock), Arc::clone(&ends), lock);
+            Writer::new(connection, options, limits, Arc::clone(&clock), Arc::clone(&ends), lock)
+                .on(&files)
+                .recording(audit::Ledger::new(Arc::clone(&own_head)));
         let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
         std::thread::Builder::new()
             .name("sqlite-writer".to_owned())
@@ -269,8 +320,11 @@ impl SqliteStore {
             probe,
             ends,
             secret,
+            database_id,
             clock,
             metrics_kept_ms,
+            audit_kept_ms,
+            own_head,
             leads,
             in_hand,
         }))
@@ -279,8 +333,8 @@ impl SqliteStore {
     /// Hands a job to the writer and waits for its answer.
     async fn job<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.jobs.send(job(reply)).await.map_err(|_| Error::Unavailable(None))?;
-        answer.await.map_err(|_| Error::Unavailable(None))
+        self.jobs.send(job(reply)).await.map_err(|_| Error::away())?;
+        answer.await.map_err(|_| Error::away())
     }
 }
 
@@ -306,22 +360,27 @@ fn lock(dir: &Path, path: &Path) -> Result<File, OpenError> {
 
 /// Makes the file of the database, and keeps others on this machine from reading it. SQLite makes the files beside it
 /// alike.
-fn private(path: &Path) -> std::io::Result<()> {
+fn private(path: &Path) -> std::io::Result<File> {
     let mut made = File::options();
     let file = made.create(true).truncate(false).write(true).mode(PRIVATE).open(path)?;
-    file.set_permissions(Permissions::from_mode(PRIVATE))
+    file.set_permissions(Permissions::from_mode(PRIVATE))?;
+    Ok(file)
 }
 
 #[async_trait]
 impl Store for SqliteStore {
     async fn apply(&self, writes: Vec<Write>) -> Applied {
         let count = writes.len();
-        match self.job(|reply| Job::Apply { writes, reply }).await {
-            Ok(applied) => applied,
-            Err(_) => Applied {
-                outcomes: (0..count).map(|_| Err(Error::Unavailable(None))).collect(),
-                written: Vec::new(),
-            },
+        let job = self.job(|reply| Job::Apply { writes, reply });
+        let failed = match tokio::time::timeout(WRITE_PATIENCE, job).await {
+            Ok(Ok(applied)) => return applied,
+            Ok(Err(Error::Unavailable(why))) => why,
+            // The writer comes to it all the same, in its turn.
+            _ => Unavailable::unanswered(),
+        };
+        Applied {
+            outcomes: (0..count).map(|_| Err(Error::Unavailable(failed.again()))).collect(),
+            written: Vec::new(),
         }
     }
 
@@ -340,9 +399,16 @@ impl Store for SqliteStore {
         self.readers.run(move |connection| read::is_being_deleted(connection, &execution_id)).await
     }
 
-    async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
+    async fn step(
+        &self,
+        execution_id: &str,
+        step: &StepRef,
+        payloads: bool,
+    ) -> Result<Option<Step>> {
         let (execution_id, step) = (execution_id.to_owned(), step.clone());
-        self.readers.run(move |connection| read::step(connection, &execution_id, &step)).await
+        self.readers
+            .run(move |connection| read::step(connection, &execution_id, &step, payloads))
+            .await
     }
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
@@ -353,6 +419,10 @@ impl Store for SqliteStore {
     async fn count_executions(&self, query: &CountQuery) -> Result<Count> {
         let query = query.clone();
         self.readers.run(move |connection| lists::count(connection, &query)).await
+    }
+
+    async fn unreadable_executions(&self) -> Result<u64> {
+        Ok(0)
     }
 
     async fn step_counts(
@@ -397,7 +467,7 @@ impl Store for SqliteStore {
 
     async fn ping(&self) -> Result<()> {
         if self.jobs.is_closed() {
-            return Err(Error::Unavailable(None));
+            return Err(Error::away());
         }
         self.probe
             .run(|connection| {
@@ -408,8 +478,20 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn probe_write(&self) -> Result<()> {
+        let put = "INSERT OR REPLACE INTO meta VALUES ('probe', zeroblob(?1))";
+        self.write(move |batch| Ok(batch.connection.execute(put, [PROBE_BYTES])?)).await?;
+        let take = "DELETE FROM meta WHERE name = 'probe'";
+        self.write(move |batch| Ok(batch.connection.execute(take, [])?)).await.map(drop)
+    }
+
     fn info(&self) -> StoreInfo {
-        StoreInfo { name: "sqlite", version: rusqlite::version().to_owned(), watchable: true }
+        StoreInfo {
+            name: "sqlite",
+            version: rusqlite::version().to_owned(),
+            database_id: self.database_id.clone(),
+            watchable: true,
+        }
     }
 
     fn log(&self) -> Result<Arc<dyn ChangeLog>> {
@@ -424,6 +506,8 @@ impl Store for SqliteStore {
         while self.job(|reply| Job::Prune { reply }).await?? {}
         let (now, kept_ms) = (self.clock.now().millis(), self.metrics_kept_ms);
         while self.write(move |batch| metrics::expire(batch.connection, now, kept_ms)).await? {}
+        let kept_ms = self.audit_kept_ms;
+        while self.write(move |batch| audit::expire(batch.connection, now, kept_ms)).await? {}
         let marked = self.readers.run(remove::marked).await?;
         self.remove_all(self.not_in_hand(marked)).await.map(drop)
     }

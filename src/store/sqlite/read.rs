@@ -16,7 +16,7 @@ struct Queries {
     execution: String,
     step_by_id: [String; 2],
     step_by_key: [String; 2],
-    steps: String,
+    steps: [String; 2],
 }
 
 static QUERIES: LazyLock<Queries> = LazyLock::new(|| {
@@ -30,7 +30,7 @@ static QUERIES: LazyLock<Queries> = LazyLock::new(|| {
         execution: format!("{executions} WHERE execution_id = ?1"),
         step_by_id: both("execution = ?1 AND step_id = ?2"),
         step_by_key: both("execution = ?1 AND step_key = ?2"),
-        steps: format!("{bare} WHERE execution = ?1 AND step_id >= ?2 ORDER BY step_id"),
+        steps: both("execution = ?1 AND step_id >= ?2 ORDER BY step_id"),
     }
 });
 
@@ -102,13 +102,18 @@ pub fn step_by_key(
     rows.next()?.map(|row| step_of(row, parent.execution_id, payloads)).transpose()
 }
 
-/// The step that is named so, with payloads. The number decides where both names are given.
-pub fn step(connection: &Connection, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
+/// The step that is named so. The number decides where both names are given.
+pub fn step(
+    connection: &Connection,
+    execution_id: &str,
+    step: &StepRef,
+    payloads: bool,
+) -> Result<Option<Step>> {
     let snapshot = connection.unchecked_transaction()?;
     let Some(parent) = parent(&snapshot, execution_id)? else { return Ok(None) };
     match (step.step_id, &step.step_key) {
-        (Some(step_id), _) => step_by_id(&snapshot, parent, step_id, true),
-        (None, Some(key)) => step_by_key(&snapshot, parent, key, true),
+        (Some(step_id), _) => step_by_id(&snapshot, parent, step_id, payloads),
+        (None, Some(key)) => step_by_key(&snapshot, parent, key, payloads),
         (None, None) => Ok(None),
     }
 }
@@ -138,20 +143,26 @@ pub fn steps(connection: &Connection, query: &StepQuery) -> Result<Page<Step, i3
     };
     let snapshot = connection.unchecked_transaction()?;
     let Some(parent) = parent(&snapshot, &query.execution_id)? else { return Ok(page) };
-    let mut statement = snapshot.prepare_cached(&QUERIES.steps)?;
+    let mut statement =
+        snapshot.prepare_cached(&QUERIES.steps[usize::from(query.payloads.is_some())])?;
     let mut rows = statement.query(params![parent.row, from])?;
     let (mut examined, mut last) = (0, query.after);
+    let mut room = query.payloads.unwrap_or(usize::MAX);
     while let Some(row) = rows.next()? {
-        if page.records.len() >= query.limit.max(1) || examined >= query.examine.max(1) {
+        let full = page.records.len() >= query.limit.max(1) || room == 0;
+        if full || examined >= query.examine.max(1) {
             page.next = last;
             break;
         }
         examined += 1;
-        let step = step_of(row, &query.execution_id, false)?;
+        let step = step_of(row, &query.execution_id, query.payloads.is_some())?;
         let found = query.statuses.is_empty()
             || step.status.is_some_and(|status| query.statuses.contains(&status));
         last = Some(step.step_id);
         if found {
+            if query.payloads.is_some() {
+                room = room.saturating_sub(step.weight());
+            }
             page.records.push(step);
         }
     }
@@ -162,16 +173,18 @@ pub fn steps(connection: &Connection, query: &StepQuery) -> Result<Page<Step, i3
 pub fn leases(connection: &Connection) -> Result<Vec<Lease>> {
     let mut statement = connection.prepare_cached(
         "SELECT execution_id, heartbeat_timeout_ms, revision, \
-                last_heartbeat_at, updated_at, created_at \
+                last_heartbeat_at, updated_at, created_at, mirrored_revision \
          FROM executions INDEXED BY executions_lease \
          WHERE status = 'running' AND heartbeat_timeout_ms IS NOT NULL AND deleted_at IS NULL",
     )?;
     let leases = statement.query_map([], |row| {
         let times: [Option<Millis>; 3] = [row.get(3)?, row.get(4)?, row.get(5)?];
+        let (revision, mirrored): (i64, Option<i64>) = (row.get(2)?, row.get(6)?);
         Ok(Lease {
             execution_id: row.get(0)?,
             heartbeat_timeout_ms: row.get(1)?,
-            sign: SignOfLife { at: times.into_iter().flatten().max(), writes: row.get(2)? },
+            sign: SignOfLife { at: times.into_iter().flatten().max(), writes: revision },
+            held_elsewhere: mirrored == Some(revision),
         })
     })?;
     Ok(leases.collect::<rusqlite::Result<_>>()?)

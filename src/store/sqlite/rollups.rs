@@ -9,6 +9,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 
 use super::SqliteStore;
+use crate::domain::access::{self, AppPattern, Name, Number};
 use crate::domain::rollup::{
     Counted, CountsAs, Deltas, Failure, FailureKey, Group, Level, Outcome, Parts, QUARTERS_OF_DAY,
     RULES, Rollup, RollupKey,
@@ -68,7 +69,43 @@ fn selected(selection: &Selection) -> (String, Vec<Value>) {
     one_of("app_name", selection.app_names.iter().cloned().map(Value::from).collect());
     one_of("sub_app_id", selection.sub_app_ids.iter().copied().map(Value::from).collect());
     one_of("user_id", selection.user_ids.iter().cloned().map(Value::from).collect());
+    if let Some(patterns) = selection.scope.patterns() {
+        let any: Vec<String> =
+            patterns.iter().map(|pattern| in_pattern(pattern, &mut values)).collect();
+        let any = if any.is_empty() { "false".to_owned() } else { any.join(" OR ") };
+        sql.push_str(&format!(" AND ({any})"));
+    }
     (sql, values)
+}
+
+/// The condition of one pattern of a scope.
+fn in_pattern(pattern: &AppPattern, values: &mut Vec<Value>) -> String {
+    let mut all = vec![match &pattern.name {
+        Name::Exact(name) => {
+            values.push(Value::from(name.clone()));
+            "app_name = ?".to_owned()
+        }
+        Name::Beginning(beginning) => {
+            let bytes = beginning.as_bytes().to_vec();
+            let length = bytes.len();
+            values.push(Value::from(bytes));
+            format!("substr(CAST(app_name AS BLOB), 1, {length}) = ?")
+        }
+    }];
+    match pattern.number {
+        Number::Any => {}
+        Number::None => all.push("app_id IS NULL".to_owned()),
+        Number::Exact(number) => all.push(format!("app_id = {number}")),
+    }
+    match &pattern.part {
+        access::Part::Any => {}
+        access::Part::Number(number) => all.push(format!("sub_app_id = {number}")),
+        access::Part::Name(name) => {
+            values.push(Value::from(name.clone()));
+            all.push("sub_app_name = ?".to_owned());
+        }
+    }
+    format!("({})", all.join(" AND "))
 }
 
 fn corrupt(id: &str, field: &'static str) -> Error {

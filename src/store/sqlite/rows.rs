@@ -1,14 +1,15 @@
-//! Rows and records. The order of the columns is said once per table, and reading and writing follow it.
+//! Rows and records. The columns are those of the table of stored fields, and reading and writing follow its order.
 //! Knows no connection.
+
+use std::sync::LazyLock;
 
 use bson::{Bson, Document, RawDocument};
 use rusqlite::Row;
 use rusqlite::types::{FromSql, ToSql, ToSqlOutput, ValueRef};
 
 use super::schema::NO_START;
-use crate::domain::{
-    Attempt, Digests, Execution, ExecutionStatus, Payload, RunError, Step, StepStatus,
-};
+use crate::domain::stored::{self, Field, Set};
+use crate::domain::{Attempt, Digests, Execution, Payload, RunError, Step, execution, step};
 use crate::store::{Error, Result};
 
 /// Payloads up to this length stand in the row of their step; it is rewritten with every change.
@@ -17,64 +18,25 @@ pub const INLINE_BYTES: usize = 2048;
 const IS_DOCUMENT: u8 = 0;
 const HOLDS_VALUE: u8 = 1;
 
-pub const EXECUTION_COLUMNS: [&str; 28] = [
-    "execution_id",
-    "app_id",
-    "app_name",
-    "sub_app_id",
-    "sub_app_name",
-    "user_id",
-    "status",
-    "started_at",
-    "completed_at",
-    "duration_ms",
-    "error",
-    "error_info",
-    "metadata",
-    "created_at",
-    "updated_at",
-    "revision",
-    "heartbeat_timeout_ms",
-    "last_heartbeat_at",
-    "cancel_requested_at",
-    "cancel_reason",
-    "parent_execution_id",
-    "pinned",
-    "configuration_version",
-    "update_sequence",
-    "create_digest",
-    "start_digest",
-    "finish_digest",
-    "deleted_at",
-];
+/// What stands after the fields of a record.
+const REST: [&str; 4] = ["revision", "create_digest", "start_digest", "finish_digest"];
+
+/// Fields of an execution, all columns.
+const EXECUTION_WIDTH: usize = 1 + execution::FIELDS.len() + REST.len();
+/// Fields of a step that are columns here: all but the two payloads.
+const STEP_WIDTH: usize = 1 + step::FIELDS.len() - 2 + REST.len();
+
+fn columns<R>(id: &'static str, fields: &'static [Field<R>]) -> Vec<&'static str> {
+    let fields = fields.iter().filter(|field| !field.is_payload()).map(Field::name);
+    [id].into_iter().chain(fields).chain(REST).collect()
+}
+
+pub static EXECUTION_COLUMNS: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| columns("execution_id", execution::FIELDS));
 
 /// Without the execution: `steps.execution` is its row.
-pub const STEP_COLUMNS: [&str; 24] = [
-    "step_id",
-    "step_key",
-    "step_name",
-    "step_version",
-    "status",
-    "started_at",
-    "completed_at",
-    "duration_ms",
-    "error",
-    "error_info",
-    "retry_count",
-    "metadata",
-    "revision",
-    "created_at",
-    "updated_at",
-    "depends_on",
-    "parent_step_id",
-    "progress",
-    "progress_message",
-    "update_sequence",
-    "attempts",
-    "create_digest",
-    "start_digest",
-    "finish_digest",
-];
+pub static STEP_COLUMNS: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| columns("step_id", step::FIELDS));
 
 /// The payloads as the columns after `STEP_COLUMNS`.
 pub const STEP_PAYLOADS: &str = "\
@@ -94,6 +56,7 @@ pub enum Cell<'a> {
     Document(&'a Document),
     ErrorInfo(&'a RunError),
     Ids(&'a [i32]),
+    Keys(&'a [String]),
     Attempts(&'a [Attempt]),
 }
 
@@ -108,6 +71,7 @@ impl ToSql for Cell<'_> {
             Cell::Document(document) => encode(document)?.into(),
             Cell::ErrorInfo(error) => encode(&error_info(error))?.into(),
             Cell::Ids(ids) => serde_json::to_string(ids).map_err(unwritable)?.into(),
+            Cell::Keys(keys) => serde_json::to_string(keys).map_err(unwritable)?.into(),
             Cell::Attempts(attempts) => encode(&attempts_document(attempts))?.into(),
         })
     }
@@ -149,90 +113,66 @@ fn text(value: &Option<String>) -> Cell<'_> {
     value.as_deref().map_or(Cell::Null, Cell::Text)
 }
 
-fn integer(value: Option<impl Into<i64>>) -> Cell<'static> {
-    value.map_or(Cell::Null, |value| Cell::Integer(value.into()))
-}
-
-fn document(value: &Document) -> Cell<'_> {
-    if value.is_empty() { Cell::Null } else { Cell::Document(value) }
-}
-
-fn error_cells(error: &Option<RunError>) -> [Cell<'_>; 2] {
-    match error {
-        None => [Cell::Null, Cell::Null],
-        Some(error) => {
-            let rest = !error.code.is_empty()
-                || !error.stack_trace.is_empty()
-                || !error.details.is_empty();
-            [Cell::Text(&error.message), if rest { Cell::ErrorInfo(error) } else { Cell::Null }]
-        }
+/// A field as its column. What is empty is NULL, and a status that nobody knows ''.
+fn cell<'a, R>(field: &Field<R>, record: &'a R) -> Cell<'a> {
+    match (field.get)(record) {
+        stored::Cell::Null if matches!(field.set, Set::Word(..)) => Cell::Text(""),
+        stored::Cell::Null | stored::Cell::Payload(_) => Cell::Null,
+        stored::Cell::Int32(value) => Cell::Integer(value.into()),
+        stored::Cell::Int64(value) | stored::Cell::Date(value) => Cell::Integer(value),
+        stored::Cell::Bool(value) => Cell::Integer(value.into()),
+        stored::Cell::Real(value) => Cell::Real(value),
+        stored::Cell::Text(value) => Cell::Text(value),
+        stored::Cell::Object(value) if value.is_empty() => Cell::Null,
+        stored::Cell::Object(value) => Cell::Document(value),
+        stored::Cell::Error(error) => Cell::Text(&error.message),
+        stored::Cell::ErrorInfo(error) => Cell::ErrorInfo(error),
+        stored::Cell::Ids([]) | stored::Cell::Keys([]) | stored::Cell::Attempts([]) => Cell::Null,
+        stored::Cell::Ids(ids) => Cell::Ids(ids),
+        stored::Cell::Keys(keys) => Cell::Keys(keys),
+        stored::Cell::Attempts(attempts) => Cell::Attempts(attempts),
     }
 }
 
-/// The columns of an execution, in the order of `EXECUTION_COLUMNS`.
-pub fn execution_cells(execution: &Execution) -> [Cell<'_>; EXECUTION_COLUMNS.len()] {
-    let [error, error_info] = error_cells(&execution.error);
-    [
-        Cell::Text(&execution.execution_id),
-        integer(execution.app_id),
-        Cell::Text(&execution.app_name),
-        integer(execution.sub_app_id),
-        text(&execution.sub_app_name),
-        text(&execution.user_id),
-        Cell::Text(execution.status.map_or("", ExecutionStatus::as_str)),
-        Cell::Integer(execution.started_at.unwrap_or(NO_START)),
-        integer(execution.completed_at),
-        integer(execution.duration_ms),
-        error,
-        error_info,
-        document(&execution.metadata),
-        integer(execution.created_at),
-        integer(execution.updated_at),
-        Cell::Integer(execution.revision),
-        integer(execution.heartbeat_timeout_ms),
-        integer(execution.last_heartbeat_at),
-        integer(execution.cancel_requested_at),
-        text(&execution.cancel_reason),
-        text(&execution.parent_execution_id),
-        integer(execution.pinned),
-        text(&execution.configuration_version),
-        integer(execution.update_sequence),
-        text(&execution.digests.create),
-        text(&execution.digests.start),
-        text(&execution.digests.finish),
-        integer(execution.deleted_at),
-    ]
+/// Fills the columns of a record from left to right.
+fn cells<'a, R, const WIDTH: usize>(
+    id: Cell<'a>,
+    fields: &[Field<R>],
+    record: &'a R,
+    revision: i64,
+    digests: &'a Digests,
+) -> [Cell<'a>; WIDTH] {
+    let fields = fields.iter().filter(|field| !field.is_payload());
+    let rest = [
+        Cell::Integer(revision),
+        text(&digests.create),
+        text(&digests.start),
+        text(&digests.finish),
+    ];
+    let mut all = [id].into_iter().chain(fields.map(|field| cell(field, record))).chain(rest);
+    std::array::from_fn(|_| all.next().unwrap_or(Cell::Null))
 }
 
+/// The columns of an execution, in the order of `EXECUTION_COLUMNS`.
+pub fn execution_cells(execution: &Execution) -> [Cell<'_>; EXECUTION_WIDTH] {
+    let id = Cell::Text(&execution.execution_id);
+    let (revision, digests) = (execution.revision, &execution.digests);
+    let mut cells: [Cell<'_>; EXECUTION_WIDTH] =
+        cells(id, execution::FIELDS, execution, revision, digests);
+    if execution.started_at.is_none() {
+        cells[*STARTED_AT] = Cell::Integer(NO_START);
+    }
+    cells
+}
+
+/// The column `started_at` of executions, which has a value of its own for none.
+static STARTED_AT: LazyLock<usize> = LazyLock::new(|| {
+    EXECUTION_COLUMNS.iter().position(|name| *name == "started_at").unwrap_or_default()
+});
+
 /// The columns of a step but its payloads, in the order of `STEP_COLUMNS`.
-pub fn step_cells(step: &Step) -> [Cell<'_>; STEP_COLUMNS.len()] {
-    let [error, error_info] = error_cells(&step.error);
-    [
-        Cell::Integer(step.step_id.into()),
-        text(&step.step_key),
-        Cell::Text(&step.step_name),
-        text(&step.step_version),
-        Cell::Text(step.status.map_or("", StepStatus::as_str)),
-        integer(step.started_at),
-        integer(step.completed_at),
-        integer(step.duration_ms),
-        error,
-        error_info,
-        Cell::Integer(step.retry_count.into()),
-        document(&step.metadata),
-        Cell::Integer(step.revision),
-        integer(step.created_at),
-        integer(step.updated_at),
-        if step.depends_on.is_empty() { Cell::Null } else { Cell::Ids(&step.depends_on) },
-        integer(step.parent_step_id),
-        step.progress.map_or(Cell::Null, Cell::Real),
-        text(&step.progress_message),
-        integer(step.update_sequence),
-        if step.attempts.is_empty() { Cell::Null } else { Cell::Attempts(&step.attempts) },
-        text(&step.digests.create),
-        text(&step.digests.start),
-        text(&step.digests.finish),
-    ]
+pub fn step_cells(step: &Step) -> [Cell<'_>; STEP_WIDTH] {
+    cells(Cell::Integer(step.step_id.into()), step::FIELDS, step, step.revision, &step.digests)
 }
 
 /// Reads the columns of one row from left to right.
@@ -289,17 +229,43 @@ impl Columns<'_, '_> {
         read().map(Payload::Value).ok_or_else(|| self.corrupt(index))
     }
 
-    fn error(&mut self) -> Result<Option<RunError>> {
-        let message: Option<String> = self.get()?;
-        let info = self.document()?;
-        Ok(message.map(|message| run_error(message, info)))
+    /// The fields of a table, which follow each other.
+    fn fields<R>(&mut self, fields: &[Field<R>], record: &mut R) -> Result<()> {
+        for field in fields.iter().filter(|field| !field.is_payload()) {
+            match &field.set {
+                Set::Int32(set) => set(record, self.get()?),
+                Set::Int64(set) | Set::Date(set) => set(record, self.get()?),
+                Set::Real(set) => set(record, self.get()?),
+                Set::Bool(set) => set(record, self.get()?),
+                Set::Text(set) => set(record, self.get()?),
+                Set::Word(_, set) => set(record, &self.get::<String>()?),
+                Set::Object(set) => set(record, self.document()?),
+                Set::Error(error) => {
+                    let message: Option<String> = self.get()?;
+                    *error(record) =
+                        message.map(|message| RunError { message, ..RunError::default() });
+                }
+                Set::ErrorInfo(error) => {
+                    let info = self.document()?;
+                    if let Some(error) = error(record) {
+                        let message = std::mem::take(&mut error.message);
+                        *error = run_error(message, info);
+                    }
+                }
+                Set::Ids(set) => set(record, self.list()?),
+                Set::Keys(set) => set(record, self.list()?),
+                Set::Attempts(set) => set(record, self.attempts()?),
+                Set::Payload(_) => {}
+            }
+        }
+        Ok(())
     }
 
     fn digests(&mut self) -> Result<Digests> {
         Ok(Digests { create: self.get()?, start: self.get()?, finish: self.get()? })
     }
 
-    fn ids(&mut self) -> Result<Vec<i32>> {
+    fn list<T: serde::de::DeserializeOwned>(&mut self) -> Result<Vec<T>> {
         let index = self.next;
         let text: Option<String> = self.get()?;
         match text {
@@ -318,64 +284,22 @@ impl Columns<'_, '_> {
 /// The execution in a row of `EXECUTION_COLUMNS`.
 pub fn execution_of(row: &Row<'_>) -> Result<Execution> {
     let mut columns = Columns { row, next: 0, names: &EXECUTION_COLUMNS, step_of: None };
-    Ok(Execution {
-        execution_id: columns.get()?,
-        app_id: columns.get()?,
-        app_name: columns.get()?,
-        sub_app_id: columns.get()?,
-        sub_app_name: columns.get()?,
-        user_id: columns.get()?,
-        status: ExecutionStatus::parse(&columns.get::<String>()?),
-        started_at: Some(columns.get()?).filter(|at| *at != NO_START),
-        completed_at: columns.get()?,
-        duration_ms: columns.get()?,
-        error: columns.error()?,
-        metadata: columns.document()?,
-        created_at: columns.get()?,
-        updated_at: columns.get()?,
-        revision: columns.get()?,
-        heartbeat_timeout_ms: columns.get()?,
-        last_heartbeat_at: columns.get()?,
-        cancel_requested_at: columns.get()?,
-        cancel_reason: columns.get()?,
-        parent_execution_id: columns.get()?,
-        pinned: columns.get()?,
-        configuration_version: columns.get()?,
-        update_sequence: columns.get()?,
-        digests: columns.digests()?,
-        deleted_at: columns.get()?,
-    })
+    let mut execution = Execution { execution_id: columns.get()?, ..Execution::default() };
+    columns.fields(execution::FIELDS, &mut execution)?;
+    execution.started_at = execution.started_at.filter(|at| *at != NO_START);
+    execution.revision = columns.get()?;
+    execution.digests = columns.digests()?;
+    Ok(execution)
 }
 
 /// The step of this execution in a row of `STEP_COLUMNS`, followed by `STEP_PAYLOADS` if `payloads`.
 pub fn step_of(row: &Row<'_>, execution_id: &str, payloads: bool) -> Result<Step> {
     let mut columns = Columns { row, next: 0, names: &STEP_COLUMNS, step_of: Some(execution_id) };
-    let mut step = Step {
-        execution_id: execution_id.to_owned(),
-        step_id: columns.get()?,
-        step_key: columns.get()?,
-        step_name: columns.get()?,
-        step_version: columns.get()?,
-        status: StepStatus::parse(&columns.get::<String>()?),
-        started_at: columns.get()?,
-        completed_at: columns.get()?,
-        duration_ms: columns.get()?,
-        input: Payload::Stored,
-        output: Payload::Stored,
-        error: columns.error()?,
-        retry_count: columns.get()?,
-        metadata: columns.document()?,
-        revision: columns.get()?,
-        created_at: columns.get()?,
-        updated_at: columns.get()?,
-        depends_on: columns.ids()?,
-        parent_step_id: columns.get()?,
-        progress: columns.get()?,
-        progress_message: columns.get()?,
-        update_sequence: columns.get()?,
-        attempts: columns.attempts()?,
-        digests: columns.digests()?,
-    };
+    let mut step =
+        Step { execution_id: execution_id.to_owned(), step_id: columns.get()?, ..Step::default() };
+    columns.fields(step::FIELDS, &mut step)?;
+    step.revision = columns.get()?;
+    step.digests = columns.digests()?;
     if payloads {
         step.input = columns.payload()?;
         step.output = columns.payload()?;

@@ -3,6 +3,7 @@
 //! A start time that is not known is stored as the smallest integer, so that such records are the oldest in
 //! every index and one comparison serves all pages. A status that is no known word is stored as ''.
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use std::path::Path;
 use std::time::Duration;
@@ -319,6 +320,97 @@ const MIGRATIONS: &[&str] = &["
     -- Of the latest update that carried one.
     ALTER TABLE executions ADD COLUMN update_sequence INTEGER;
     ALTER TABLE steps ADD COLUMN update_sequence INTEGER;
+", "
+    -- Steps as clients name them by their own keys.
+    ALTER TABLE steps ADD COLUMN parent_step_key TEXT;
+    ALTER TABLE steps ADD COLUMN depends_on_keys TEXT;
+    ALTER TABLE artifacts ADD COLUMN step_key TEXT;
+    ALTER TABLE metrics ADD COLUMN step_key TEXT;
+", "
+    -- Keys of callers, without their secrets.
+    CREATE TABLE keys (
+        id               TEXT PRIMARY KEY,
+        name             TEXT NOT NULL,
+        grants           TEXT NOT NULL,
+        secret_sha256    BLOB NOT NULL,
+        previous_sha256  BLOB,
+        previous_until   INTEGER,
+        created_at       INTEGER NOT NULL,
+        created_by       TEXT NOT NULL,
+        expires_at       INTEGER,
+        revoked_at       INTEGER,
+        revoked_by       TEXT,
+        last_used_at     INTEGER,
+        calls_per_second REAL,
+        burst            INTEGER
+    ) STRICT, WITHOUT ROWID;
+", "
+    -- The record of who did what: each document as it was hashed, with its hash, and what it is found by.
+    CREATE TABLE audit_log (
+        id       INTEGER PRIMARY KEY,
+        server   TEXT NOT NULL,
+        seq      INTEGER NOT NULL,
+        at       INTEGER NOT NULL,
+        document BLOB NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX audit_log_chain ON audit_log (server, seq);
+    CREATE INDEX audit_log_at ON audit_log (at);
+", "
+    -- What a change says of where its record stands.
+    ALTER TABLE changes ADD COLUMN standing BLOB;
+    -- Who is told of what, and how far they are.
+    CREATE TABLE subscriptions (
+        id         TEXT PRIMARY KEY,
+        revision   INTEGER NOT NULL,
+        definition BLOB NOT NULL,
+        progress   BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- What they were told of each record: of an execution (step -1), or of a step.
+    CREATE TABLE subscription_told (
+        subscription TEXT NOT NULL,
+        execution_id TEXT NOT NULL,
+        step_id      INTEGER NOT NULL,
+        at           INTEGER NOT NULL,
+        told         BLOB NOT NULL,
+        PRIMARY KEY (subscription, execution_id, step_id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX subscription_told_at ON subscription_told (at);
+    CREATE TABLE deliveries (
+        id           TEXT PRIMARY KEY,
+        subscription TEXT NOT NULL,
+        number       INTEGER NOT NULL,
+        execution_id TEXT NOT NULL,
+        state        TEXT NOT NULL,
+        tries        INTEGER NOT NULL,
+        next_at      INTEGER NOT NULL,
+        last_try_at  INTEGER,
+        last_status  INTEGER,
+        last_failure TEXT,
+        delivered_at INTEGER,
+        created_at   INTEGER NOT NULL,
+        at           INTEGER NOT NULL,
+        -- As it was made: what changes of it is in the columns.
+        delivery     BLOB NOT NULL,
+        -- Last, so that what only looks which ones there are need not walk over it.
+        data         TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX deliveries_number ON deliveries (subscription, number);
+    CREATE INDEX deliveries_state ON deliveries (subscription, state, number);
+    CREATE INDEX deliveries_created ON deliveries (created_at);
+", "
+    -- Of the latest write that a mirror brought: its place in the log of its source, and the revision that it made here.
+    ALTER TABLE executions ADD COLUMN mirrored_position INTEGER;
+    ALTER TABLE executions ADD COLUMN mirrored_revision INTEGER;
+    ALTER TABLE steps ADD COLUMN mirrored_position INTEGER;
+    ALTER TABLE steps ADD COLUMN mirrored_revision INTEGER;
+    ALTER TABLE artifacts ADD COLUMN mirrored_position INTEGER;
+    ALTER TABLE configurations ADD COLUMN mirrored_position INTEGER;
+    -- How far mirrors are that bring records.
+    CREATE TABLE mirrors (
+        name    TEXT PRIMARY KEY,
+        version INTEGER NOT NULL,
+        state   TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.
@@ -339,6 +431,7 @@ pub fn open_writer(
             | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
     connection.busy_timeout(busy_timeout)?;
+    keep_plans(&connection)?;
     check_owner(&connection, path)?;
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
     connection.pragma_update(
@@ -359,6 +452,12 @@ pub fn open_writer(
     Ok(connection)
 }
 
+/// Plans statements without the values that are bound to them. Else SQLite plans a statement with a bound LIMIT anew each
+/// time it is run, which costs more than to run it.
+fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
+}
+
 /// A connection that only reads. The schema is there already.
 pub fn open_reader(path: &Path, busy_timeout: Duration) -> Result<Connection, OpenError> {
     let connection = Connection::open_with_flags(
@@ -366,6 +465,7 @@ pub fn open_reader(path: &Path, busy_timeout: Duration) -> Result<Connection, Op
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
     connection.busy_timeout(busy_timeout)?;
+    keep_plans(&connection)?;
     connection.pragma_update(None, "cache_size", -16 * 1024)?;
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -418,6 +518,8 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::StatementStatus;
+
     use super::*;
 
     fn open(path: &Path) -> Result<Connection, OpenError> {
@@ -458,5 +560,26 @@ mod tests {
         let tables: i64 =
             theirs.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
         assert_eq!(tables, 1);
+    }
+
+    #[test]
+    fn a_statement_is_planned_once_whatever_is_bound_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stepwell.db");
+        let writer = open(&path).unwrap();
+        let reader = open_reader(&path, Duration::from_secs(1)).unwrap();
+        for connection in [&writer, &reader] {
+            let mut statement = connection
+                .prepare(
+                    "SELECT step_id FROM steps INDEXED BY steps_failed \
+                     WHERE execution = ?1 AND status = 'failed' ORDER BY step_id LIMIT ?2",
+                )
+                .unwrap();
+            for limit in 1..10 {
+                assert!(!statement.exists([1, limit]).unwrap());
+                statement.clear_bindings();
+            }
+            assert_eq!(statement.get_status(StatementStatus::RePrepare), 0);
+        }
     }
 }

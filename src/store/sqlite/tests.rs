@@ -6,6 +6,7 @@ use bson::{Bson, doc};
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::domain::access::AppScope;
 use crate::domain::execution::CreateExecution;
 use crate::domain::query::{ExecutionFilter, ExecutionOrder};
 use crate::domain::step::StepFields;
@@ -41,7 +42,13 @@ fn fixture() -> Fixture {
 }
 
 fn write(id: &str, op: Op) -> Write {
-    Write { execution_id: id.to_owned(), op, now: Now { micros: NOW_MS * 1000 } }
+    Write {
+        execution_id: id.to_owned(),
+        op,
+        now: Now { micros: NOW_MS * 1000 },
+        scope: AppScope::all(),
+        asked: None,
+    }
 }
 
 fn create_with(id: &str, request: CreateExecution) -> Write {
@@ -111,7 +118,7 @@ async fn a_second_server_on_the_directory_is_refused_until_the_first_has_closed(
 
 #[tokio::test]
 async fn a_record_comes_back_with_every_type_of_bson() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let value = doc! {
         "a.b": 1_i32, "$c": 2_i64, "d": 1.5, "e": bson::DateTime::from_millis(7), "": Bson::Null,
         "f": bson::oid::ObjectId::from_bytes([7; 12]), "g": [true, "x", {}],
@@ -143,10 +150,14 @@ async fn a_record_comes_back_with_every_type_of_bson() {
         created_at: None,
         updated_at: Some(4),
         depends_on: vec![1, 2],
+        depends_on_keys: vec!["a".to_owned(), "\"b".to_owned()],
         parent_step_id: Some(1),
+        parent_step_key: Some("p".to_owned()),
         progress: Some(0.5),
         progress_message: Some("half".to_owned()),
         update_sequence: Some(6),
+        mirrored_position: None,
+        mirrored_revision: None,
         attempts: vec![
             Attempt {
                 started_at: Some(1),
@@ -180,8 +191,11 @@ async fn a_record_comes_back_with_every_type_of_bson() {
         cancel_reason: Some("why".to_owned()),
         parent_execution_id: Some("p".to_owned()),
         pinned: Some(false),
+        odd_start: None,
         configuration_version: Some("v".to_owned()),
         update_sequence: Some(5),
+        mirrored_position: None,
+        mirrored_revision: None,
         digests: Default::default(),
         deleted_at: None,
     };
@@ -194,31 +208,31 @@ async fn a_record_comes_back_with_every_type_of_bson() {
     (stored.revision, stored.digests) = (0, Default::default());
     assert_eq!(stored, execution);
     let by_key = StepRef { step_id: None, step_key: Some("key".to_owned()) };
-    let mut stored = store.step("e", &by_key).await.unwrap().unwrap();
+    let mut stored = store.step("e", &by_key, true).await.unwrap().unwrap();
     (stored.revision, stored.digests) = (0, Default::default());
     assert_eq!(stored, step);
 }
 
 #[tokio::test]
 async fn an_output_is_merged_whether_it_stands_in_its_row_or_apart() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let long = "x".repeat(2 * rows::INLINE_BYTES);
     apply_all(&store, vec![create("e"), start("e", 1)]).await;
     apply_all(&store, vec![update_output("e", 1, doc! { "a": 1 }.into())]).await;
     apply_all(&store, vec![update_output("e", 1, doc! { "b": &long }.into())]).await;
     apply_all(&store, vec![update_output("e", 1, doc! { "c": 3 }.into())]).await;
-    let step = store.step("e", &by_id(1)).await.unwrap().unwrap();
+    let step = store.step("e", &by_id(1), true).await.unwrap().unwrap();
     let merged = doc! { "a": 1, "b": long, "c": 3 };
     assert_eq!(step.output, Payload::Value(merged.into()));
     apply_all(&store, vec![update_output("e", 1, Bson::from("short"))]).await;
-    let step = store.step("e", &by_id(1)).await.unwrap().unwrap();
+    let step = store.step("e", &by_id(1), true).await.unwrap().unwrap();
     assert_eq!(step.output, Payload::Value(Bson::from("short")));
     assert_eq!(step.input, Payload::Value(doc! {}.into()));
 }
 
 #[tokio::test]
 async fn a_write_that_cannot_be_stored_fails_alone() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     // BSON has no key with U+0000 in it. The edge refuses it; here it stands for any such write.
     let poison = CreateExecution { metadata: doc! { "a\0b": 1 }, ..CreateExecution::default() };
     let applied = store.apply(vec![create("a"), create_with("b", poison), create("c")]).await;
@@ -233,7 +247,7 @@ async fn a_write_that_cannot_be_stored_fails_alone() {
 
 #[tokio::test]
 async fn a_key_that_belongs_to_another_step_is_taken() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let named = |step_id, key: Option<&str>| StepRef {
         step_id: Some(step_id),
         step_key: key.map(str::to_owned),
@@ -252,7 +266,7 @@ async fn a_key_that_belongs_to_another_step_is_taken() {
 
 #[tokio::test]
 async fn a_deleted_execution_takes_steps_and_payloads_along() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let long = Bson::from("x".repeat(2 * rows::INLINE_BYTES));
     let fields = StepFields { input: Some(long), ..StepFields::default() };
     apply_all(&store, vec![create("e"), start_with("e", by_id(1), fields)]).await;
@@ -278,12 +292,12 @@ async fn a_deleted_execution_takes_steps_and_payloads_along() {
 
 #[tokio::test]
 async fn an_execution_made_anew_has_none_of_the_old_steps() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let keyed = |step_id| StepRef { step_id, step_key: Some("k".to_owned()) };
     let old = start_with("e", keyed(Some(1)), StepFields::default());
     apply_all(&store, vec![create("e"), old, start("e", 7)]).await;
     apply_all(&store, vec![delete("e")]).await;
-    assert!(store.step("e", &by_id(1)).await.unwrap().is_none());
+    assert!(store.step("e", &by_id(1), true).await.unwrap().is_none());
     store.remove("e").await.unwrap();
     apply_all(&store, vec![create("f"), start("f", 1), create("e"), start("e", 2)]).await;
     let gone = [update_output("e", 1, Bson::Null), update_output("e", 7, Bson::Null)];
@@ -301,6 +315,7 @@ async fn an_execution_made_anew_has_none_of_the_old_steps() {
         after: None,
         limit: 10,
         examine: 10,
+        payloads: None,
     };
     let page = store.steps(&steps).await.unwrap();
     assert_eq!(page.records.iter().map(|step| step.step_id).collect::<Vec<_>>(), [2, 3]);
@@ -321,7 +336,7 @@ async fn what_another_program_wrote_is_seen_by_the_next_write() {
 
 #[tokio::test]
 async fn the_log_tells_every_change_once_and_in_order() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let log = store.log().unwrap();
     let mut reader = log.open(None).await.unwrap();
     let finish = ExecutionOp::Finish {
@@ -360,7 +375,7 @@ async fn the_log_tells_every_change_once_and_in_order() {
 
 #[tokio::test]
 async fn a_change_wakes_a_waiting_reader() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let mut reader = store.log().unwrap().open(None).await.unwrap();
     let waiting = tokio::spawn(async move {
         loop {
@@ -404,7 +419,7 @@ async fn pruned_changes_expire_their_cursors_and_numbers_go_on_after_a_restart()
 
 #[tokio::test]
 async fn a_cursor_from_elsewhere_is_refused() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let log = store.log().unwrap();
     for bytes in [vec![], vec![1, 2, 3], 9_u64.to_be_bytes().to_vec()] {
         assert!(matches!(log.open(Some(&Cursor(bytes))).await, Err(Error::BadCursor)));
@@ -448,7 +463,7 @@ async fn fill(store: &SqliteStore) {
 
 #[tokio::test]
 async fn pages_of_every_filter_together_are_the_matches_in_order() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     fill(&store).await;
     let all =
         store.executions(&newest_first(ExecutionFilter::default(), 1000, 1000)).await.unwrap();
@@ -504,7 +519,7 @@ async fn pages_of_every_filter_together_are_the_matches_in_order() {
 
 #[tokio::test]
 async fn a_page_ends_where_the_examined_records_end() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     fill(&store).await;
     let rare = vec![(vec!["n".to_owned()], Bson::Int32(0))];
     let filter = ExecutionFilter { metadata: rare, ..ExecutionFilter::default() };
@@ -519,6 +534,7 @@ async fn a_page_ends_where_the_examined_records_end() {
         after: None,
         limit: 10,
         examine: 4,
+        payloads: None,
     };
     let page = store.steps(&query).await.unwrap();
     assert_eq!((page.records.len(), page.next), (0, Some(4)));
@@ -531,9 +547,10 @@ async fn a_page_ends_where_the_examined_records_end() {
 
 #[tokio::test]
 async fn every_list_is_one_walk_along_an_index() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let empty = ExecutionFilter::default;
-    let after = ExecutionKey { started_at: Some(1), execution_id: "e".to_owned() };
+    let after =
+        ExecutionKey { started_at: Some(1), execution_id: "e".to_owned(), odd: None, passed: 0 };
     let filters = [
         empty(),
         ExecutionFilter { user_ids: vec!["u".into()], ..empty() },
@@ -604,7 +621,7 @@ async fn every_list_is_one_walk_along_an_index() {
 
 #[tokio::test]
 async fn a_lease_counts_signs_of_life_of_the_steps() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let leased = |id, timeout_ms| {
         create_with(
             id,
@@ -642,7 +659,7 @@ async fn a_lease_counts_signs_of_life_of_the_steps() {
 
 #[tokio::test]
 async fn concurrent_calls_all_get_their_own_answers() {
-    let Fixture { store, .. } = fixture();
+    let Fixture { store, dir: _dir, .. } = fixture();
     let calls = (0..50).map(|n| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
@@ -652,7 +669,7 @@ async fn concurrent_calls_all_get_their_own_answers() {
             assert!(matches!(&outcomes[0], Ok(Answer::Execution(e)) if e.execution_id == id));
             assert!(matches!(outcomes[1], Err(Error::Refused(Refusal::ExecutionNotFound { .. }))));
             assert!(matches!(&outcomes[2], Ok(Answer::Step(step)) if step.execution_id == id));
-            assert!(store.step(&id, &by_id(1)).await.unwrap().is_some());
+            assert!(store.step(&id, &by_id(1), true).await.unwrap().is_some());
         })
     });
     for call in futures::future::join_all(calls).await {

@@ -428,6 +428,7 @@ async fn another_programs_change_is_delivered_with_its_revision_unchanged() {
         status_changed: true,
         metadata_changed: true,
         failed: None,
+        standing: None,
         body: None,
         document_id: None,
     };
@@ -604,6 +605,7 @@ async fn nothing_is_told_of_an_execution_after_its_end_until_it_is_made_anew() {
         status_changed: false,
         metadata_changed: false,
         failed: None,
+        standing: None,
         body: Some(step),
         document_id: None,
     };

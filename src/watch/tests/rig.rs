@@ -80,9 +80,9 @@ fn number(cursor: &Cursor) -> u64 {
 #[async_trait]
 impl ChangeReader for TestReader {
     async fn next(&mut self) -> Result<Vec<Change>> {
-        self.reading.wait_for(|open| *open).await.map_err(|_| Error::Unavailable(None))?;
+        self.reading.wait_for(|open| *open).await.map_err(|_| Error::away())?;
         if self.control.away.load(Ordering::SeqCst) {
-            return Err(Error::Unavailable(None));
+            return Err(Error::away());
         }
         let waited = tokio::time::timeout(Duration::from_millis(20), self.inner.next()).await;
         let read = waited.unwrap_or_else(|_| Ok(Vec::new()))?;
@@ -112,7 +112,7 @@ impl ChangeReader for TestReader {
 impl ChangeLog for TestLog {
     async fn open(&self, after: Option<&Cursor>) -> Result<Box<dyn ChangeReader>> {
         if self.control.away.load(Ordering::SeqCst) {
-            return Err(Error::Unavailable(None));
+            return Err(Error::away());
         }
         let plain = after.map(|cursor| Cursor(cursor.0[..8].to_vec()));
         if plain
@@ -148,12 +148,12 @@ impl ChangeLog for TestLog {
 
     async fn load(&self, what: &[Changed], payloads: bool) -> Result<Vec<(Changed, Record)>> {
         if self.control.away.load(Ordering::SeqCst) {
-            return Err(Error::Unavailable(None));
+            return Err(Error::away());
         }
         self.control.loads.fetch_add(1, Ordering::SeqCst);
         let loaded = self.inner.load(what, payloads).await;
         let mut loading = self.loading.clone();
-        loading.wait_for(|open| *open).await.map_err(|_| Error::Unavailable(None))?;
+        loading.wait_for(|open| *open).await.map_err(|_| Error::away())?;
         loaded
     }
 }
@@ -176,8 +176,13 @@ impl Store for TestStore {
         self.inner.is_being_deleted(execution_id).await
     }
 
-    async fn step(&self, execution_id: &str, step: &StepRef) -> Result<Option<Step>> {
-        self.inner.step(execution_id, step).await
+    async fn step(
+        &self,
+        execution_id: &str,
+        step: &StepRef,
+        payloads: bool,
+    ) -> Result<Option<Step>> {
+        self.inner.step(execution_id, step, payloads).await
     }
 
     async fn executions(&self, query: &ExecutionQuery) -> Result<Page<Execution, ExecutionKey>> {
@@ -186,6 +191,10 @@ impl Store for TestStore {
 
     async fn count_executions(&self, query: &CountQuery) -> Result<Count> {
         self.inner.count_executions(query).await
+    }
+
+    async fn unreadable_executions(&self) -> Result<u64> {
+        Ok(0)
     }
 
     async fn step_counts(
@@ -222,6 +231,10 @@ impl Store for TestStore {
 
     async fn secret(&self) -> Result<[u8; 32]> {
         self.inner.secret().await
+    }
+
+    async fn probe_write(&self) -> Result<()> {
+        self.inner.probe_write().await
     }
 
     async fn ping(&self) -> Result<()> {
@@ -327,7 +340,13 @@ impl Rig {
     pub async fn write(&self, execution_id: &str, op: Op) -> Record {
         let mut now = self.clock.now();
         now.micros += self.moment.fetch_add(1, Ordering::SeqCst);
-        let write = Write { execution_id: execution_id.to_owned(), op, now };
+        let write = Write {
+            execution_id: execution_id.to_owned(),
+            op,
+            now,
+            scope: Default::default(),
+            asked: None,
+        };
         let applied = self.store.apply(vec![write]).await;
         for outcome in applied.outcomes {
             outcome.unwrap();
@@ -417,6 +436,7 @@ impl Rig {
             artifact_id: artifact_id.clone(),
             execution_id: id.to_owned(),
             step_id: None,
+            step_key: None,
             artifact_type: "log".to_owned(),
             artifact_name: "out.txt".to_owned(),
             mime_type: None,
@@ -474,8 +494,11 @@ fn blank_execution() -> Execution {
         cancel_reason: None,
         parent_execution_id: None,
         pinned: None,
+        odd_start: None,
         configuration_version: None,
         update_sequence: None,
+        mirrored_position: None,
+        mirrored_revision: None,
         digests: Default::default(),
         deleted_at: None,
     }

@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 
-use bson::raw::{RawBsonRef, RawDocument};
+use bson::raw::{RawBsonRef, RawDocument, RawDocumentBuf};
 use bson::{Bson, rawdoc};
 
+use super::standing;
 use crate::domain::{Millis, StepStatus};
 use crate::store::mongo::artifact_documents;
 use crate::store::mongo::db::values::{field, id_of, is_marked};
-use crate::store::mongo::names::{ARTIFACTS, STEPS};
+use crate::store::mongo::names::{ARTIFACTS, NUDGES, Name, STEPS};
 use crate::store::mongo::records::{execution, step};
 use crate::store::{Change, ChangeKind, Changed, Collection, Cursor, Record, RecordKey};
-
-/// A change of it wakes whoever reads the log.
-pub const NUDGES: &str = "stepwell_nudges";
 
 /// The `_id` of a document as bytes, whatever type another program chose for it.
 pub fn document_id(document: &RawDocument) -> Option<Vec<u8>> {
@@ -56,12 +54,13 @@ fn moment(event: &RawDocument) -> Millis {
     }
 }
 
-/// What a change event means; `None` where it is no change of a record.
-pub fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
-    let collection = match event.get_document("ns").ok()?.get_str("coll").ok()? {
-        STEPS => Collection::Steps,
-        ARTIFACTS => Collection::Artifacts,
-        NUDGES => return None,
+/// What a change event means; `None` where it is no change of a record. One that is not `whole` lacks the document and most
+/// of what changed.
+pub fn read_event(event: &RawDocument, cursor: &Cursor, whole: bool) -> Option<Change> {
+    let collection = match Name::of(event.get_document("ns").ok()?.get_str("coll").ok()?) {
+        Some(STEPS) => Collection::Steps,
+        Some(ARTIFACTS) => Collection::Artifacts,
+        Some(NUDGES) => return None,
         _ => Collection::Executions,
     };
     let id = event.get_document("documentKey").ok().and_then(document_id);
@@ -74,10 +73,17 @@ pub fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
         status_changed: true,
         metadata_changed: true,
         failed: None,
+        standing: None,
         body: None,
         document_id: id,
     };
     match event.get_str("operationType").ok()? {
+        // The record is looked up by its `_id`.
+        operation @ ("insert" | "replace") if !whole => {
+            if operation == "insert" {
+                change.kind = ChangeKind::Created;
+            }
+        }
         operation @ ("insert" | "replace") => {
             let document = event.get_document("fullDocument").ok()?;
             let (record, deleted) = match collection {
@@ -109,8 +115,17 @@ pub fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
             change.body = Some(record);
         }
         "update" => {
-            let description = event.get_document("updateDescription").ok()?;
-            let updated = description.get_document("updatedFields").ok()?;
+            let nothing = RawDocumentBuf::new();
+            let description = match event.get_document("updateDescription") {
+                Ok(description) => description,
+                Err(_) if !whole => nothing.as_ref(),
+                Err(_) => return None,
+            };
+            let updated = match description.get_document("updatedFields") {
+                Ok(updated) => updated,
+                Err(_) if !whole => nothing.as_ref(),
+                Err(_) => return None,
+            };
             let removed = description.get_array("removedFields").ok();
             let removed = removed.into_iter().flatten().flatten().filter_map(|name| name.as_str());
             let mut names: Vec<&str> = removed.collect();
@@ -130,13 +145,15 @@ pub fn read_event(event: &RawDocument, cursor: &Cursor) -> Option<Change> {
                 }
                 names.push(name.as_str());
             }
+            let says = |name: &str| !whole || names.iter().any(|found| touches(found, name));
             change.failed = match status {
                 // The words of the error may be others now.
-                None if names.iter().any(|name| touches(name, "error")) => None,
+                None if says("error") => None,
                 status => Some(status == Some(StepStatus::Failed.as_str())),
             };
-            change.status_changed = names.iter().any(|name| touches(name, "status"));
-            change.metadata_changed = names.iter().any(|name| touches(name, "metadata"));
+            change.standing = whole.then(|| standing::read(collection, updated));
+            change.status_changed = says("status");
+            change.metadata_changed = says("metadata");
             match last_change {
                 Some((key, revision)) => {
                     change.what = Changed::Record(key);

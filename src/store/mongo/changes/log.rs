@@ -10,12 +10,13 @@ use bson::oid::ObjectId;
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::options::{Acknowledgment, WriteConcern};
 
-use super::event::{NUDGES, document_id, document_id_value};
-use super::tail::{Reader, open_stream};
-use super::token::{complete_through, cursor_of_token, position};
+use super::event::{document_id, document_id_value};
+use super::tail::{Reader, Reading, Width, open_stream};
+use super::token::{complete_through, cursor_of_token, position, shortened};
+use crate::domain::Millis;
 use crate::store::mongo::artifact_documents;
 use crate::store::mongo::db::{Connection, Db, failure};
-use crate::store::mongo::names::{ARTIFACTS, EXECUTIONS, STEPS};
+use crate::store::mongo::names::{ARTIFACTS, EXECUTIONS, NUDGES, Name, STEPS};
 use crate::store::mongo::records::step::no_payloads;
 use crate::store::mongo::records::{execution, step};
 use crate::store::{
@@ -27,6 +28,17 @@ const HURRY: Duration = Duration::from_secs(1);
 /// How often a stream that was refused at once is opened again.
 const OPENED_AGAIN: usize = 4;
 const PROMPT: Duration = Duration::from_secs(1);
+
+/// The collections that have records.
+const LOGGED: [Name; 3] = [EXECUTIONS, STEPS, ARTIFACTS];
+
+/// The place in the log that an answer names.
+fn moment(reply: &Document) -> Option<u64> {
+    match reply.get("operationTime") {
+        Some(Bson::Timestamp(at)) => Some(u64::from(at.time) << 32 | u64::from(at.increment)),
+        _ => None,
+    }
+}
 
 /// The log of changes of one database.
 pub struct Log {
@@ -45,7 +57,7 @@ impl Log {
         ready: &Arc<Connection>,
         after: Option<&Cursor>,
     ) -> Result<Box<dyn ChangeReader>> {
-        let stream = open_stream(ready, after).await?;
+        let (stream, width) = open_stream(ready, after, Width::Usual).await?;
         let cursor = stream.resume_token().as_ref().and_then(cursor_of_token);
         let Some(cursor) = cursor.or_else(|| after.cloned()) else {
             // That of a database of which nothing is there yet does not.
@@ -56,8 +68,15 @@ impl Log {
             // The stream begins after what the primary has, of which the last may not be safe from a failover yet,
             // and so not be read by who reads only that. Once this is, so is what came before.
             self.write_nudge(ready, WriteConcern::majority()).await?;
+            if ready.is_router()
+                && let Some(at) = position(&cursor)
+            {
+                // That says it of one shard.
+                ready.catch_up(&LOGGED, at).await?;
+            }
         }
-        Ok(Box::new(Reader::of(Arc::clone(ready), stream, cursor)))
+        let first = Reading { connection: Arc::clone(ready), stream, width };
+        Ok(Box::new(Reader::of(Arc::clone(&self.db), first, cursor)))
     }
 }
 
@@ -92,11 +111,19 @@ impl ChangeLog for Log {
         if !ready.replica_set() {
             return Err(Error::NoLog);
         }
-        let reply = ready.command(doc! { "ping": 1 }).await?;
-        match reply.get("operationTime") {
-            Some(Bson::Timestamp(at)) => Ok(u64::from(at.time) << 32 | u64::from(at.increment)),
-            _ => Err(Error::NoLog),
+        if !ready.is_router() {
+            let reply = ready.command(doc! { "ping": 1 }).await?;
+            return moment(&reply).ok_or(Error::NoLog);
         }
+        // A router knows how far those shards are that it has asked.
+        let mut greatest = None;
+        for name in LOGGED {
+            let find = doc! {
+                "find": name, "sort": { "_id": 1 }, "limit": 1, "projection": { "_id": 1 }, "singleBatch": true,
+            };
+            greatest = greatest.max(moment(&ready.command(find).await?));
+        }
+        greatest.ok_or(Error::NoLog)
     }
 
     async fn nudge(&self) -> Result<()> {
@@ -113,6 +140,15 @@ impl ChangeLog for Log {
 
     fn complete_through(&self, cursor: &Cursor) -> Option<u64> {
         complete_through(cursor)
+    }
+
+    fn shortened(&self, cursor: &Cursor) -> Option<Cursor> {
+        shortened(cursor)
+    }
+
+    fn moment_of(&self, position: u64) -> Option<Millis> {
+        // The time of the cluster: seconds, and a number within the second.
+        i64::try_from(position >> 32).ok().map(|seconds| seconds * 1000)
     }
 
     async fn load(&self, what: &[Changed], payloads: bool) -> Result<Vec<(Changed, Record)>> {
@@ -222,6 +258,9 @@ fn answers(
 
 impl Log {
     async fn write_nudge(&self, ready: &Connection, concern: WriteConcern) -> Result<()> {
+        if self.db.is_read_only() {
+            return self.wait_for_majority(ready).await;
+        }
         let nudges = ready.own(NUDGES);
         let nudge = nudges
             .update_one(doc! { "_id": "nudge" }, doc! { "$inc": { "nudges": 1_i64 } })
@@ -238,10 +277,26 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Waits until all that the primary has is safe from a failover, without writing anything.
+    async fn wait_for_majority(&self, ready: &Connection) -> Result<()> {
+        let reply = ready.command(doc! { "ping": 1 }).await?;
+        let Some(now @ Bson::Timestamp(_)) = reply.get("operationTime") else { return Ok(()) };
+        let read = doc! {
+            "find": EXECUTIONS,
+            "limit": 1,
+            "singleBatch": true,
+            "projection": { "_id": 1 },
+            "readConcern": { "level": "majority", "afterClusterTime": now.clone() },
+        };
+        ready.command(read).await.map(drop)
+    }
+}
+
 /// All documents that one of the filters finds.
 async fn find(
     ready: &Connection,
-    collection: &str,
+    collection: Name,
     filters: Vec<Document>,
     projection: Option<Document>,
 ) -> Result<Vec<RawDocumentBuf>> {

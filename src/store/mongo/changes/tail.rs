@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bson::{RawDocumentBuf, doc};
+use bson::{Document, RawDocumentBuf, doc};
 use mongodb::action::Action as _;
 use mongodb::change_stream::ChangeStream;
 use tokio::sync::mpsc;
 
-use super::event::{NUDGES, read_event};
-use super::token::{cursor_of, cursor_of_token, token_of};
-use crate::store::mongo::db::{Connection, failure};
-use crate::store::mongo::names::{ARTIFACTS, EXECUTIONS, STEPS};
+use super::event::read_event;
+use super::token::{Place, cursor_of, cursor_of_token, place_of};
+use crate::store::mongo::db::{Connection, Db, failure};
+use crate::store::mongo::names::{ARTIFACTS, EXECUTIONS, NUDGES, STEPS};
 use crate::store::{Change, ChangeReader, Cursor, Error, Result};
+use crate::telemetry::metrics;
 
 /// How long the database waits for a change before it answers that there is none.
 const WAIT: Duration = Duration::from_millis(800);
@@ -33,7 +34,61 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How long a stream may take at most to answer, where it had to be opened again and again.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
+/// Events that are read in few fields before the log is read as usual again, where one of them was too large.
+const NARROW_EVENTS: usize = 64;
+/// Bytes of a key above which its document is left out.
+const KEY_BYTES: i32 = 1024 * 1024;
+
 pub type Stream = ChangeStream<RawDocumentBuf>;
+
+/// How much of each event is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// Everything but payloads.
+    Usual,
+    /// Only what says which document it is, when and to which revision it changed: all of it would not fit into an
+    /// answer of the database.
+    Narrow,
+    /// The same, without documents whose key alone is too large.
+    NarrowKeys,
+}
+
+impl Width {
+    fn narrower(self) -> Option<Width> {
+        match self {
+            Width::Usual => Some(Width::Narrow),
+            Width::Narrow => Some(Width::NarrowKeys),
+            Width::NarrowKeys => None,
+        }
+    }
+
+    fn stages(self) -> Vec<Document> {
+        let few = doc! { "$project": {
+            "operationType": 1,
+            "ns": 1,
+            "documentKey": 1,
+            "clusterTime": 1,
+            "wallTime": 1,
+            "updateDescription.updatedFields.last_change": 1,
+            "updateDescription.updatedFields.status": 1,
+            "updateDescription.updatedFields.deleted_at": 1,
+        } };
+        let usable = doc! { "$match": {
+            "$expr": { "$lte": [{ "$bsonSize": "$documentKey" }, KEY_BYTES] },
+        } };
+        match self {
+            // Payloads may be huge, and hardly anybody asks for them.
+            Width::Usual => vec![doc! { "$project": {
+                "fullDocument.input": 0,
+                "fullDocument.output": 0,
+                "updateDescription.updatedFields.input": 0,
+                "updateDescription.updatedFields.output": 0,
+            } }],
+            Width::Narrow => vec![few],
+            Width::NarrowKeys => vec![usable, few],
+        }
+    }
+}
 
 /// When a stream answers that is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,18 +99,35 @@ enum Answer {
     AtOnce,
 }
 
-pub async fn open_stream(ready: &Connection, after: Option<&Cursor>) -> Result<Stream> {
-    match open_stream_with(ready, after, Answer::First).await {
-        Opened::Silent if after.is_some() => {
-            open_stream_with(ready, after, Answer::AtOnce).await.into()
+/// Opens the stream, and says how much of each event it reads: less than usual where what comes first is too large.
+pub async fn open_stream(
+    ready: &Connection,
+    after: Option<&Cursor>,
+    width: Width,
+) -> Result<(Stream, Width)> {
+    let mut width = width;
+    loop {
+        let opened = match open_stream_with(ready, after, Answer::First, width).await {
+            Opened::Silent if after.is_some() => {
+                open_stream_with(ready, after, Answer::AtOnce, width).await
+            }
+            opened => opened,
+        };
+        match opened {
+            Opened::TooLarge(error) => match width.narrower() {
+                Some(narrower) => width = narrower,
+                None => return Err(error),
+            },
+            opened => return Result::from(opened).map(|stream| (stream, width)),
         }
-        opened => opened.into(),
     }
 }
 
 enum Opened {
     Stream(Stream),
     Failed(Error),
+    /// An event does not fit into an answer.
+    TooLarge(Error),
     Silent,
 }
 
@@ -63,44 +135,45 @@ impl From<Opened> for Result<Stream> {
     fn from(opened: Opened) -> Self {
         match opened {
             Opened::Stream(stream) => Ok(stream),
-            Opened::Failed(error) => Err(error),
+            Opened::Failed(error) | Opened::TooLarge(error) => Err(error),
             Opened::Silent => Err(failure::timeout()),
         }
     }
 }
 
-async fn open_stream_with(ready: &Connection, after: Option<&Cursor>, answer: Answer) -> Opened {
-    let token = match after {
+async fn open_stream_with(
+    ready: &Connection,
+    after: Option<&Cursor>,
+    answer: Answer,
+    width: Width,
+) -> Opened {
+    let place = match after.map(place_of) {
         None => None,
-        Some(cursor) => match token_of(cursor) {
-            Some(token) => Some(token),
-            None => return Opened::Failed(Error::BadCursor),
-        },
+        Some(Some(place)) => Some(place),
+        Some(None) => return Opened::Failed(Error::BadCursor),
     };
-    let pipeline = [
-        doc! { "$match": {
-            "ns.coll": {
-                "$in": [EXECUTIONS, STEPS, ARTIFACTS, NUDGES],
-            },
-            "operationType": { "$in": ["insert", "update", "replace", "delete"] },
-        } },
-        // Payloads may be huge, and hardly anybody asks for them.
-        doc! { "$project": {
-            "fullDocument.input": 0,
-            "fullDocument.output": 0,
-            "updateDescription.updatedFields.input": 0,
-            "updateDescription.updatedFields.output": 0,
-        } },
-    ];
+    let mut pipeline = vec![doc! { "$match": {
+        "ns.coll": {
+            "$in": [EXECUTIONS, STEPS, ARTIFACTS, NUDGES],
+        },
+        "operationType": { "$in": ["insert", "update", "replace", "delete"] },
+    } }];
+    pipeline.extend(width.stages());
     let watch = ready.watch(pipeline).max_await_time(WAIT);
     // `start_after` takes every token, also one of a database that was dropped since.
-    let watch = watch.optional(token, |watch, token| watch.start_after(token));
+    let watch = watch.optional(place, |watch, place| match place {
+        Place::After(token) => watch.start_after(token),
+        Place::From(time) => watch.start_at_operation_time(time),
+    });
     let watch = match answer {
         Answer::First => watch,
         Answer::AtOnce => watch.batch_size(0),
     };
     match tokio::time::timeout(ready.patience() * 2, watch).await {
         Ok(Ok(stream)) => Opened::Stream(stream.with_type::<RawDocumentBuf>()),
+        Ok(Err(error)) if failure::is_too_large(&error) => {
+            Opened::TooLarge(failure::stream_error(error))
+        }
         Ok(Err(error)) => Opened::Failed(failure::stream_error(error)),
         Err(_) => Opened::Silent,
     }
@@ -114,26 +187,33 @@ enum Item {
     Failed(Error),
 }
 
+/// A stream that is being read.
+pub struct Reading {
+    pub connection: Arc<Connection>,
+    pub stream: Stream,
+    pub width: Width,
+}
+
 /// Reads the stream for as long as the reader lives, and opens it anew where the driver gives up.
-async fn drive(
-    ready: Arc<Connection>,
-    stream: Stream,
-    mut cursor: Cursor,
-    sender: mpsc::Sender<Item>,
-) {
-    let least = WAIT + ready.patience() * 2;
+async fn drive(db: Arc<Db>, first: Reading, mut cursor: Cursor, sender: mpsc::Sender<Item>) {
+    let least = WAIT + db.patience() * 2;
     let mut silence = least;
     let mut reached = cursor.clone();
-    let mut stream = Some(stream);
+    let mut width = first.width;
+    // What was read in few fields since the stream was opened.
+    let mut narrow = 0;
+    let mut reading = Some(first);
     loop {
-        let Some(open) = &mut stream else {
-            let opened: Result<Stream> = match silence == least {
-                true => open_stream(&ready, Some(&cursor)).await,
-                // It went silent before.
-                false => open_stream_with(&ready, Some(&cursor), Answer::AtOnce).await.into(),
-            };
-            match opened {
-                Ok(open) => stream = Some(open),
+        let Some(open) = &mut reading else {
+            narrow = 0;
+            match open_again(&db, &cursor, width, silence == least).await {
+                Ok(open) => {
+                    if open.width != width {
+                        width = open.width;
+                        tell_width(width);
+                    }
+                    reading = Some(open);
+                }
                 Err(error) => {
                     let passing = matches!(error, Error::Unavailable(_));
                     if sender.send(Item::Failed(error)).await.is_err() || !passing {
@@ -144,28 +224,57 @@ async fn drive(
             }
             continue;
         };
-        let item = match tokio::time::timeout(silence, open.next_if_any()).await {
+        let read = tokio::select! {
+            read = tokio::time::timeout(silence, open.stream.next_if_any()) => read,
+            // Who answers next may be somebody else.
+            () = open.connection.lost() => {
+                reading = None;
+                continue;
+            }
+        };
+        let item = match read {
             Ok(Ok(Some(event))) => {
                 let token = event.get_document("_id").ok().and_then(cursor_of);
                 let Some(token) = token else { continue };
                 cursor = token;
-                match read_event(&event, &cursor) {
-                    Some(change) => Item::Change(Box::new(change)),
-                    None => Item::Moved(cursor.clone()),
+                narrow += usize::from(width != Width::Usual);
+                match has_huge_key(&event) {
+                    true => {
+                        count_skipped();
+                        Item::Moved(cursor.clone())
+                    }
+                    false => match read_event(&event, &cursor, width == Width::Usual) {
+                        Some(change) => Item::Change(Box::new(change)),
+                        None => Item::Moved(cursor.clone()),
+                    },
                 }
             }
             Ok(Ok(None)) => {
-                if let Some(token) = open.resume_token().as_ref().and_then(cursor_of_token) {
+                if let Some(token) = open.stream.resume_token().as_ref().and_then(cursor_of_token) {
                     cursor = token;
                 }
-                if !open.is_alive() {
-                    stream = None;
+                if !open.stream.is_alive() {
+                    reading = None;
                 }
+                // Nothing is left of what was too large.
+                narrow = if width == Width::Usual { 0 } else { NARROW_EVENTS };
                 Item::Moved(cursor.clone())
             }
+            Ok(Err(error)) if failure::is_too_large(&error) => match width.narrower() {
+                Some(narrower) => {
+                    width = narrower;
+                    tell_width(width);
+                    reading = None;
+                    continue;
+                }
+                None => {
+                    let _ = sender.send(Item::Failed(failure::stream_error(error))).await;
+                    return;
+                }
+            },
             Ok(Err(error)) => match failure::stream_error(error) {
                 Error::Unavailable(_) => {
-                    stream = None;
+                    reading = None;
                     continue;
                 }
                 error => {
@@ -178,7 +287,7 @@ async fn drive(
             Err(_) => {
                 silence = (silence * 2).min(LONGEST_SILENCE.max(least));
                 tracing::info!(?silence, "the log has not answered, and is opened anew");
-                stream = None;
+                reading = None;
                 continue;
             }
         };
@@ -187,10 +296,54 @@ async fn drive(
             silence = least;
             reached.clone_from(&cursor);
         }
+        if narrow >= NARROW_EVENTS {
+            // From here on as usual; if what follows is too large again, it says so.
+            width = Width::Usual;
+            reading = None;
+        }
         if sender.send(item).await.is_err() {
             return;
         }
     }
+}
+
+/// The stream from the cursor, over the connection of now.
+async fn open_again(db: &Db, cursor: &Cursor, width: Width, answers: bool) -> Result<Reading> {
+    let connection = db.ready().await?;
+    let (stream, width) = match answers {
+        true => open_stream(&connection, Some(cursor), width).await?,
+        // It went silent before.
+        false => {
+            let opened = open_stream_with(&connection, Some(cursor), Answer::AtOnce, width).await;
+            (Result::from(opened)?, width)
+        }
+    };
+    Ok(Reading { connection, stream, width })
+}
+
+fn tell_width(width: Width) {
+    match width {
+        Width::Usual => {}
+        Width::Narrow => {
+            tracing::warn!("a change is too large for the log: it is read without its content");
+        }
+        Width::NarrowKeys => {
+            tracing::error!(
+                "the _id of a changed document is too large for the log: it is left out"
+            );
+            count_skipped();
+        }
+    }
+}
+
+fn count_skipped() {
+    metrics::changes_skipped().increment(1);
+}
+
+/// A document that is left out, since nobody could go on after it.
+fn has_huge_key(event: &RawDocumentBuf) -> bool {
+    let key = event.get_document("documentKey");
+    key.is_ok_and(|key| key.as_bytes().len() > KEY_BYTES.unsigned_abs() as usize)
 }
 
 pub struct Reader {
@@ -203,9 +356,9 @@ pub struct Reader {
 
 impl Reader {
     /// Reads a stream on from its cursor.
-    pub fn of(ready: Arc<Connection>, stream: Stream, cursor: Cursor) -> Reader {
+    pub fn of(db: Arc<Db>, first: Reading, cursor: Cursor) -> Reader {
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
-        let task = tokio::spawn(drive(ready, stream, cursor.clone(), sender));
+        let task = tokio::spawn(drive(db, first, cursor.clone(), sender));
         Reader { receiver, cursor, failed: None, task }
     }
 }

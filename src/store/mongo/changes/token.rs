@@ -2,7 +2,7 @@
 
 use bson::raw::{RawBsonRef, RawDocument};
 use bson::spec::BinarySubtype;
-use bson::{Binary, doc};
+use bson::{Binary, Timestamp, doc};
 use mongodb::change_stream::event::ResumeToken;
 
 use crate::store::Cursor;
@@ -30,7 +30,39 @@ pub fn cursor_of(token: &RawDocument) -> Option<Cursor> {
     Some(Cursor(bytes))
 }
 
-pub fn token_of(cursor: &Cursor) -> Option<ResumeToken> {
+/// Where a stream begins.
+pub enum Place {
+    After(ResumeToken),
+    /// With everything of this time.
+    From(Timestamp),
+}
+
+/// Bytes of a cursor that a client may keep. Others hold a long `_id`, which some program has chosen.
+const CURSOR_BYTES: usize = 1024;
+/// A cursor that is nothing but a time: its first byte, the time, its last one.
+const TIME_BYTES: usize = 10;
+
+/// The cursor of the time of one that is too long. It lies before all of that time.
+pub fn shortened(cursor: &Cursor) -> Option<Cursor> {
+    if cursor.0.len() <= CURSOR_BYTES {
+        return None;
+    }
+    position(cursor)?;
+    let mut bytes = cursor.0.get(..TIME_BYTES - 1)?.to_vec();
+    bytes.push(END);
+    Some(Cursor(bytes))
+}
+
+pub fn place_of(cursor: &Cursor) -> Option<Place> {
+    let number = position(cursor)?;
+    if cursor.0.len() > TIME_BYTES {
+        return token_of(cursor).map(Place::After);
+    }
+    let (time, increment) = ((number >> 32) as u32, number as u32);
+    Some(Place::From(Timestamp { time, increment }))
+}
+
+fn token_of(cursor: &Cursor) -> Option<ResumeToken> {
     position(cursor)?;
     let (last, rest) = cursor.0.split_last()?;
     let token = match *last {
@@ -67,6 +99,35 @@ struct TokenField<'a> {
 /// events have one time.
 pub fn complete_through(cursor: &Cursor) -> Option<u64> {
     let number = position(cursor)?;
+    if cursor.0.len() <= TIME_BYTES {
+        return Some(number.saturating_sub(1));
+    }
     let between_events = cursor.0.get(TOKEN_TYPE) != Some(&HIGH_WATER_MARK);
     Some(number - u64::from(between_events && number > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_cursor_is_shortened_to_its_time() {
+        let mut bytes = vec![TIMESTAMP, 0, 0, 0, 7, 0, 0, 0, 2, 0x2b, 4, 0x2c];
+        let short = Cursor([bytes.as_slice(), &[9, END]].concat());
+        assert_eq!(shortened(&short), None);
+        bytes.extend(vec![9; CURSOR_BYTES]);
+        bytes.push(END);
+        let long = Cursor(bytes);
+        let time = shortened(&long).unwrap();
+        assert!(time < long && time < short);
+        assert_eq!(position(&time), position(&long));
+        assert_eq!(
+            complete_through(&time),
+            Some((7 << 32) + 1),
+            "nothing of that time is before it"
+        );
+        let Some(Place::From(at)) = place_of(&time) else { panic!("not a time") };
+        assert_eq!((at.time, at.increment), (7, 2));
+        assert!(matches!(place_of(&short), Some(Place::After(_))));
+    }
 }

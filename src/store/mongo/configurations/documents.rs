@@ -30,11 +30,11 @@ pub fn wanted() -> Vec<Index> {
     vec![
         // Every number, and not null: apps without one are told apart by name.
         Index::unique(CONFIGURATIONS, doc! { "app_id": 1, "sub_app_id": 1, "version": 1 })
-            .only(doc! { "app_id": { "$gte": i32::MIN } })
+            .only(doc! { "app_id": { "$gte": i64::MIN } })
             .or_stricter(),
         Index::unique(CONFIGURATIONS, doc! { "app_name": 1, "sub_app_name": 1, "version": 1 })
-            .only(doc! { "app_id": null }),
-        plain(CONFIGURATIONS, doc! { "active": 1 }),
+            .only(doc! { "app_id": null, "version": { "$gte": "" } }),
+        plain(CONFIGURATIONS, doc! { "active": 1 }).common(),
         plain(CONFIGURATIONS, by_time()),
         plain(CONFIGURATIONS, by_app()),
         plain(CONFIGURATIONS, by_name()),
@@ -46,6 +46,8 @@ pub struct Found {
     pub id: Bson,
     /// Whatever stands there, for the place in a list.
     pub created_at: Bson,
+    /// The place that the latest mirrored write of it had.
+    pub mirrored_position: Option<i64>,
     pub record: Configuration,
 }
 
@@ -54,6 +56,7 @@ pub fn found(raw: &RawDocument) -> Found {
     Found {
         id: value("_id").unwrap_or(Bson::Null),
         created_at: value("created_at").unwrap_or(Bson::Null),
+        mirrored_position: field(raw, "mirrored_position").and_then(integer),
         record: Configuration {
             app_id: field(raw, "app_id").and_then(small),
             app_name: field(raw, "app_name").and_then(text).unwrap_or_default(),
@@ -66,6 +69,11 @@ pub fn found(raw: &RawDocument) -> Found {
             created_by: field(raw, "created_by").and_then(text),
         },
     }
+}
+
+/// The record alone.
+pub fn record_of(raw: &RawDocument) -> Configuration {
+    found(raw).record
 }
 
 /// Other programs store numbers too.

@@ -4,5 +4,5 @@ mod documents;
 mod store;
 mod switch;
 
-pub use documents::wanted;
+pub use documents::{record_of, wanted};
 pub use store::{Configurations, sweep};

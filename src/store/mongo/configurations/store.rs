@@ -1,6 +1,7 @@
 //! Storing configurations, and lists of them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
@@ -11,14 +12,18 @@ use super::documents::{
     Found, by_app, by_name, by_time, found, in_scope, of_version, published_id, switch_id,
 };
 use super::switch::{Switched, Why, finish, insert, stored, switch};
+use crate::domain::access::AppScope;
 use crate::domain::configuration::{ConfigurationQuery, Part, Place, Scope};
+use crate::domain::mirrored::Verdict;
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Refusal};
-use crate::store::configurations::{ConfigurationStore, Listed, Stored};
-use crate::store::mongo::db::values::{field, small, text};
-use crate::store::mongo::db::{Connection, Db, META, failure};
-use crate::store::mongo::names::CONFIGURATIONS;
-use crate::store::{Error, Result};
+use crate::store::configurations::{
+    ConfigurationStore, Listed, Stored, configuration_conflict, is_listed, mirrored_configuration,
+};
+use crate::store::mongo::db::values::{date, field, small, text};
+use crate::store::mongo::db::{Connection, Db, failure};
+use crate::store::mongo::names::{CONFIGURATIONS, META};
+use crate::store::{Cause, Denial, Error, Result};
 
 /// Rounds of looking and writing before a race counts as lost.
 const ROUNDS: usize = 5;
@@ -31,11 +36,18 @@ pub struct Configurations {
     db: Arc<Db>,
     /// Writes come one at a time from this server; they are few, and would only be in each other's way.
     turn: Mutex<()>,
+    /// Whether the database itself refuses a second record of a version.
+    unique: AtomicBool,
 }
 
 impl Configurations {
     pub fn new(db: Arc<Db>) -> Configurations {
-        Configurations { db, turn: Mutex::new(()) }
+        Configurations { db, turn: Mutex::new(()), unique: AtomicBool::new(false) }
+    }
+
+    /// Whether the database itself refuses a second record of a version, from now on.
+    pub fn prepare(&self, unique: bool) {
+        self.unique.store(unique, Ordering::Relaxed);
     }
 
     async fn turn(&self) -> Result<MutexGuard<'_, ()>> {
@@ -75,6 +87,8 @@ async fn put(room: &Configurations, record: Configuration) -> Result<Stored> {
     let ready = room.db.ready().await?;
     let _turn = room.turn().await?;
     let scope = record.scope();
+    let unique = room.unique.load(Ordering::Relaxed);
+    let mut holder = None;
     for _ in 0..ROUNDS {
         let there = stored(&ready, &scope, &record.version).await?;
         if let Some(Found { record: before, .. }) = there {
@@ -90,7 +104,7 @@ async fn put(room: &Configurations, record: Configuration) -> Result<Stored> {
             }
             match switch(&ready, &scope, &record.version, Why::Published).await? {
                 Switched::Done(record) => return Ok(Stored { record: *record, created: false }),
-                Switched::Missing | Switched::Taken => continue,
+                Switched::Missing | Switched::Taken(_) => continue,
             }
         }
         let created = match record.active {
@@ -98,20 +112,66 @@ async fn put(room: &Configurations, record: Configuration) -> Result<Stored> {
                 // Of a version that another program took away.
                 let id = doc! { "_id": published_id(&scope, &record.version) };
                 ready.call(ready.own(META).delete_one(id)).await?;
-                insert(&ready, &record).await?
+                insert(&ready, &record, unique).await?
             }
-            true => matches!(
-                switch(&ready, &scope, &record.version, Why::New(&record)).await?,
-                Switched::Done(_)
-            ),
+            true => {
+                switch(&ready, &scope, &record.version, Why::New { record: &record, unique })
+                    .await?
+            }
         };
-        if created {
-            return Ok(Stored { record, created });
+        match created {
+            Switched::Done(_) => return Ok(Stored { record, created: true }),
+            // Somebody else was first: look again.
+            Switched::Missing => {}
+            Switched::Taken(index) => holder = index,
         }
-        // Somebody else was first: look again.
     }
     // The version is taken and yet not found in its scope: another program's index knows no scopes by name.
-    Err(exists(&record))
+    match holder {
+        Some(index) => Err(Denial::new(Cause::Index(index), &CONFIGURATIONS).into()),
+        None => Err(Error::Contention),
+    }
+}
+
+/// A version that a mirror brings. It is made the active one before its place is noted: whoever brings it again after a
+/// crash in between does both.
+async fn mirror(room: &Configurations, record: Configuration, position: i64) -> Result<Stored> {
+    let scope = record.scope();
+    let mut created = false;
+    for _ in 0..ROUNDS {
+        let ready = room.db.ready().await?;
+        let Some(there) = stored(&ready, &scope, &record.version).await? else {
+            created |= put(room, record.clone()).await?.created;
+            continue;
+        };
+        let _turn = room.turn().await?;
+        match mirrored_configuration(&there.record, there.mirrored_position, &record, position)? {
+            Verdict::Late => return Ok(Stored { record: there.record, created }),
+            Verdict::Replaces => {}
+            Verdict::Conflict => return Err(configuration_conflict(&record).into()),
+        }
+        if record.active {
+            switch(&ready, &scope, &record.version, Why::Activated).await?;
+        }
+        let mut set = doc! {
+            "app_name": &record.app_name,
+            "sub_app_name": record.sub_app_name.as_deref(),
+            "configuration": record.configuration.clone(),
+            "created_at": record.created_at.map(date),
+            "created_by": record.created_by.as_deref(),
+            "mirrored_position": position,
+        };
+        if !record.active {
+            set.insert("active", false);
+        }
+        let this = doc! { "_id": &there.id, "mirrored_position": there.mirrored_position };
+        let replaced = ready.own(CONFIGURATIONS);
+        let replaced = replaced.update_one(this, doc! { "$set": set });
+        if ready.call(replaced).await?.matched_count > 0 {
+            return Ok(Stored { record, created });
+        }
+    }
+    Err(Error::Contention)
 }
 
 /// Goes on with switches that a crash cut short on a mongod without transactions.
@@ -174,7 +234,11 @@ fn from_place(leading: &Document, place: &Document) -> Document {
 
 /// Bounds of the index decide where a page begins, not comparisons: those know dates only, and other programs
 /// may have stored something else.
-async fn page(room: &Configurations, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
+async fn page(
+    room: &Configurations,
+    query: &ConfigurationQuery,
+    access: &AppScope,
+) -> Result<Page<Listed, Place>> {
     let ready = room.db.ready().await?;
     let (index, leading) = walk(query);
     let mut begin = leading.clone();
@@ -215,15 +279,18 @@ async fn page(room: &Configurations, query: &ConfigurationQuery) -> Result<Page<
         }
         let weight = found.record.weight();
         let full = page.records.len() == query.limit
-            || examined == query.examine
             || (bytes + weight > query.bytes && !page.records.is_empty());
-        if full {
+        let listed = is_listed(query, access, &found.record);
+        if examined == query.examine || (full && listed) {
             page.next = last;
             break;
         }
         examined += 1;
+        if full {
+            continue;
+        }
         last = Some(place.clone());
-        if query.app.lists(&found.record) {
+        if listed {
             bytes += weight;
             page.records.push(Listed { record: found.record, place });
         }
@@ -237,12 +304,16 @@ impl ConfigurationStore for Configurations {
         put(self, record).await
     }
 
+    async fn mirror_configuration(&self, record: Configuration, position: i64) -> Result<Stored> {
+        mirror(self, record, position).await
+    }
+
     async fn activate_configuration(&self, scope: &Scope, version: &str) -> Result<Configuration> {
         let ready = self.db.ready().await?;
         let _turn = self.turn().await?;
         match switch(&ready, scope, version, Why::Activated).await? {
             Switched::Done(record) => Ok(*record),
-            Switched::Missing | Switched::Taken => {
+            Switched::Missing | Switched::Taken(_) => {
                 Err(Error::Refused(Refusal::ConfigurationNotFound {
                     scope: scope.to_string(),
                     version: Some(version.to_owned()),
@@ -284,7 +355,11 @@ impl ConfigurationStore for Configurations {
         Ok(parts.collect())
     }
 
-    async fn configurations(&self, query: &ConfigurationQuery) -> Result<Page<Listed, Place>> {
-        page(self, query).await
+    async fn configurations(
+        &self,
+        query: &ConfigurationQuery,
+        access: &AppScope,
+    ) -> Result<Page<Listed, Place>> {
+        page(self, query, access).await
     }
 }

@@ -21,9 +21,9 @@ use super::documents::{
 use crate::domain::Configuration;
 use crate::domain::configuration::Scope;
 use crate::store::mongo::db::values::{any, field, id_of};
-use crate::store::mongo::db::{Connection, Effort, Ended, Failed, META, failure};
-use crate::store::mongo::names::CONFIGURATIONS;
-use crate::store::{Error, Result};
+use crate::store::mongo::db::{Connection, Effort, Ended, Failed, failure};
+use crate::store::mongo::names::{CONFIGURATIONS, META};
+use crate::store::{Cause, Denial, Error, Result};
 
 /// Switches of other servers that may overtake one, each of which it helps to its end.
 const SWITCHES: usize = 100;
@@ -33,8 +33,11 @@ const ABANDONED: Duration = Duration::from_secs(1);
 /// Why a version becomes the active one.
 #[derive(Clone, Copy)]
 pub enum Why<'a> {
-    /// It is stored now, as that.
-    New(&'a Configuration),
+    /// It is stored now, as that. Without a unique index that is looked for once more.
+    New {
+        record: &'a Configuration,
+        unique: bool,
+    },
     /// It was stored before, and now again as the active one.
     Published,
     Activated,
@@ -45,8 +48,8 @@ pub enum Switched {
     Done(Box<Configuration>),
     /// There is no such version.
     Missing,
-    /// The version to insert is there already.
-    Taken,
+    /// The version to insert is there already; so says this index, or what was found.
+    Taken(Option<String>),
 }
 
 /// The configuration as the primary has it now.
@@ -66,10 +69,11 @@ pub async fn switch(
     if ready.replica_set() {
         return switch_at_once(ready, scope, version, why).await;
     }
-    if let Why::New(record) = why {
+    if let Why::New { record, unique } = why {
         let inactive = Configuration { active: false, ..record.clone() };
-        if !insert(ready, &inactive).await? {
-            return Ok(Switched::Taken);
+        match insert(ready, &inactive, unique).await? {
+            Switched::Done(_) => {}
+            taken => return Ok(taken),
         }
     }
     let switched = switch_step_by_step(ready, scope, version).await?;
@@ -89,7 +93,7 @@ async fn switch_at_once(
 ) -> Result<Switched> {
     let (all, meta) = (&ready.own(CONFIGURATIONS), &ready.own(META));
     let new = match why {
-        Why::New(record) => Some((new_document(record)?, record)),
+        Why::New { record, unique } => Some((new_document(record)?, record, unique)),
         Why::Published | Why::Activated => None,
     };
     let new = &new;
@@ -105,7 +109,11 @@ async fn switch_at_once(
                 note.session(transaction.session()).await?;
             }
             let (id, record) = match new {
-                Some((document, record)) => {
+                Some((document, record, unique)) => {
+                    let same = all.find_one(of_version(scope, version));
+                    if !unique && same.session(transaction.session()).await?.is_some() {
+                        return Ok(Ended::Abort(Switched::Taken(None)));
+                    }
                     all.insert_one(document).session(transaction.session()).await?;
                     (id_of(document).unwrap_or(Bson::Null), Configuration::clone(record))
                 }
@@ -129,10 +137,13 @@ async fn switch_at_once(
     });
     match work.await? {
         Ok(switched) => Ok(switched),
-        Err(Failed::Driver(error)) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => {
-            Ok(Switched::Taken)
+        Err(Failed::Driver(error)) if failure::doubled(&error).is_some() => {
+            Ok(Switched::Taken(failure::doubled(&error)))
         }
-        Err(failed) => Err(failed.error("the database refused to switch a configuration")),
+        Err(failed) => {
+            let error = failed.error("the database refused to switch a configuration");
+            Err(error.of_collection(&CONFIGURATIONS))
+        }
     }
 }
 
@@ -183,12 +194,50 @@ pub async fn finish(ready: &Connection, scope: &Scope) -> Result<()> {
     Err(Error::Contention)
 }
 
-/// False: the version is taken.
-pub async fn insert(ready: &Connection, record: &Configuration) -> Result<bool> {
+/// Stores a version, as it is. Where no unique index forbids it twice, a write to the document of its scope does.
+pub async fn insert(ready: &Connection, record: &Configuration, unique: bool) -> Result<Switched> {
     let all = ready.own(CONFIGURATIONS);
+    if !unique {
+        return insert_looked_for(ready, record).await;
+    }
     match ready.try_call(all.insert_one(new_document(record)?)).await? {
-        Ok(_) => Ok(true),
-        Err(error) if failure::code(&error) == Some(failure::DUPLICATE_KEY) => Ok(false),
-        Err(error) => Err(failure::error(error)),
+        Ok(_) => Ok(Switched::Done(Box::new(record.clone()))),
+        Err(error) if failure::doubled(&error).is_some() => {
+            Ok(Switched::Taken(failure::doubled(&error)))
+        }
+        Err(error) => Err(failure::error(error).of_collection(&CONFIGURATIONS)),
+    }
+}
+
+async fn insert_looked_for(ready: &Connection, record: &Configuration) -> Result<Switched> {
+    if !ready.replica_set() {
+        return Err(Denial::new(Cause::NoUniqueIndex, &CONFIGURATIONS).into());
+    }
+    let (all, meta) = (&ready.own(CONFIGURATIONS), &ready.own(META));
+    let (document, scope) = (&new_document(record)?, &record.scope());
+    let effort = Effort { within: ready.patience(), abandoned: ABANDONED };
+    let work = ready.transaction(effort, |transaction| {
+        async move {
+            let id = doc! { "_id": switch_id(scope) };
+            let turn = meta.update_one(id, doc! { "$inc": { "number": 1_i64 } }).upsert(true);
+            turn.session(transaction.session()).await?;
+            let same = all.find_one(of_version(scope, &record.version));
+            if same.session(transaction.session()).await?.is_some() {
+                return Ok(Ended::Abort(Switched::Taken(None)));
+            }
+            all.insert_one(document).session(transaction.session()).await?;
+            Ok(Ended::Commit(Switched::Done(Box::new(record.clone()))))
+        }
+        .boxed()
+    });
+    match work.await? {
+        Ok(inserted) => Ok(inserted),
+        Err(Failed::Driver(error)) if failure::doubled(&error).is_some() => {
+            Ok(Switched::Taken(failure::doubled(&error)))
+        }
+        Err(failed) => {
+            let error = failed.error("the database refused to store a configuration");
+            Err(error.of_collection(&CONFIGURATIONS))
+        }
     }
 }

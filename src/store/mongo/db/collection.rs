@@ -18,11 +18,9 @@ use mongodb::options::{
 use mongodb::{ClientSession, Cursor, Database, SessionCursor};
 
 use super::failure;
+use super::names::Name;
 use crate::detached::outside_replies;
 use crate::store::Result;
-
-/// What Stepwell keeps for itself.
-pub const META: &str = "stepwell_meta";
 
 const SIMPLE: &str = "simple";
 
@@ -53,7 +51,7 @@ impl Collection {
     /// On the primary, whatever the connection string says.
     pub(super) fn open(
         (finds, changes): (&Database, &Database),
-        name: &str,
+        name: Name,
         reads: ReadConcern,
         writes: WriteConcern,
     ) -> Collection {
@@ -62,8 +60,8 @@ impl Collection {
         options.read_concern = Some(reads);
         options.write_concern = Some(writes);
         Collection {
-            finds: finds.collection_with_options(name, options.clone()),
-            changes: changes.collection_with_options(name, options),
+            finds: finds.collection_with_options(&name, options.clone()),
+            changes: changes.collection_with_options(&name, options),
         }
     }
 

@@ -8,6 +8,7 @@
 //! update.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,15 +21,26 @@ use mongodb::options::{
 };
 use parking_lot::Mutex;
 
-use super::collection::{Collection, META, Rows};
+use super::collection::{Collection, Rows};
 use super::failure;
+use super::names::{META, Name};
 use super::statements::{
-    BAD_VALUE, Fate, NO_OBJECT, Reply, concern_failure, hinted, insert_command, mended, pieces,
-    read_reply, refused, update_command, update_statement,
+    BAD_VALUE, Fate, NO_OBJECT, Reply, concern_failure, hinted, insert_command, mended,
+    ordered_insert_command, pieces, read_ordered, read_reply, refused, update_command,
+    update_statement,
 };
-use crate::store::{Error, Result};
+use super::view::{ASKED_FOR, View, silent};
+use crate::store::{Denial, Error, Result};
 
 const PAUSE_BEFORE_RESEND: Duration = Duration::from_millis(50);
+/// Within which a chain of commands ends, whatever the database does.
+const CHAIN_WITHIN: Duration = Duration::from_secs(8);
+/// Within which who sent them is answered.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+const _: () = assert!(
+    CHAIN_WITHIN.as_millis() + 2 * ASKED_FOR.as_millis() < ANSWERED_WITHIN.as_millis(),
+    "a write to a database that hangs is answered in time"
+);
 
 /// When a command is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,13 +98,15 @@ pub struct Chain<'a> {
     last: Mutex<Option<OpTime>>,
     /// The database went away: what would follow is not sent.
     broken: AtomicBool,
+    /// When it is given up.
+    until: Instant,
 }
 
 impl Chain<'_> {
     /// Inserts documents, in no order. Each has its `_id`.
     pub async fn insert(
         &self,
-        collection: &str,
+        collection: Name,
         documents: &[RawDocumentBuf],
         more_follows: bool,
     ) -> Vec<Fate> {
@@ -100,7 +114,7 @@ impl Chain<'_> {
         for piece in pieces(documents) {
             let (mut now, sent_again) =
                 self.send_all(collection, piece, insert_command(collection), more_follows).await;
-            if sent_again && now.contains(&Fate::Duplicate) {
+            if sent_again && now.iter().any(is_duplicate) {
                 self.commander.recognise(collection, piece, &mut now).await;
             }
             fates.extend(now);
@@ -108,10 +122,66 @@ impl Chain<'_> {
         fates
     }
 
+    /// Inserts documents in their order, and none after one that is not inserted: how many are there, and what became of
+    /// the next one. Each has its `_id`: one that is there already was inserted before.
+    pub async fn insert_in_order(
+        &self,
+        collection: Name,
+        documents: &[RawDocumentBuf],
+        more_follows: bool,
+    ) -> (usize, Option<Fate>) {
+        let mut done = 0;
+        while let Some(piece) = pieces(&documents[done..]).next() {
+            if self.broken.load(Ordering::Relaxed) {
+                return (done, Some(Fate::Unknown));
+            }
+            let last = !more_follows && done + piece.len() == documents.len();
+            let wait = if last { Wait::Durable } else { Wait::Executed };
+            let command = ordered_insert_command(collection, piece.iter().collect());
+            let fate = match self.send(command, wait).await {
+                Ok(reply) => {
+                    if let Some(error) = failure::met_by_statements(&reply.document) {
+                        self.commander.view.met(&error);
+                    }
+                    let (inserted, fate) = read_ordered(&reply, piece.len());
+                    done += inserted;
+                    fate
+                }
+                Err(Error::Failed(source)) => Some(refused(collection, &source)),
+                Err(Error::Denied(denial)) => Some(Fate::Refused(denial.cause.code())),
+                Err(error) => {
+                    self.commander.view.met(&error);
+                    self.broken.store(true, Ordering::Relaxed);
+                    Some(Fate::Unknown)
+                }
+            };
+            let Some(fate) = fate else { continue };
+            let mut fates = [fate];
+            self.commander.recognise(collection, &documents[done..=done], &mut fates).await;
+            let [fate] = fates;
+            if fate != Fate::Done {
+                return (done, Some(fate));
+            }
+            done += 1;
+        }
+        (done, None)
+    }
+
+    /// Which primary has executed what was sent last, where answers say so.
+    pub fn election(&self) -> Option<ObjectId> {
+        let last = *self.last.lock();
+        last.or_else(|| self.earlier.lock().last().copied()).map(|time| time.election)
+    }
+
+    /// When it is given up.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
     /// Runs guarded updates, in no order.
     pub async fn update(
         &self,
-        collection: &str,
+        collection: Name,
         statements: &[RawDocumentBuf],
         index: Option<&str>,
         more_follows: bool,
@@ -131,17 +201,17 @@ impl Chain<'_> {
             };
             for (fate, statement) in now.iter_mut().zip(piece) {
                 // It was not executed, as it is.
-                let Fate::Refused(BAD_VALUE | NO_OBJECT) = *fate else { continue };
+                let Fate::Refused(BAD_VALUE | NO_OBJECT) = fate else { continue };
                 let again = std::slice::from_ref(statement);
                 if let Some(index) = index.filter(|_| *fate == Fate::Refused(BAD_VALUE)) {
                     *fate = self.send_again(collection, again, &command, more_follows).await;
                     if matches!(*fate, Fate::Done | Fate::Doubtful) {
-                        tracing::warn!(collection, index, "an index is gone that was there before");
+                        tracing::warn!(%collection, index, "an index is gone that was there before");
                         hints.store(false, Ordering::Relaxed);
                     }
                 }
-                if let Fate::Refused(code @ (BAD_VALUE | NO_OBJECT)) = *fate
-                    && let Some(mended) = mended(statement, code)
+                if let Fate::Refused(code @ (BAD_VALUE | NO_OBJECT)) = fate
+                    && let Some(mended) = mended(statement, *code)
                 {
                     let again = [mended];
                     *fate = self.send_again(collection, &again, &command, more_follows).await;
@@ -155,7 +225,7 @@ impl Chain<'_> {
     /// One statement once more, which was refused.
     async fn send_again(
         &self,
-        collection: &str,
+        collection: Name,
         statement: &[RawDocumentBuf],
         command: impl Fn(RawArrayBuf) -> RawDocumentBuf,
         more_follows: bool,
@@ -164,7 +234,7 @@ impl Chain<'_> {
         match fates.first() {
             // What was sent first may have been executed before it was refused.
             Some(Fate::Unmatched) => Fate::Doubtful,
-            Some(fate) => *fate,
+            Some(fate) => fate.clone(),
             None => Fate::Unknown,
         }
     }
@@ -177,12 +247,15 @@ impl Chain<'_> {
         }
         let started = Instant::now();
         loop {
-            match self.commander.attempt(self.commander.barrier_command()).await {
+            match self.commander.attempt(self.commander.barrier_command(), self.until).await {
                 Ok(reply) if is_covered(&earlier, OpTime::of(&reply)) => {
                     return Durability::Certain;
                 }
                 Ok(_) => return Durability::Elected,
-                Err(Error::Unavailable(_)) if started.elapsed() < self.commander.patience => {
+                Err(Error::Unavailable(_))
+                    if started.elapsed() < self.commander.patience
+                        && Instant::now() < self.until =>
+                {
                     tokio::time::sleep(PAUSE_BEFORE_RESEND).await;
                 }
                 Err(_) => return Durability::Unknown,
@@ -194,7 +267,7 @@ impl Chain<'_> {
     /// is too large, say, must not take the others with it.
     async fn send_all(
         &self,
-        collection: &str,
+        collection: Name,
         statements: &[RawDocumentBuf],
         command: impl Fn(RawArrayBuf) -> RawDocumentBuf,
         more_follows: bool,
@@ -202,9 +275,15 @@ impl Chain<'_> {
         if self.broken.load(Ordering::Relaxed) {
             return (vec![Fate::Unknown; statements.len()], false);
         }
+        let denied = |denial: Denial| Fate::Refused(denial.cause.code());
         let wait = if more_follows { Wait::Executed } else { Wait::Durable };
         match self.send(command(statements.iter().collect()), wait).await {
-            Ok(reply) => (read_reply(&reply, statements.len()), reply.sent_again),
+            Ok(reply) => {
+                if let Some(error) = failure::met_by_statements(&reply.document) {
+                    self.commander.view.met(&error);
+                }
+                (read_reply(&reply, statements.len()), reply.sent_again)
+            }
             Err(Error::Failed(_)) if statements.len() > 1 => {
                 let mut fates = Vec::with_capacity(statements.len());
                 let mut sent_again = false;
@@ -218,13 +297,16 @@ impl Chain<'_> {
                             fates.extend(read_reply(&reply, 1));
                         }
                         Err(Error::Failed(source)) => fates.push(refused(collection, &source)),
+                        Err(Error::Denied(denial)) => fates.push(denied(denial)),
                         Err(_) => fates.push(Fate::Unknown),
                     }
                 }
                 (fates, sent_again)
             }
             Err(Error::Failed(source)) => (vec![refused(collection, &source)], false),
-            Err(_) => {
+            Err(Error::Denied(denial)) => (vec![denied(denial); statements.len()], false),
+            Err(error) => {
+                self.commander.view.met(&error);
                 self.broken.store(true, Ordering::Relaxed);
                 (vec![Fate::Unknown; statements.len()], false)
             }
@@ -235,7 +317,7 @@ impl Chain<'_> {
         let logged = self.commander.logged.load(Ordering::Relaxed);
         let wait = if logged { wait } else { Wait::Durable };
         let earlier = self.earlier.lock().clone();
-        let reply = self.commander.send(command, wait, &earlier).await?;
+        let reply = self.commander.send(command, wait, &earlier, self.until).await?;
         let time = OpTime::of(&reply.document);
         match (wait, time) {
             (Wait::Durable, time) => *self.last.lock() = time,
@@ -260,6 +342,7 @@ pub struct Commander {
     logged: AtomicBool,
     patience: Duration,
     call_timeout: Duration,
+    view: Arc<View>,
     /// Whether updates may name their index, which spares the database the choice.
     hints: AtomicBool,
 }
@@ -270,6 +353,7 @@ impl Commander {
         concern: WriteConcern,
         logged: bool,
         patience: Duration,
+        view: Arc<View>,
     ) -> Self {
         Commander {
             database,
@@ -278,8 +362,14 @@ impl Commander {
             logged: AtomicBool::new(logged),
             patience,
             call_timeout: patience * 2,
+            view,
             hints: AtomicBool::new(true),
         }
+    }
+
+    /// The indexes are there again.
+    pub fn trust_hints(&self) {
+        self.hints.store(true, Ordering::Relaxed);
     }
 
     pub fn chain(&self) -> Chain<'_> {
@@ -288,17 +378,18 @@ impl Commander {
             earlier: Mutex::default(),
             last: Mutex::default(),
             broken: AtomicBool::new(false),
+            until: Instant::now() + CHAIN_WITHIN,
         }
     }
 
     /// Inserts documents durably, in no order. Each has its `_id`.
-    pub async fn insert(&self, collection: &str, documents: &[RawDocumentBuf]) -> Vec<Fate> {
+    pub async fn insert(&self, collection: Name, documents: &[RawDocumentBuf]) -> Vec<Fate> {
         self.chain().insert(collection, documents, false).await
     }
 
     /// Inserts documents that have been inserted before by a primary that is one no more. `Done` are those that
     /// are there, from then or from now.
-    pub async fn insert_again(&self, collection: &str, documents: &[RawDocumentBuf]) -> Vec<Fate> {
+    pub async fn insert_again(&self, collection: Name, documents: &[RawDocumentBuf]) -> Vec<Fate> {
         let mut fates = self.insert(collection, documents).await;
         self.recognise(collection, documents, &mut fates).await;
         fates
@@ -307,7 +398,7 @@ impl Commander {
     /// Runs guarded updates durably, in no order.
     pub async fn update(
         &self,
-        collection: &str,
+        collection: Name,
         statements: &[RawDocumentBuf],
         index: Option<&str>,
     ) -> Vec<Fate> {
@@ -321,6 +412,7 @@ impl Commander {
         mut command: RawDocumentBuf,
         wait: Wait,
         earlier: &[OpTime],
+        until: Instant,
     ) -> Result<Reply> {
         match wait {
             Wait::Durable => command.append(cstr!("writeConcern"), &self.raw_concern),
@@ -330,21 +422,22 @@ impl Commander {
         let mut sent_again = false;
         loop {
             let same_primary = match sent_again && !earlier.is_empty() {
-                true => self.attempt(self.barrier_command()).await,
+                true => self.attempt(self.barrier_command(), until).await,
                 false => Ok(Document::new()),
             };
             let tried = match same_primary {
                 Ok(reply) if sent_again && !is_covered(earlier, OpTime::of(&reply)) => {
                     return Err(failure::elected());
                 }
-                Ok(_) => self.attempt(command.clone()).await,
+                Ok(_) => self.attempt(command.clone(), until).await,
                 Err(error) => Err(error),
             };
             match tried {
                 Ok(document) => return Ok(Reply { document, sent_again }),
                 Err(failed)
                     if !matches!(failed, Error::Unavailable(_))
-                        || started.elapsed() >= self.patience =>
+                        || started.elapsed() >= self.patience
+                        || Instant::now() >= until =>
                 {
                     return Err(failed);
                 }
@@ -354,16 +447,26 @@ impl Commander {
         }
     }
 
-    async fn attempt(&self, command: RawDocumentBuf) -> Result<Document> {
+    async fn attempt(&self, command: RawDocumentBuf, until: Instant) -> Result<Document> {
+        let left = until.saturating_duration_since(Instant::now()).min(self.call_timeout);
+        let attempt = self.attempt_within(command, left);
+        self.view.guarded(left.min(self.patience), attempt).await
+    }
+
+    async fn attempt_within(&self, command: RawDocumentBuf, left: Duration) -> Result<Document> {
         let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
         let call = self.database.run_raw_command(command).selection_criteria(primary);
-        match tokio::time::timeout(self.call_timeout, call).await {
-            Err(_) => Err(failure::timeout()),
+        let answer = tokio::time::timeout(left, call).await;
+        if matches!(answer, Ok(Ok(_))) {
+            self.view.heard();
+        }
+        match answer {
+            Err(_) => Err(silent(&self.database, &self.view).await),
             Ok(Ok(document)) => match concern_failure(&document) {
                 None => Ok(document),
-                Some(code) => Err(failure::statement(code)),
+                Some(code) => Err(failure::concern(code)),
             },
-            Ok(Err(error)) => Err(failure::error(error)),
+            Ok(Err(error)) => Err(self.view.judged(failure::error(error))),
         }
     }
 
@@ -377,15 +480,15 @@ impl Commander {
     }
 
     /// Of the documents whose keys were taken when they were sent again, finds those that took them themselves.
-    async fn recognise(&self, collection: &str, documents: &[RawDocumentBuf], fates: &mut [Fate]) {
-        if !fates.contains(&Fate::Duplicate) {
+    async fn recognise(&self, collection: Name, documents: &[RawDocumentBuf], fates: &mut [Fate]) {
+        if !fates.iter().any(is_duplicate) {
             return;
         }
         let id = |document: &RawDocumentBuf| document.get_object_id("_id").ok();
         let asked: Vec<ObjectId> = documents
             .iter()
             .zip(fates.iter())
-            .filter(|(_, fate)| **fate == Fate::Duplicate)
+            .filter(|(_, fate)| is_duplicate(fate))
             .filter_map(|(document, _)| id(document))
             .collect();
         let find = async {
@@ -410,16 +513,22 @@ impl Commander {
             _ => None,
         };
         for (document, fate) in documents.iter().zip(fates) {
-            if *fate != Fate::Duplicate {
+            if !is_duplicate(fate) {
                 continue;
             }
-            *fate = match &found {
-                None => Fate::Unknown,
-                Some(found) if id(document).is_some_and(|id| found.contains(&id)) => Fate::Done,
-                Some(_) => Fate::Duplicate,
-            };
+            match &found {
+                None => *fate = Fate::Unknown,
+                Some(found) if id(document).is_some_and(|id| found.contains(&id)) => {
+                    *fate = Fate::Done;
+                }
+                Some(_) => {}
+            }
         }
     }
+}
+
+fn is_duplicate(fate: &Fate) -> bool {
+    matches!(fate, Fate::Duplicate(_))
 }
 
 /// A write concern as commands carry it.

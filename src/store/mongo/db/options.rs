@@ -15,6 +15,12 @@ use crate::store::{Error, Result};
 /// What servers call themselves to the database, unless the URI says another name.
 pub const APP_NAME: &str = "stepwell";
 
+/// In which ways somebody may say to the database who they are.
+const MECHANISMS: [&str; 5] =
+    ["SCRAM-SHA-1", "SCRAM-SHA-256", "MONGODB-X509", "PLAIN", "MONGODB-OIDC"];
+/// Where a token for MONGODB-OIDC may come from: a file that the platform keeps up to date.
+const TOKENS: &str = "k8s";
+
 /// How to reach the database. Everything but the URI and the database is a default that the URI overrides.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MongoOptions {
@@ -27,8 +33,14 @@ pub struct MongoOptions {
     pub retry_writes: Option<bool>,
     /// How long a point of metrics is kept; `None`: for ever.
     pub metrics_kept: Option<Duration>,
+    /// How long a record of who did what is kept; `None`: for ever.
+    pub audit_kept: Option<Duration>,
+    /// Whether points are kept in an ordinary collection where there is none yet, and not in a time series.
+    pub ordinary_metrics: bool,
     /// "majority", or a number of members, or a name of the deployment's own.
     pub write_concern: Option<String>,
+    /// Nothing is made or written, whatever is missing: the database is somebody else's.
+    pub read_only: bool,
 }
 
 impl Default for MongoOptions {
@@ -42,7 +54,10 @@ impl Default for MongoOptions {
             server_selection_timeout_ms: 5_000,
             retry_writes: None,
             metrics_kept: Some(Duration::from_secs(30 * 24 * 3600)),
+            audit_kept: None,
+            ordinary_metrics: false,
             write_concern: None,
+            read_only: false,
         }
     }
 }
@@ -57,6 +72,9 @@ impl std::fmt::Debug for MongoOptions {
 impl MongoOptions {
     /// How long the database may take to be found. `Error::Failed`: the URI is malformed, or asks for what cannot be.
     pub fn check(&self) -> Result<Duration> {
+        if let Some(refused) = refused_mechanism(&self.uri) {
+            return Err(Error::failed(refused));
+        }
         // The parser's own words may quote a piece of a password.
         let parsed = ConnectionString::parse(&self.uri)
             .map_err(|_| Error::failed("the MongoDB URI is malformed"))?;
@@ -73,6 +91,11 @@ impl MongoOptions {
         }
         let default = Duration::from_millis(self.server_selection_timeout_ms.max(1));
         Ok(parsed.server_selection_timeout.unwrap_or(default))
+    }
+
+    /// The replica set that the URI names.
+    pub fn set_of_uri(&self) -> Option<String> {
+        ConnectionString::parse(&self.uri).ok()?.replica_set
     }
 
     /// How many members have to have a record before its writer is answered.
@@ -109,6 +132,43 @@ impl MongoOptions {
         parsed.read_concern = Some(ReadConcern::local());
         Ok(parsed)
     }
+}
+
+/// Why the way in which a URI wants to say who one is cannot be. Of the URI nothing else is quoted.
+fn refused_mechanism(uri: &str) -> Option<String> {
+    let (_, options) = uri.rsplit_once('?')?;
+    let option = |name: &str| {
+        let mut options = options.split('&').filter_map(|option| option.split_once('='));
+        let found = options.find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.replace("%2D", "-").replace("%2d", "-").replace("%3A", ":"))
+    };
+    let mechanism = option("authMechanism")?;
+    let is_word = |text: &str| {
+        text.len() <= 40 && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_alphanumeric())
+    };
+    if !MECHANISMS.contains(&mechanism.as_str()) {
+        let shown = if is_word(&mechanism) { mechanism } else { "(hidden)".to_owned() };
+        return Some(format!(
+            "authMechanism={shown} is not supported: use one of {}",
+            MECHANISMS.join(", ")
+        ));
+    }
+    if mechanism != "MONGODB-OIDC" {
+        return None;
+    }
+    let properties = option("authMechanismProperties").unwrap_or_default();
+    let environment = properties.split(',').find_map(|one| one.strip_prefix("ENVIRONMENT:"));
+    if environment == Some(TOKENS) {
+        return None;
+    }
+    let shown = match environment {
+        Some(environment) if is_word(environment) => format!("ENVIRONMENT:{environment}"),
+        Some(_) => "this ENVIRONMENT".to_owned(),
+        None => "MONGODB-OIDC without an ENVIRONMENT".to_owned(),
+    };
+    Some(format!(
+        "{shown} is not supported: set authMechanismProperties=ENVIRONMENT:{TOKENS}, which takes the token from a file"
+    ))
 }
 
 /// What reads and writes wait for.
@@ -156,6 +216,34 @@ mod tests {
         assert_eq!(answers(Acknowledgment::Nodes(1), None, true), local);
         assert_eq!(answers(Acknowledgment::Nodes(3), None, true), local);
         assert_eq!(answers(Acknowledgment::Custom("dcs".to_owned()), None, true), local);
+    }
+
+    #[test]
+    fn mechanisms_that_are_not_built_in_are_refused_by_name() {
+        let oidc = "mongodb://h/?tls=true&authMechanism=MONGODB-OIDC&authMechanismProperties=";
+        for (uri, named) in [
+            ("mongodb://u:secret@h/?authMechanism=GSSAPI".to_owned(), Some("GSSAPI")),
+            ("mongodb://u:secret@h/?w=1&AUTHMECHANISM=MONGODB-AWS".to_owned(), Some("MONGODB-AWS")),
+            ("mongodb://u:secret@h/?authMechanism=MONGODB-CR".to_owned(), Some("MONGODB-CR")),
+            ("mongodb://u:secret@h/?authMechanism=se:cret".to_owned(), Some("(hidden)")),
+            (format!("{oidc}ENVIRONMENT:azure,TOKEN_RESOURCE:x"), Some("ENVIRONMENT:azure")),
+            (format!("{oidc}TOKEN_RESOURCE:x"), Some("without an ENVIRONMENT")),
+            (format!("{oidc}ENVIRONMENT:k8s"), None),
+            ("mongodb://u:p@h/?authMechanism=SCRAM-SHA-1".to_owned(), None),
+            ("mongodb://u:p@h/?authMechanism=SCRAM%2DSHA%2D256".to_owned(), None),
+            ("mongodb://h/?tls=true&authMechanism=MONGODB-X509".to_owned(), None),
+            ("mongodb://u:p@h/?tls=true&authMechanism=PLAIN&authSource=$external".to_owned(), None),
+        ] {
+            let options = MongoOptions { uri: uri.clone(), ..MongoOptions::default() };
+            match (options.check(), named) {
+                (Ok(_), None) => {}
+                (Err(Error::Failed(why)), Some(named)) => {
+                    let why = why.to_string();
+                    assert!(why.contains(named) && !why.contains("secret"), "{uri}: {why}");
+                }
+                (other, _) => panic!("{uri}: {other:?}"),
+            }
+        }
     }
 
     #[tokio::test]

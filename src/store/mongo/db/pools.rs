@@ -1,10 +1,13 @@
 //! Connections to the database: one pool for reads and whatever else there is, and one for writes and the probe, which go
 //! on however many reads are slow.
 
+use std::sync::Arc;
+
 use mongodb::Client;
 use mongodb::options::ClientOptions;
 
 use super::failure;
+use super::view::View;
 use crate::store::Result;
 
 /// Most connections of writes and the probe: more than the lanes and what goes beside them use at a time.
@@ -15,6 +18,7 @@ const WRITE_CONNECTIONS: u32 = 16;
 pub struct Clients {
     pub reads: Client,
     pub writes: Client,
+    pub view: Arc<View>,
 }
 
 impl Clients {
@@ -25,17 +29,28 @@ impl Clients {
         let (of_reads, of_writes) = shares((least, reads.max_pool_size.unwrap_or_default()));
         (reads.min_pool_size, reads.max_pool_size) = (Some(of_reads.0), Some(of_reads.1));
         (writes.min_pool_size, writes.max_pool_size) = (Some(of_writes.0), Some(of_writes.1));
+        let view = View::of(&[of_reads.1, of_writes.1]);
+        for (pool, options) in [&mut reads, &mut writes].into_iter().enumerate() {
+            options.sdam_event_handler = Some(view.monitors(pool));
+            options.cmap_event_handler = Some(view.connections(pool));
+        }
         let client = |options| Client::with_options(options).map_err(failure::error);
-        Ok(Clients { reads: client(reads)?, writes: client(writes)? })
+        Ok(Clients { reads: client(reads)?, writes: client(writes)?, view })
     }
 
     /// One pool for everything.
     pub fn one(client: Client) -> Clients {
-        Clients { reads: client.clone(), writes: client }
+        Clients { reads: client.clone(), writes: client, view: View::of(&[]) }
     }
 
     pub async fn shutdown(&self) {
         tokio::join!(self.reads.clone().shutdown(), self.writes.clone().shutdown());
+    }
+
+    /// Closes all connections, and waits for none.
+    pub async fn leave(&self) {
+        let (reads, writes) = (self.reads.clone(), self.writes.clone());
+        tokio::join!(reads.shutdown().immediate(true), writes.shutdown().immediate(true));
     }
 }
 

@@ -5,6 +5,7 @@ use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 
 use super::collection::{simple_document, simple_raw};
 use super::failure::{self, DUPLICATE_KEY};
+use super::names::Name;
 use super::values::integer_of;
 
 /// Statements in one command at most; the server takes 100,000.
@@ -16,13 +17,40 @@ pub(super) const BAD_VALUE: i32 = 2;
 /// A document with something else where digests are.
 pub(super) const NO_OBJECT: i32 = 28;
 
+/// The unique index that holds a key already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holder {
+    pub index: String,
+    /// Its fields.
+    pub keys: Vec<String>,
+    /// Whether it takes text for equal that is not.
+    pub collated: bool,
+}
+
+impl Holder {
+    fn of(error: &Document) -> Holder {
+        let message = error.get_str("errmsg").unwrap_or_default();
+        let keys = error.get_document("keyPattern").map(|keys| keys.keys().cloned().collect());
+        Holder {
+            index: failure::doubled_index(message).unwrap_or_default().to_owned(),
+            keys: keys.unwrap_or_default(),
+            collated: error.contains_key("collation"),
+        }
+    }
+
+    /// Whether a document with the same values in these fields holds it.
+    pub fn is_of(&self, fields: &[&str]) -> bool {
+        !self.collated && self.keys == fields
+    }
+}
+
 /// What became of one statement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
     /// Applied; durably when its chain has ended as `Durability::Certain`.
     Done,
     /// A unique index holds the key already.
-    Duplicate,
+    Duplicate(Holder),
     /// It matched nothing, for sure.
     Unmatched,
     /// Part of a command in which some statements matched nothing; which ones is not known. Or of one that was sent
@@ -67,7 +95,7 @@ pub fn delete_document(filter: Document) -> Document {
     doc! { "q": filter, "limit": 1, "collation": simple_document() }
 }
 
-pub(super) fn insert_command(collection: &str) -> impl Fn(RawArrayBuf) -> RawDocumentBuf {
+pub(super) fn insert_command(collection: Name) -> impl Fn(RawArrayBuf) -> RawDocumentBuf {
     move |documents| {
         let mut command = rawdoc! { "insert": collection, "ordered": false };
         command.append(cstr!("documents"), documents);
@@ -75,7 +103,24 @@ pub(super) fn insert_command(collection: &str) -> impl Fn(RawArrayBuf) -> RawDoc
     }
 }
 
-pub(super) fn update_command(collection: &str) -> impl Fn(RawArrayBuf) -> RawDocumentBuf {
+/// The same, one document after the other, and none after one that is refused.
+pub(super) fn ordered_insert_command(collection: Name, documents: RawArrayBuf) -> RawDocumentBuf {
+    let mut command = rawdoc! { "insert": collection, "ordered": true };
+    command.append(cstr!("documents"), documents);
+    command
+}
+
+/// Of such a command: how many were inserted, and what became of the first that was not.
+pub(super) fn read_ordered(reply: &Reply, count: usize) -> (usize, Option<Fate>) {
+    let fates = read_reply(reply, count);
+    let failed = |fate: &Fate| !matches!(fate, Fate::Done | Fate::Doubtful | Fate::Unmatched);
+    match fates.iter().position(failed) {
+        Some(place) => (place, fates.into_iter().nth(place)),
+        None => (count, None),
+    }
+}
+
+pub(super) fn update_command(collection: Name) -> impl Fn(RawArrayBuf) -> RawDocumentBuf {
     move |statements| {
         let mut command = rawdoc! { "update": collection, "ordered": false };
         command.append(cstr!("updates"), statements);
@@ -149,8 +194,8 @@ pub(super) fn pieces(statements: &[RawDocumentBuf]) -> impl Iterator<Item = &[Ra
     })
 }
 
-pub(super) fn refused(collection: &str, source: &dyn std::fmt::Display) -> Fate {
-    tracing::error!(collection, error = %source, "the database refused a write");
+pub(super) fn refused(collection: Name, source: &dyn std::fmt::Display) -> Fate {
+    tracing::error!(%collection, error = %source, "the database refused a write");
     Fate::Refused(0)
 }
 
@@ -174,7 +219,7 @@ pub(super) fn read_reply(reply: &Reply, count: usize) -> Vec<Fate> {
         if let Some(fate) = index.and_then(|index| fates.get_mut(index)) {
             failed += 1;
             *fate = match code {
-                Some(DUPLICATE_KEY) => Fate::Duplicate,
+                Some(DUPLICATE_KEY) => Fate::Duplicate(Holder::of(error)),
                 Some(code) if failure::is_passing_code(code) => Fate::Unknown,
                 code => Fate::Refused(code.unwrap_or(0)),
             };
@@ -183,7 +228,7 @@ pub(super) fn read_reply(reply: &Reply, count: usize) -> Vec<Fate> {
     let applied = reply.get("n").and_then(integer_of).unwrap_or(0);
     if usize::try_from(applied).unwrap_or(0) < count - failed {
         let fate = if applied == 0 && !sent_again { Fate::Unmatched } else { Fate::Doubtful };
-        fates.iter_mut().filter(|fate| **fate == Fate::Done).for_each(|one| *one = fate);
+        fates.iter_mut().filter(|one| **one == Fate::Done).for_each(|one| *one = fate.clone());
     }
     fates
 }

@@ -118,8 +118,9 @@ impl Connection {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            let attempt = self.attempt(&work);
-            let error = match tokio::time::timeout(self.patience() * 2, attempt).await {
+            let attempt = tokio::time::timeout(self.patience() * 2, self.attempt(&work));
+            let attempt = async { Ok(attempt.await) };
+            let error = match self.view().guarded(self.patience(), attempt).await? {
                 Ok(Err(Failed::Driver(error))) if failure::is_transient(&error) => error,
                 Ok(done) => return Ok(done),
                 Err(_) => return Err(failure::timeout()),

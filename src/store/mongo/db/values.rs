@@ -6,6 +6,7 @@ use bson::raw::{BindRawBsonRef, CStr, RawBsonRef, RawDocument, RawDocumentBuf};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Document};
 
+use super::names::Name;
 use crate::domain::Millis;
 use crate::store::{Error, Result};
 
@@ -134,11 +135,11 @@ pub fn is_marked(document: &RawDocument) -> bool {
 }
 
 /// The failure of reading one field of a document, or the whole document.
-pub fn corrupt(collection: &'static str, document: &RawDocument, field: &'static str) -> Error {
+pub fn corrupt(collection: Name, document: &RawDocument, field: &'static str) -> Error {
     let id = match id_of(document) {
         Some(Bson::ObjectId(id)) => id.to_hex(),
         Some(value) => value.to_string(),
         None => String::new(),
     };
-    Error::Corrupt { collection, id, field }
+    Error::Corrupt { collection: collection.as_str(), id, field }
 }

@@ -3,10 +3,11 @@
 use bson::{Document, doc};
 
 use super::dirty::forget;
-use super::points::{METRIC_REQUESTS, METRICS, time_of};
+use super::points::time_of;
 use crate::domain::Millis;
 use crate::store::Result;
 use crate::store::mongo::db::{Connection, failure};
+use crate::store::mongo::names::{METRIC_REQUESTS, METRICS};
 
 /// Executions whose points go with one command.
 const DELETED_AT_ONCE: usize = 100;

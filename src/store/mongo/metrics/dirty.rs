@@ -8,12 +8,12 @@ use bson::raw::cstr;
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use parking_lot::Mutex;
 
-use super::points::METRIC_HOURS;
 use crate::clock::Clock;
 use crate::domain::Millis;
 use crate::store::Result;
 use crate::store::mongo::db::values::raw;
 use crate::store::mongo::db::{Connection, Fate, failure, update_statement};
+use crate::store::mongo::names::METRIC_HOURS;
 
 pub const HOUR_MS: i64 = 3_600_000;
 /// How long nothing must have come into an hour until its figures are computed; longer where an attempt to store

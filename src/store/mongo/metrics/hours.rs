@@ -14,7 +14,6 @@ use bson::{DateTime, Document, RawDocument, doc};
 
 use super::dirty::{HOUR_MS, hour_of, hours_of, id_of, quiet_ms};
 use super::pace::HOURS_AT_ONCE;
-use super::points::{METRIC_HOURS, METRICS};
 use super::room::Metrics;
 use super::stretch::{INTERVALS_TIME, stretch_of};
 use crate::domain::metric::interval_start;
@@ -23,6 +22,7 @@ use crate::store::Result;
 use crate::store::metrics::{IntervalQuery, Span};
 use crate::store::mongo::db::values::{field, number, raw};
 use crate::store::mongo::db::{Connection, Fate, failure, update_statement};
+use crate::store::mongo::names::{METRIC_HOURS, METRICS};
 
 /// How long one such query may take.
 const COMPUTED_WITHIN: Duration = Duration::from_secs(10);
@@ -118,6 +118,7 @@ async fn told_of(
     let (from, until) = (first * HOUR_MS, (last + 1) * HOUR_MS);
     let query = IntervalQuery {
         span: Span { execution_id: execution_id.to_owned(), from: Some(from), until: Some(until) },
+        step: None,
         names: Vec::new(),
         interval_ms: HOUR_MS,
         after: None,

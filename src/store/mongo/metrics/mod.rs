@@ -20,19 +20,20 @@ mod stretch;
 
 use async_trait::async_trait;
 
+use crate::domain::audit::entry::Written;
 use crate::domain::query::Page;
 use crate::domain::{MetricInterval, MetricPoint, Millis};
-use crate::store::Result;
 use crate::store::metrics::{
     Arrived, EachArrived, IntervalKey, IntervalQuery, MetricStore, PointId, PointKey, Recorded,
     Recording, Span,
 };
+use crate::store::{Error, Result};
 
 pub use delete::{delete, number_of_points, oldest};
 pub use hours::settle;
-pub use points::{METRICS, write_point};
+pub use points::{read_point, write_point};
 pub use room::Metrics;
-pub use setup::prepare;
+pub use setup::{is_there, prepare};
 
 /// Batches of points under way at a time. They come many in a request anyway.
 const METRIC_LANES: usize = 4;
@@ -40,7 +41,24 @@ const METRIC_LANES: usize = 4;
 #[async_trait]
 impl MetricStore for Metrics {
     async fn record(&self, requests: Vec<Recording>) -> Vec<Result<Recorded>> {
-        record::record(self, requests).await
+        let written: Vec<Option<Written>> = requests.iter().map(Recording::recorded).collect();
+        let begun: Vec<Written> = written.iter().flatten().cloned().collect();
+        if begun.is_empty() {
+            return record::record(self, requests).await;
+        }
+        let started = match self.ledger.begin_alone(&begun).await {
+            Ok(started) => started,
+            Err(error) => {
+                let error = || Error::unaudited(error.to_string());
+                return requests.iter().map(|_| Err(error())).collect();
+            }
+        };
+        let outcomes = record::record(self, requests).await;
+        let ended = written.into_iter().zip(&outcomes).filter_map(|(written, outcome)| {
+            Some(Written { code: Some(self.ledger.code(outcome)), ..written? })
+        });
+        self.ledger.end(&ended.collect::<Vec<_>>(), Some(started));
+        outcomes
     }
 
     fn metric_lanes(&self) -> usize {

@@ -5,12 +5,13 @@
 
 use bson::{DateTime, RawDocumentBuf, doc};
 
-use super::points::{BUCKETS, METRICS, time_of, within};
+use super::points::{time_of, within};
 use super::room::Metrics;
 use crate::domain::Millis;
 
 use crate::store::mongo::db::Connection;
 use crate::store::mongo::db::values::{field, millis, number};
+use crate::store::mongo::names::{BUCKETS, METRICS};
 use crate::store::{Error, Result};
 
 /// Buckets looked at for one stretch of time. With more of them the stretch ends earlier.
@@ -77,9 +78,10 @@ async fn buckets(
             Ok(Some(found.iter().filter_map(bucket).collect()))
         }
         Err(Error::Failed(source)) => {
-            tracing::debug!(collection = METRICS, error = %source, "no buckets");
+            tracing::debug!(collection = %METRICS, error = %source, "no buckets");
             Ok(None)
         }
+        Err(Error::Denied(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -107,8 +109,7 @@ async fn counted(
     most: usize,
 ) -> Result<Reach> {
     let points = &ready.committed(METRICS);
-    let filter =
-        doc! { "execution_id": execution_id, "timestamp": within(Some(from), Some(until)) };
+    let filter = within(doc! { "execution_id": execution_id }, Some(from), Some(until));
     let skip = most as u64;
     let find = points
         .find(filter.clone())

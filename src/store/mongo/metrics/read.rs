@@ -6,12 +6,12 @@
 
 use std::ops::ControlFlow;
 
-use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc};
+use bson::{Document, RawDocument, RawDocumentBuf, doc};
 
 use super::dirty::HOUR_MS;
 use super::hours::{self, Known};
 use super::ids::{least, object_id, point_id};
-use super::points::{METRICS, read_point, time_of, within};
+use super::points::{at, read_point, time_of, within};
 use super::reach::reach;
 use super::room::Metrics;
 use super::stretch::{INTERVALS_TIME, parts, stretch_of};
@@ -23,6 +23,7 @@ use crate::store::metrics::{
 };
 use crate::store::mongo::db::values::id_of;
 use crate::store::mongo::db::{Collection, Connection};
+use crate::store::mongo::names::METRICS;
 use crate::store::{Error, Result};
 
 /// Documents fetched at a time.
@@ -70,17 +71,13 @@ pub async fn points(
         let last = Document::from_reader(after.id.as_slice()).map_err(|_| Error::BadCursor)?;
         let last = last.get("_").cloned().ok_or(Error::BadCursor)?;
         let later = doc! { "$gt": ["$_id", { "$literal": last }] };
-        let same = doc! {
-            "execution_id": id,
-            "timestamp": DateTime::from_millis(after.at),
-            "$expr": later,
-        };
+        let same = at(doc! { "execution_id": id, "$expr": later }, after.at);
         found = find(&ready, points, same, doc! { "_id": 1 }, wanted).await?;
         from = Some(after.at.saturating_add(1));
     }
     if found.len() < wanted {
         let room = wanted - found.len();
-        let filter = doc! { "execution_id": id, "timestamp": within(from, span.until) };
+        let filter = within(doc! { "execution_id": id }, from, span.until);
         let mut later = find(&ready, points, filter, doc! { "timestamp": 1 }, room).await?;
         let cut = (later.len() == room).then(|| later.iter().filter_map(|raw| time_of(raw)).max());
         let cut = cut.flatten();
@@ -90,7 +87,7 @@ pub async fn points(
         later.sort_by_key(|raw| (time_of(raw), raw.get_object_id("_id").ok()));
         found.append(&mut later);
         if let Some(cut) = cut {
-            let same = doc! { "execution_id": id, "timestamp": DateTime::from_millis(cut) };
+            let same = at(doc! { "execution_id": id }, cut);
             let room = wanted - found.len();
             found.extend(find(&ready, points, same, doc! { "_id": 1 }, room).await?);
         }
@@ -131,7 +128,7 @@ pub async fn intervals(
     let mut stretch = i64::try_from(query.limit).unwrap_or(i64::MAX).clamp(1, most);
     let mut left = query.examine;
     while told.len() < query.limit {
-        let filter = doc! { "execution_id": id, "timestamp": within(from, query.span.until) };
+        let filter = within(doc! { "execution_id": id }, from, query.span.until);
         let next = find(&ready, points, filter, doc! { "timestamp": 1 }, 1).await?;
         let Some(first) = next.first().and_then(|raw| time_of(raw)) else { break };
         if left == 0 {
@@ -144,7 +141,11 @@ pub async fn intervals(
         // From where the interval begins, unless it is not wanted from there: so that hours are whole.
         let whole = from.map_or(begin, |from| from.max(begin));
         let least = begin.saturating_add(interval).min(until);
-        let known = hours::known(metrics, &ready, query, (whole, until), least, left).await?;
+        // Figures of whole hours are those of all steps.
+        let known = match query.step {
+            None => hours::known(metrics, &ready, query, (whole, until), least, left).await?,
+            Some(_) => None,
+        };
         let known = known.unwrap_or_else(|| Known::nothing(first, until));
         let enough = known.until < until;
         let (until, used) = affordable(metrics, &ready, query, &known, least, left).await?;

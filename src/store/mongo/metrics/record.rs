@@ -26,7 +26,7 @@ use mongodb::error::ErrorKind;
 use super::delete::delete;
 use super::dirty::{MARKED_WITHIN, Marks};
 use super::ids::{nth, point_id};
-use super::points::{METRIC_REQUESTS, METRICS, read_point, write_point};
+use super::points::{read_point, within, write_point};
 use super::room::Metrics;
 use crate::domain::metric::admit;
 use crate::domain::{MetricCounts, MetricPoint, Millis, Refusal};
@@ -34,7 +34,7 @@ use crate::store::metrics::{Arrived, Recorded, Recording, RequestId};
 use crate::store::mongo::db::failure::{self, DUPLICATE_KEY, again};
 use crate::store::mongo::db::values::{is_marked, raw};
 use crate::store::mongo::db::{Connection, update_statement};
-use crate::store::mongo::names::EXECUTIONS;
+use crate::store::mongo::names::{EXECUTIONS, METRIC_REQUESTS, METRICS};
 use crate::store::{Error, Result};
 
 const REQUEST_KNOWN_MS: i64 = 24 * 3600 * 1000;
@@ -237,7 +237,7 @@ impl Attempt {
             let Some(known) = ready.call(find).await? else { continue };
             let time = |name| known.get_datetime(name).map(|at| at.timestamp_millis()).ok();
             let unreadable = |field| Error::Corrupt {
-                collection: METRIC_REQUESTS,
+                collection: METRIC_REQUESTS.as_str(),
                 id: format!("{}/{}", self.request.execution_id, id.id),
                 field,
             };
@@ -297,12 +297,9 @@ impl Attempt {
     async fn leave_out_known(&mut self, ready: &Connection) -> Result<()> {
         let times = self.arriving.iter().map(|arriving| arriving.point.at);
         let (Some(first), Some(last)) = (times.clone().min(), times.max()) else { return Ok(()) };
-        let (first, last) = (DateTime::from_millis(first), DateTime::from_millis(last));
         let points = ready.latest(METRICS);
-        let find = points.find(doc! {
-            "execution_id": &self.request.execution_id,
-            "timestamp": { "$gte": first, "$lte": last },
-        });
+        let id = doc! { "execution_id": &self.request.execution_id };
+        let find = points.find(within(id, Some(first), Some(last.saturating_add(1))));
         let own: HashSet<_> = self.arriving.iter().map(|arriving| arriving.id).collect();
         let mut there = HashSet::new();
         let mut equal: HashMap<[u8; 32], usize> = HashMap::new();
@@ -409,13 +406,13 @@ async fn insert(room: &Metrics, ready: &Connection, attempts: &[Attempt]) -> Has
     // Through the driver, which repeats a lost command under its transaction number: executed once.
     let points = ready.latest(METRICS);
     let inserted = points.insert_many(&documents).ordered(false);
-    let inserted = tokio::time::timeout(ready.patience() * 2, inserted).await;
+    let inserted = ready.try_call(inserted).await;
     marks.after(ready, matches!(inserted, Ok(Ok(_)))).await;
     let error = match inserted {
         Ok(Ok(_)) => return failed,
         Ok(Err(error)) => error,
-        Err(_) => {
-            failed.extend(places.into_iter().map(|place| (place, failure::timeout())));
+        Err(error) => {
+            failed.extend(places.into_iter().map(|place| (place, again(&error))));
             return failed;
         }
     };
@@ -430,12 +427,12 @@ async fn insert(room: &Metrics, ready: &Connection, attempts: &[Attempt]) -> Has
             }
             if let Some(place) = places.get(error.index) {
                 tracing::error!(code = error.code, "the database refused a point of metrics");
-                failed.insert(*place, failure::statement(error.code));
+                failed.insert(*place, failure::statement(error.code, &METRICS));
             }
         }
         return failed;
     }
-    let error = failure::error(error);
+    let error = failure::error(error).of_collection(&METRICS);
     failed.extend(places.into_iter().map(|place| (place, again(&error))));
     failed
 }

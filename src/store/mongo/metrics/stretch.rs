@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bson::{Bson, RawDocument, doc};
 
-use super::points::within;
+use super::points::{points_of, within};
 use crate::domain::metric::interval_start;
 use crate::domain::{MetricInterval, Millis};
 use crate::store::Result;
@@ -47,10 +47,8 @@ pub async fn stretch_of(
     // The remainder has the sign of the time.
     let rest = doc! { "$mod": [{ "$add": [{ "$mod": [at.clone(), length] }, length] }, length] };
     let start = doc! { "$subtract": [at, rest] };
-    let mut pipeline = vec![doc! { "$match": {
-        "execution_id": &query.span.execution_id,
-        "timestamp": within(Some(from), Some(until)),
-    } }];
+    let wanted = points_of(&query.span.execution_id, query.step.as_ref());
+    let mut pipeline = vec![doc! { "$match": within(wanted, Some(from), Some(until)) }];
     // Finite numbers only: comparing sorts out other types, the bounds NaN and the infinite.
     let finite = doc! { "$gte": f64::MIN, "$lte": f64::MAX, "$not": { "$type": "array" } };
     let group = |start: Bson, name: Bson, time: &str, value: &str| {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bson::oid::ObjectId;
 use bson::{RawArrayBuf, doc, rawdoc};
+use mongodb::options::Hint;
 
 use super::room::Records;
 use crate::store::mongo::db::Connection;
@@ -53,7 +54,7 @@ impl Checks<'_> {
         let asked_at = Instant::now();
         let note_alive =
             |id: &str| self.records.cache.note_alive(&RecordKey::execution(id), asked_at);
-        if self.records.indexes()?.unique && self.all_alive(&ids).await {
+        if self.records.indexes()?.keep_unique() && self.all_alive(&ids).await {
             ids.into_iter().for_each(note_alive);
             return Ok(HashSet::new());
         }
@@ -82,7 +83,8 @@ impl Checks<'_> {
         let mut wanted = RawArrayBuf::new();
         ids.iter().for_each(|id| wanted.push(*id));
         let there = rawdoc! { "execution_id": { "$in": wanted }, "deleted_at": null };
-        let index = self.records.indexes().ok().and_then(|all| all.execution_key.as_deref());
+        let indexes = self.records.indexes().ok();
+        let index = indexes.as_deref().and_then(|all| all.execution_key.as_deref());
         let count = self.ready.count(EXECUTIONS, there, index).await;
         count.is_ok_and(|count| usize::try_from(count) == Ok(ids.len()))
     }
@@ -93,8 +95,14 @@ impl Checks<'_> {
             return;
         }
         let ids = inserted.iter().filter(|(key, _)| gone.contains(key)).map(|(_, id)| *id);
+        // They say on which shards the steps are.
+        let of: HashSet<&str> = gone.iter().map(|key| key.execution_id.as_str()).collect();
         let steps = self.ready.latest(STEPS);
-        let delete = steps.delete_many(doc! { "_id": { "$in": ids.collect::<Vec<_>>() } });
+        let delete = steps.delete_many(doc! {
+            "_id": { "$in": ids.collect::<Vec<_>>() },
+            "execution_id": { "$in": of.into_iter().collect::<Vec<_>>() },
+        });
+        let delete = delete.hint(Hint::Keys(doc! { "_id": 1 }));
         if let Err(error) = self.ready.call(delete).await {
             tracing::warn!(%error, "steps of a deleted execution were left behind");
         }

@@ -8,8 +8,11 @@ use std::sync::Arc;
 
 use super::delete;
 use super::facts::{Known, Loader};
+use super::failed::Failed;
 use super::guard::Guard;
+use super::indexes::RecordIndexes;
 use super::persist::{Persisted, Persister};
+use super::recorded::Recorded;
 use super::room::Records;
 use crate::domain::{Execution, Refusal, Step};
 use crate::store::mongo::db::{Connection, failure};
@@ -24,8 +27,8 @@ const WHOLE_ROUNDS: usize = 3;
 pub async fn apply(records: &Records, writes: Vec<Write>) -> Applied {
     let ready = match records.ready().await {
         Ok(ready) => ready,
-        Err(_) => {
-            let outcomes = writes.iter().map(|_| Err(failure::away())).collect();
+        Err(error) => {
+            let outcomes = writes.iter().map(|_| Err(failure::again(&error))).collect();
             return Applied { outcomes, written: Vec::new() };
         }
     };
@@ -34,14 +37,23 @@ pub async fn apply(records: &Records, writes: Vec<Write>) -> Applied {
     {
         return delete::apply(records, &ready, write).await;
     }
+    let indexes = match records.settled_indexes().await {
+        Ok(indexes) => indexes,
+        Err(_) => {
+            let outcomes = writes.iter().map(|_| Err(failure::away())).collect();
+            return Applied { outcomes, written: Vec::new() };
+        }
+    };
     let mut outcomes: Vec<Option<Result<Answer>>> = Vec::new();
     outcomes.resize_with(writes.len(), || None);
     let mut written = HashMap::new();
     let mut batch = Batch {
         records,
+        recorded: Recorded::of(records, &writes),
         ready: &ready,
         careful: HashSet::new(),
-        cautious: !records.indexes().is_ok_and(|indexes| indexes.unique),
+        cautious: !indexes.keep_unique(),
+        indexes,
         guard: Guard::Whole,
     };
     let mut pending: Vec<(usize, Write)> = writes.into_iter().enumerate().collect();
@@ -51,10 +63,11 @@ pub async fn apply(records: &Records, writes: Vec<Write>) -> Applied {
             tokio::time::sleep(std::time::Duration::from_millis(round as u64)).await;
         }
         if round == WHOLE_ROUNDS {
-            batch.guard = Guard::Decision;
+            let scoped = pending.iter().any(|(_, write)| !write.scope.is_all());
+            batch.guard = if scoped { Guard::Scoped } else { Guard::Decision };
         }
         let (places, current): (Vec<usize>, Vec<Write>) = pending.into_iter().unzip();
-        let settled = batch.round(&current, &mut written).await;
+        let settled = batch.round(&places, &current, &mut written).await;
         pending = Vec::new();
         for ((place, write), outcome) in places.into_iter().zip(current).zip(settled) {
             match outcome {
@@ -67,12 +80,16 @@ pub async fn apply(records: &Records, writes: Vec<Write>) -> Applied {
         }
     }
     let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(Error::Contention)));
-    Applied { outcomes: outcomes.collect(), written: written.into_values().collect() }
+    let outcomes: Vec<Result<Answer>> = outcomes.collect();
+    batch.recorded.end(&outcomes);
+    Applied { outcomes, written: written.into_values().collect() }
 }
 
 struct Batch<'a> {
     records: &'a Records,
+    recorded: Recorded<'a>,
     ready: &'a Connection,
+    indexes: Arc<RecordIndexes>,
     /// Executions about which nothing is taken for granted any more: their records are loaded.
     careful: HashSet<String>,
     /// The same for all of them: the database does not keep ids unique.
@@ -91,6 +108,7 @@ impl Batch<'_> {
     /// Decides and persists `writes` once. `None`: has to be decided again.
     async fn round(
         &mut self,
+        places: &[usize],
         writes: &[Write],
         written: &mut HashMap<RecordKey, Record>,
     ) -> Vec<Option<Result<Answer>>> {
@@ -101,14 +119,21 @@ impl Batch<'_> {
         }
         let mut decided = plan(writes, &known.facts, &self.records.limits);
         for _ in 0..4 {
+            let counts =
+                loader.load_counts(writes, &decided, &mut known, |write| self.is_careful(write));
+            let counted = match counts.await {
+                Ok(counted) => counted,
+                Err(error) => return all_failed(writes.len(), &error),
+            };
             match loader.load_payloads(writes, &decided, &mut known).await {
-                Ok(false) => break,
-                Ok(true) => decided = plan(writes, &known.facts, &self.records.limits),
+                Ok(loaded) if !loaded && !counted => break,
+                Ok(_) => decided = plan(writes, &known.facts, &self.records.limits),
                 Err(error) => return all_failed(writes.len(), &error),
             }
         }
-        let persister = Persister { loader, guard: self.guard };
-        let persisted = persister.persist(&decided).await;
+        let indexes = &self.indexes;
+        let persister = Persister { loader, guard: self.guard, known: &known, indexes };
+        let persisted = persister.persist(&decided, places, &mut self.recorded).await;
         self.settle(writes, decided, &known, &persisted, written)
     }
 
@@ -135,9 +160,13 @@ impl Batch<'_> {
             }
             let outcome = match planned {
                 Ok(planned) => {
-                    let failed = planned.touched.iter().find_map(|key| persisted.failed.get(key));
-                    if let Some(failed) = failed {
-                        Some(Err(failed.error(id)))
+                    let failed = |key| Some((key, persisted.failed.get(key)?));
+                    if let Some((key, failed)) = planned.touched.iter().find_map(failed) {
+                        // A repeat of what is stored may be refused for another reason than that it is. And what
+                        // is not recorded is not held up by what cannot be.
+                        let again = (failed.is_refused() && !self.is_surely_loaded(id))
+                            || (matches!(failed, Failed::Unaudited) && write.asked.is_none());
+                        (!again).then(|| Err(self.ready.explained(failed.error(key))))
                     } else if planned.touched.iter().any(|key| persisted.lost.contains(key)) {
                         None
                     } else {
@@ -150,7 +179,7 @@ impl Batch<'_> {
                     }
                 }
                 Err(_) if self.is_guess(write, known, &lost_executions) => None,
-                Err(Refusal::NeedsPayload) => None,
+                Err(Refusal::NeedsPayload | Refusal::NeedsStepCount) => None,
                 Err(refusal) => Some(Err(Error::Refused(refusal))),
             };
             if outcome.is_none() {
@@ -169,8 +198,11 @@ impl Batch<'_> {
         if lost.contains(id) {
             return true;
         }
-        let surely_loaded = self.cautious || self.careful.contains(id);
-        !surely_loaded && known.guessed.contains(id)
+        !self.is_surely_loaded(id) && known.guessed.contains(id)
+    }
+
+    fn is_surely_loaded(&self, execution_id: &str) -> bool {
+        self.cautious || self.careful.contains(execution_id)
     }
 
     fn remember(
@@ -226,6 +258,7 @@ impl Batch<'_> {
             };
             if dirty.before.is_none() {
                 let id = &key.execution_id;
+                cache.count_step(id);
                 let before =
                     cache.greatest(id).or_else(|| known.facts.greatest_step_ids.get(id).copied());
                 if let Some(greatest) = before {

@@ -11,7 +11,7 @@ use super::room::Records;
 use crate::domain::{Execution, Refusal};
 use crate::store::mongo::db::{Connection, Fate, failure};
 use crate::store::mongo::names::EXECUTIONS;
-use crate::store::plan::{Facts, plan};
+use crate::store::plan::{Facts, Planned, plan};
 use crate::store::{Answer, Applied, Error, RecordKey, Result, Write};
 
 const ROUNDS: usize = 8;
@@ -25,16 +25,22 @@ async fn delete(records: &Records, ready: &Connection, write: &Write) -> Result<
     records.cache.forget(&RecordKey::execution(id));
     for _ in 0..ROUNDS {
         let executions = ready.latest(EXECUTIONS);
-        let found = executions.find_one(doc! { "execution_id": id });
-        let stored = match ready.call(found).await? {
-            Some(raw) => Some(std::sync::Arc::new(execution::read(&raw)?)),
-            None => None,
+        let found = executions.find_one(doc! { "execution_id": { "$eq": id, "$type": "string" } });
+        let found = match records.may_have_doubles() {
+            true => found.sort(doc! { "revision": -1 }),
+            false => found,
         };
+        let document = ready.call(found).await?;
+        let stored = document.as_deref().map(execution::read).transpose()?;
+        let stored = stored.map(std::sync::Arc::new);
+        let bound = records.indexes()?.bound();
         let facts =
             Facts { executions: HashMap::from([(id.clone(), stored.clone())]), ..Facts::default() };
         let decided = plan(std::slice::from_ref(write), &facts, &records.limits);
-        if let Some(Err(refusal)) = decided.outcomes.into_iter().next() {
-            return Err(Error::Refused(refusal));
+        match decided.outcomes.into_iter().next() {
+            Some(Err(refusal)) => return Err(Error::Refused(refusal)),
+            Some(Ok(Planned { answer: answer @ Answer::Superseded(_), .. })) => return Ok(answer),
+            _ => {}
         }
         let Some(stored) = stored else {
             return Err(Error::Refused(Refusal::ExecutionNotFound { execution_id: id.clone() }));
@@ -43,18 +49,23 @@ async fn delete(records: &Records, ready: &Connection, write: &Write) -> Result<
             let marked = Execution {
                 deleted_at: Some(write.now.millis()),
                 updated_at: Some(write.now.millis()),
-                revision: write.now.revision_after(stored.revision),
+                revision: write.now.revision_after(stored.revision.max(bound)),
                 ..stored.as_ref().clone()
             };
-            let update =
-                execution::update(&stored, &marked, Guard::Decision, records.update_mark())?;
+            let guard = if write.scope.is_all() { Guard::Decision } else { Guard::Scoped };
+            let mark = records.update_mark();
+            let update = execution::update(&stored, &marked, guard, document.as_deref(), mark)?;
             let statements = [update.statement];
             let fates = ready.commander().update(EXECUTIONS, &statements, None).await;
             match fates.first() {
                 Some(Fate::Done) => {}
-                Some(Fate::Unmatched | Fate::Doubtful | Fate::Duplicate) => continue,
-                Some(Fate::Refused(code)) => return Err(failure::statement(*code)),
-                Some(Fate::Unknown) | None => return Err(failure::timeout()),
+                Some(Fate::Duplicate(_)) => {
+                    let execution_id = id.clone();
+                    return Err(Refusal::DuplicateId { execution_id, step: None }.into());
+                }
+                Some(Fate::Unmatched | Fate::Doubtful) => continue,
+                Some(Fate::Refused(code)) => return Err(failure::statement(*code, &EXECUTIONS)),
+                Some(Fate::Unknown) | None => return Err(ready.explained(failure::timeout())),
             }
         }
         records.cache.forget_all(id);

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bson::{Document, RawDocumentBuf, doc};
 
@@ -17,6 +17,10 @@ use crate::store::mongo::names::{EXECUTIONS, STEPS};
 use crate::store::plan::{Facts, Needs, Plan};
 use crate::store::{Error, Op, Record, RecordKey, Result, Write};
 
+/// How long the app of an execution is taken for what it was: less than a second passes until another program's change
+/// of it counts.
+const APP_TRUSTED_FOR: Duration = Duration::from_millis(700);
+
 /// Alternatives in one query.
 const ALTERNATIVES: usize = 100;
 
@@ -28,6 +32,8 @@ pub struct Known {
     pub guessed: HashSet<String>,
     /// Executions that this batch is expected to create.
     created: HashSet<String>,
+    /// The documents of the records that were loaded.
+    pub documents: HashMap<RecordKey, RawDocumentBuf>,
     /// Executions with a record that cannot be read.
     pub corrupt: HashMap<String, (&'static str, String, &'static str)>,
 }
@@ -43,24 +49,45 @@ impl Loader<'_> {
     /// Needs of the writes, less what the cache knows. Of those that are `careful` nothing is taken for granted.
     pub fn recall(&self, writes: &[Write], is_careful: impl Fn(&Write) -> bool) -> (Known, Needs) {
         let mut known = Known::default();
+        known.facts.revisions_above = self.records.indexes().map_or(0, |indexes| indexes.bound());
         let mut needs = Needs::default();
         for write in writes {
             let careful = is_careful(write);
             let id = &write.execution_id;
-            let mut wanted = Needs::of(std::slice::from_ref(write), !careful, &self.records.limits);
+            let mut wanted = Needs::of(std::slice::from_ref(write), !careful);
             if let Op::Execution(op) = &write.op
                 && op.may_create()
                 && !careful
+                && !known.facts.executions.contains_key(id)
             {
-                known.created.insert(id.clone());
                 known.guessed.insert(id.clone());
+                // Of one that is known, this is a repeat.
+                match self.records.cache.execution(&RecordKey::execution(id)) {
+                    Some(stored) => {
+                        known.facts.executions.insert(id.clone(), Some(stored));
+                    }
+                    None => drop(known.created.insert(id.clone())),
+                }
             }
             if known.created.contains(id) {
                 wanted.executions.clear();
                 wanted.greatest_step_ids.clear();
             }
             if !careful {
-                self.recall_from_cache(id, &mut wanted, &mut known);
+                self.recall_from_cache(write, &mut wanted, &mut known);
+                if let Op::Step { named, op } = &write.op
+                    && op.expects_to_create()
+                {
+                    self.recall_repeated(id, named, &mut known);
+                }
+            }
+            // A step that is remembered needs no number.
+            if let Op::Step { named, op } = &write.op
+                && !op.expects_to_create()
+                && named.step_id.is_some()
+                && wanted.steps.is_empty()
+            {
+                wanted.greatest_step_ids.clear();
             }
             // Whether these steps are there depends on their execution too: one that is being deleted has none.
             let looks_up = !wanted.steps.is_empty() || !wanted.keys.is_empty();
@@ -69,7 +96,6 @@ impl Loader<'_> {
             }
             needs.executions.extend(wanted.executions);
             needs.greatest_step_ids.extend(wanted.greatest_step_ids);
-            needs.step_counts.extend(wanted.step_counts);
             for (id, steps) in wanted.steps {
                 needs.steps.entry(id).or_default().extend(steps);
             }
@@ -80,14 +106,20 @@ impl Loader<'_> {
         (known, needs)
     }
 
-    fn recall_from_cache(&self, id: &str, wanted: &mut Needs, known: &mut Known) {
+    fn recall_from_cache(&self, write: &Write, wanted: &mut Needs, known: &mut Known) {
+        let id = write.execution_id.as_str();
         let cache = &self.records.cache;
+        let execution = |key: &RecordKey| match write.scope.is_all() {
+            true => cache.execution(key),
+            // Another program may have given it to another app.
+            false => cache.fresh_execution(key, APP_TRUSTED_FOR),
+        };
         let mut guessed = false;
         wanted.executions.retain(|id| {
             if known.facts.executions.contains_key(id) {
                 return false;
             }
-            match cache.execution(&RecordKey::execution(id)) {
+            match execution(&RecordKey::execution(id)) {
                 Some(execution) => {
                     known.facts.executions.insert(id.clone(), Some(execution));
                     guessed = true;
@@ -138,17 +170,34 @@ impl Loader<'_> {
         }
     }
 
+    /// A step that is started may be known already: then this is a repeat.
+    fn recall_repeated(&self, id: &str, named: &StepRef, known: &mut Known) {
+        let cache = &self.records.cache;
+        let by_key = || {
+            let key = named.step_key.clone()?;
+            let step_id = cache.step_of_key(&(id.to_owned(), key))?;
+            cache.step(&RecordKey::step(id, step_id)).filter(|step| step.step_key == named.step_key)
+        };
+        let by_number = named.step_id.and_then(|number| cache.step(&RecordKey::step(id, number)));
+        for step in by_number.into_iter().chain(by_key()) {
+            let key = RecordKey::step(id, step.step_id);
+            if !known.facts.steps.contains_key(&key) {
+                known.facts.add_step(step);
+                known.guessed.insert(id.to_owned());
+            }
+        }
+    }
+
     /// Loads what is needed: at most one query of each kind, all at once.
     pub async fn load(&self, needs: &Needs, known: &mut Known) -> Result<()> {
         if needs.is_empty() {
             return Ok(());
         }
         let asked_at = Instant::now();
-        let (executions, steps, greatest, counts) = tokio::try_join!(
+        let (executions, steps, greatest) = tokio::try_join!(
             self.load_executions(needs),
             self.load_steps(step::alternatives(&needs.steps, &needs.keys), false),
             self.load_greatest(needs),
-            self.load_counts(needs),
         )?;
         let mut deleted = HashSet::new();
         for raw in executions {
@@ -162,10 +211,11 @@ impl Loader<'_> {
                     let record = Record::Execution(Arc::clone(&execution));
                     let key = RecordKey::execution(&id);
                     match execution.deleted_at {
-                        None => self.records.cache.put_alive(key, record, asked_at),
-                        Some(_) => self.records.cache.put(key, record),
+                        None => self.records.cache.put_alive(key.clone(), record, asked_at),
+                        Some(_) => self.records.cache.put(key.clone(), record),
                     }
                     known.facts.executions.insert(id, Some(execution));
+                    known.documents.insert(key, raw);
                 }
                 Err(error) => known.note_corrupt(&raw, error)?,
             }
@@ -176,8 +226,9 @@ impl Loader<'_> {
                 Ok(step) => {
                     let step = Arc::new(step);
                     let key = RecordKey::step(&step.execution_id, step.step_id);
-                    self.records.cache.put(key, Record::Step(Arc::clone(&step)));
+                    self.records.cache.put(key.clone(), Record::Step(Arc::clone(&step)));
                     known.facts.add_step(step);
+                    known.documents.insert(key, raw);
                 }
                 Err(error) => known.note_corrupt(&raw, error)?,
             }
@@ -186,7 +237,6 @@ impl Loader<'_> {
             self.records.cache.put_greatest(id.clone(), greatest);
             known.facts.greatest_step_ids.insert(id, greatest);
         }
-        known.facts.step_counts.extend(counts);
         Ok(())
     }
 
@@ -196,7 +246,11 @@ impl Loader<'_> {
         }
         let ids: Vec<&String> = needs.executions.iter().collect();
         let filter = doc! { "execution_id": { "$in": ids } };
-        self.ready.all(&self.ready.latest(EXECUTIONS), filter, None).await
+        let mut found = self.ready.all(&self.ready.latest(EXECUTIONS), filter, None).await?;
+        // An id in a list is none.
+        found.retain(|raw| raw.get_str("execution_id").is_ok());
+        self.latest_last(&mut found);
+        Ok(found)
     }
 
     pub async fn load_steps(
@@ -214,7 +268,16 @@ impl Loader<'_> {
             let projection = (!payloads).then(no_payloads);
             found.extend(self.ready.all(&steps, filter, projection).await?);
         }
+        found.retain(|raw| raw.get_str("execution_id").is_ok());
+        self.latest_last(&mut found);
         Ok(found)
+    }
+
+    /// Of several with one id, the last one counts: that is the one that was changed last.
+    fn latest_last(&self, found: &mut [RawDocumentBuf]) {
+        if found.len() > 1 && self.records.may_have_doubles() {
+            found.sort_by_key(|raw| field(raw, "revision").and_then(integer).unwrap_or(0));
+        }
     }
 
     async fn load_greatest(&self, needs: &Needs) -> Result<Vec<(String, i32)>> {
@@ -224,7 +287,11 @@ impl Loader<'_> {
         let ids: Vec<&String> = needs.greatest_step_ids.iter().collect();
         // The unique index answers this with one key for each execution.
         let pipeline = [
-            doc! { "$match": { "execution_id": { "$in": ids } } },
+            // Other programs may store any number, and what is no number at all sorts after them.
+            doc! { "$match": {
+                "execution_id": { "$in": ids },
+                "step_id": { "$gte": 0, "$lte": i32::MAX },
+            } },
             doc! { "$sort": { "execution_id": -1, "step_id": -1 } },
             doc! { "$group": { "_id": "$execution_id", "greatest": { "$first": "$step_id" } } },
         ];
@@ -241,15 +308,42 @@ impl Loader<'_> {
         Ok(greatest.into_iter().collect())
     }
 
-    async fn load_counts(&self, needs: &Needs) -> Result<Vec<(String, usize)>> {
-        let steps = self.ready.latest(STEPS);
-        let mut counts = Vec::new();
-        for id in &needs.step_counts {
-            let count = steps.count_documents(doc! { "execution_id": id });
-            let count = self.ready.call(count).await?;
-            counts.push((id.clone(), usize::try_from(count).unwrap_or(usize::MAX)));
+    /// Counts the steps of executions of which rules asked how many there are. True: decide again.
+    pub async fn load_counts(
+        &self,
+        writes: &[Write],
+        decided: &Plan,
+        known: &mut Known,
+        is_careful: impl Fn(&Write) -> bool,
+    ) -> Result<bool> {
+        let outcomes = writes.iter().zip(&decided.outcomes);
+        let asked = outcomes.filter(|(_, outcome)| matches!(outcome, Err(Refusal::NeedsStepCount)));
+        let mut loaded = false;
+        for (write, _) in asked {
+            let id = &write.execution_id;
+            if known.facts.step_counts.contains_key(id) {
+                continue;
+            }
+            let cache = &self.records.cache;
+            let remembered = if is_careful(write) { None } else { cache.step_count(id) };
+            let count = match remembered {
+                Some(count) => {
+                    known.guessed.insert(id.clone());
+                    count
+                }
+                None => {
+                    let steps = self.ready.latest(STEPS);
+                    let count =
+                        self.ready.call(steps.count_documents(doc! { "execution_id": id })).await?;
+                    let count = usize::try_from(count).unwrap_or(usize::MAX);
+                    cache.put_step_count(id, count, self.records.limits.steps_per_execution);
+                    count
+                }
+            };
+            known.facts.step_counts.insert(id.clone(), count);
+            loaded = true;
         }
-        Ok(counts)
+        Ok(loaded)
     }
 
     /// Loads the payloads that rules asked for. True: decide again.
@@ -291,7 +385,11 @@ impl Loader<'_> {
         }
         for raw in self.load_steps(step::alternatives(&steps, &HashMap::new()), true).await? {
             match step::read(&raw, true) {
-                Ok(step) => known.facts.add_step(Arc::new(step)),
+                Ok(step) => {
+                    let key = RecordKey::step(&step.execution_id, step.step_id);
+                    known.facts.add_step(Arc::new(step));
+                    known.documents.insert(key, raw);
+                }
                 Err(error) => known.note_corrupt(&raw, error)?,
             }
         }

@@ -1,14 +1,13 @@
 //! Updates that change a document only if it still is what the decision was made on, and what tells afterwards whether
 //! one of them was applied.
 
-use bson::raw::{BindRawBsonRef, CStr, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::raw::{CStr, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
 use bson::{Document, RawArrayBuf, rawdoc};
 
-use super::parts::{error_info, integers, message};
-use crate::domain::{Digests, Millis, RunError, value};
+use crate::domain::{Digests, Millis};
 use crate::store::Result;
 use crate::store::mongo::db::update_statement;
-use crate::store::mongo::db::values::{date, integer, nullable, raw};
+use crate::store::mongo::db::values::{date, field, integer, raw};
 
 /// The fields that differ between two states of a record, as absolute values, and what makes the update known
 /// again.
@@ -23,50 +22,27 @@ impl Difference {
         Difference { set: RawDocumentBuf::new(), unset: RawDocumentBuf::new(), made: None }
     }
 
-    pub fn nullable(
-        &mut self,
-        key: &'static CStr,
-        differs: bool,
-        value: Option<impl BindRawBsonRef>,
-    ) {
-        if differs {
-            nullable(&mut self.set, key, value);
-        }
-    }
-
-    pub fn present(
-        &mut self,
-        key: &'static CStr,
-        differs: bool,
-        value: Option<impl BindRawBsonRef>,
-    ) {
-        match value {
-            _ if !differs => {}
-            Some(value) => self.set.append(key, value),
-            None => self.unset.append(key, true),
-        }
-    }
-
-    pub fn error(&mut self, before: Option<&RunError>, after: Option<&RunError>) -> Result<()> {
-        if before != after {
-            nullable(&mut self.set, cstr!("error"), message(after));
-            let (old, new) = (error_info(before)?, error_info(after)?);
-            self.present(cstr!("error_info"), old != new, new);
-        }
-        Ok(())
+    /// The field goes away.
+    pub fn unset(&mut self, key: &'static CStr) {
+        self.unset.append(key, true);
     }
 
     pub fn digests(&mut self, before: &Digests, after: &Digests) {
-        let mut differs = |key, before: &Option<String>, after: &Option<String>| {
-            self.present(key, before != after, after.as_deref());
-        };
+        let mut differs =
+            |key, before: &Option<String>, after: &Option<String>| match after.as_deref() {
+                _ if before == after => {}
+                Some(after) => self.set.append(key, after),
+                None => self.unset(key),
+            };
         differs(cstr!("digests.create"), &before.create, &after.create);
         differs(cstr!("digests.start"), &before.start, &after.start);
         differs(cstr!("digests.finish"), &before.finish, &after.finish);
     }
 
     /// The revision that this update makes, with its mark.
-    pub fn made(&mut self, revision: i64, mark: i64) {
+    pub fn revision(&mut self, revision: i64, last_change: &str, mark: i64) {
+        self.set.append(cstr!("revision"), revision);
+        self.set.append(cstr!("last_change"), last_change);
         self.made = Some([revision, mark]);
     }
 
@@ -108,20 +84,6 @@ pub fn guard_revision(query: &mut RawDocumentBuf, revision: i64) {
     }
 }
 
-pub fn guard_status(
-    query: &mut RawDocumentBuf,
-    status: Option<&'static str>,
-    known: &[&'static str],
-) {
-    match status {
-        Some(status) => query.append(cstr!("status"), status),
-        None => {
-            let known: RawArrayBuf = known.iter().copied().collect();
-            query.append(cstr!("status"), rawdoc! { "$nin": known });
-        }
-    }
-}
-
 /// `$eq` takes the value literally, whatever its keys are called.
 pub fn guard_document(
     query: &mut RawDocumentBuf,
@@ -136,6 +98,31 @@ pub fn guard_document(
     Ok(())
 }
 
+/// Guards the very document that was read, whatever types another program chose: these fields are as they were. `None`:
+/// one of them is too large to be sent along.
+pub fn guard_stored(document: &RawDocument, fields: &[&'static CStr]) -> Option<RawDocumentBuf> {
+    let equal = |value: RawBsonRef<'_>| {
+        let mut same = RawDocumentBuf::new();
+        same.append(cstr!("$eq"), value);
+        same
+    };
+    let mut query = RawDocumentBuf::new();
+    query.append(cstr!("_id"), equal(field(document, "_id")?));
+    let mut bytes = 0;
+    for name in fields {
+        let same = match field(document, name.as_str()) {
+            Some(value) => equal(value),
+            None => rawdoc! { "$exists": false },
+        };
+        bytes += same.as_bytes().len();
+        query.append(*name, same);
+    }
+    (bytes <= STORED_GUARDED_BYTES).then_some(query)
+}
+
+/// Of the fields of a document that are sent along to guard it.
+const STORED_GUARDED_BYTES: usize = 2 * 1024 * 1024;
+
 /// Metadata up to this size is guarded although the update does not touch it.
 pub const METADATA_GUARDED_BYTES: usize = 16 * 1024;
 /// Ids in `depends_on` up to this number are guarded one by one.
@@ -147,6 +134,8 @@ pub enum Guard {
     /// What the decision was made on. Another program may have changed other fields meanwhile, so the document
     /// is not known in whole after the update.
     Decision,
+    /// The same, and whose the execution is: some write of the batch is only allowed for some apps.
+    Scoped,
     /// Everything that was read. The document is what `after` says, in whole, if the update matches; it never
     /// does where another program stored a type that reads as something else.
     Whole,
@@ -192,66 +181,4 @@ impl Writes {
         let reaches_back = self.0.first().is_some_and(|(oldest, _)| *oldest <= after);
         (self.0.len() < LATEST_WRITES || reaches_back).then_some(false)
     }
-}
-
-/// Guards on the fields that an update leaves alone: those that it sets are known afterwards anyway. Plain
-/// equality, which null has with absent too; a foreign type that reads as none is equal to nothing.
-pub struct Rest<'a>(pub &'a mut RawDocumentBuf);
-
-impl Rest<'_> {
-    pub fn value<T: BindRawBsonRef + PartialEq>(
-        &mut self,
-        key: &'static CStr,
-        before: Option<T>,
-        after: Option<T>,
-    ) {
-        if before == after {
-            nullable(self.0, key, before);
-        }
-    }
-
-    pub fn text(&mut self, key: &'static CStr, before: Option<&String>, after: Option<&String>) {
-        if before == after {
-            nullable(self.0, key, before.map(String::as_str));
-        }
-    }
-
-    pub fn date(&mut self, key: &'static CStr, before: Option<Millis>, after: Option<Millis>) {
-        if before == after {
-            nullable(self.0, key, before.map(date));
-        }
-    }
-
-    pub fn error(&mut self, before: Option<&RunError>, after: Option<&RunError>) -> Result<()> {
-        if before == after {
-            nullable(self.0, cstr!("error"), message(before));
-            match error_info(before)? {
-                Some(info) => self.0.append(cstr!("error_info"), rawdoc! { "$eq": info }),
-                None => self.0.append(cstr!("error_info"), RawBsonRef::Null),
-            }
-        }
-        Ok(())
-    }
-
-    pub fn integers(&mut self, key: &'static CStr, before: &[i32], after: &[i32]) {
-        if before != after {
-            return;
-        }
-        match (before.len(), i32::try_from(before.len())) {
-            (0, _) => self.0.append(key, rawdoc! { "$in": [null, []] }),
-            (count, Ok(size)) if count > DEPENDS_ON_GUARDED => {
-                self.0.append(key, rawdoc! { "$size": size });
-            }
-            _ => self.0.append(key, integers(before)),
-        }
-    }
-}
-
-/// Guards metadata that the update leaves alone. False: it is too large for that.
-pub fn guard_metadata(query: &mut RawDocumentBuf, metadata: &Document) -> Result<bool> {
-    if value::size_of_document(metadata) > METADATA_GUARDED_BYTES {
-        return Ok(false);
-    }
-    guard_document(query, cstr!("metadata"), metadata)?;
-    Ok(true)
 }

@@ -3,7 +3,7 @@
 use bson::{Bson, Document, doc};
 
 use crate::store::mongo::db::values::epoch;
-use crate::store::mongo::db::{Index, Indexes};
+use crate::store::mongo::db::{Index, Indexes, Unique};
 use crate::store::mongo::names::{EXECUTIONS, STEPS};
 
 /// The index of steps by execution and status: steps are counted in it, and rollups find failed ones.
@@ -33,6 +33,9 @@ pub fn executions_of_name() -> Document {
     index
 }
 
+/// It grows with every change by a server.
+const REVISION: &str = "revision";
+
 fn execution_key() -> Document {
     doc! { "execution_id": 1 }
 }
@@ -44,11 +47,12 @@ fn step_key() -> Document {
 pub fn wanted() -> Vec<Index> {
     let plain = Index::plain;
     vec![
-        Index::unique(EXECUTIONS, execution_key()),
-        Index::unique(STEPS, step_key()),
-        // Plain equality on `step_key` uses this filter; `$type` or `$exists` would not do.
+        Index::unique(EXECUTIONS, execution_key()).common().or_above(REVISION),
+        Index::unique(STEPS, step_key()).common().or_above(REVISION),
+        // Plain equality on both uses this filter; `$type` or `$exists` would not do.
         Index::unique(STEPS, doc! { "execution_id": 1, "step_key": 1 })
-            .only(doc! { "step_key": { "$gt": "" } }),
+            .only(doc! { "step_key": { "$gt": "" }, "execution_id": { "$gt": "" } })
+            .or_above(REVISION),
         plain(EXECUTIONS, executions_by(&["app_id", "sub_app_id"])),
         plain(EXECUTIONS, executions_by(&["app_id", "status"])),
         plain(EXECUTIONS, executions_of_app()),
@@ -68,9 +72,9 @@ pub fn wanted() -> Vec<Index> {
             doc! { "deleted_at": 1 },
             doc! { "deleted_at": { "$gt": epoch() } },
         ),
-        plain(STEPS, doc! { "status": 1 }),
-        plain(STEPS, doc! { "step_name": 1 }),
-        plain(STEPS, doc! { "started_at": -1 }),
+        plain(STEPS, doc! { "status": 1 }).common(),
+        plain(STEPS, doc! { "step_name": 1 }).common(),
+        plain(STEPS, doc! { "started_at": -1 }).common(),
         plain(STEPS, steps_by_status()),
     ]
 }
@@ -78,8 +82,11 @@ pub fn wanted() -> Vec<Index> {
 /// What became of the indexes.
 #[derive(Debug)]
 pub struct RecordIndexes {
-    /// Whether the database itself refuses a second record of the same id. Without that a write has to look first.
-    pub unique: bool,
+    /// Who refuses a second execution of the same id, and a second step.
+    pub executions: Unique,
+    pub steps: Unique,
+    /// Indexes are gone that were there before, and are being made again.
+    pub mending: bool,
     /// The names of the indexes that tell records apart.
     pub execution_key: Option<String>,
     pub step_key: Option<String>,
@@ -94,12 +101,34 @@ impl RecordIndexes {
         let named = |collection, keys| indexes.named(collection, &keys).map(str::to_owned);
         let lists = indexes.walked(EXECUTIONS);
         RecordIndexes {
-            unique: indexes.keep_unique(EXECUTIONS) && indexes.keep_unique(STEPS),
+            executions: indexes.unique(EXECUTIONS),
+            steps: indexes.unique(STEPS),
+            mending: false,
             execution_key: named(EXECUTIONS, execution_key()),
             step_key: named(STEPS, step_key()),
             steps_by_status: named(STEPS, steps_by_status()),
             lists: lists.map(|(keys, name)| (keys.clone(), name.to_owned())).collect(),
         }
+    }
+
+    /// The same, of what is left until the others have been made again.
+    pub fn left(indexes: &Indexes) -> RecordIndexes {
+        RecordIndexes { mending: true, ..RecordIndexes::of(indexes) }
+    }
+
+    /// Whether the database itself refuses a second record of the same id. Without that a write has to look first, and
+    /// several records may have one id.
+    pub fn keep_unique(&self) -> bool {
+        self.executions == Unique::Whole && self.steps == Unique::Whole
+    }
+
+    /// The greatest revision that a record may have which others are not kept apart from.
+    pub fn bound(&self) -> i64 {
+        let bound = |unique| match unique {
+            Unique::Above(bound) => bound,
+            Unique::Whole | Unique::Missing => 0,
+        };
+        bound(self.executions).max(bound(self.steps))
     }
 
     /// The name of an index that begins with these keys.

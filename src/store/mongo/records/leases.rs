@@ -30,6 +30,7 @@ pub async fn leases(records: &Records) -> Result<Vec<Lease>> {
         "created_at": 1,
         "deleted_at": 1,
         "revision": 1,
+        "mirrored_revision": 1,
     };
     let mut leases = Vec::new();
     for raw in ready.all(&ready.own(EXECUTIONS), filter, Some(projection)).await? {
@@ -41,6 +42,7 @@ pub async fn leases(records: &Records) -> Result<Vec<Lease>> {
             leases.push(Lease {
                 heartbeat_timeout_ms: timeout_ms,
                 sign: SignOfLife::of(&execution),
+                held_elsewhere: execution.is_held_elsewhere(),
                 execution_id: execution.execution_id,
             });
         }

@@ -8,7 +8,8 @@ use mongodb::options::Hint;
 use super::execution;
 use super::read::FETCHED_AT_ONCE;
 use super::room::Records;
-use super::walks::{Leaves, Walk, segments, walks, window, worth_comparing};
+use super::segments::{Segment, key_of, segments};
+use super::walks::{Leaves, Walk, walks, window, worth_comparing};
 use crate::domain::query::{
     Count, CountQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery, Page,
     StepCounts,
@@ -27,19 +28,25 @@ async fn open(
     records: &Records,
     ready: &Connection,
     walk: &Walk,
-    segment: &Document,
+    segment: &Segment,
     order: ExecutionOrder,
     how: &How,
     limit: usize,
 ) -> Result<Rows> {
     let mut filter = walk.equal.clone();
-    filter.extend(segment.clone());
+    filter.extend(segment.filter.clone());
     let way = if order == ExecutionOrder::StartedAtDesc { -1 } else { 1 };
-    let one_moment = match segment.get("started_at") {
-        None | Some(Bson::Document(_)) => false,
+    // Several ranges are merged in index order only if what the filter fixes is not named again.
+    let one_moment = match segment.filter.get("started_at") {
+        // There is one least value, and nothing to sort by.
+        Some(Bson::Document(condition))
+            if condition.get_str("$type").is_ok_and(|name| name == "minKey") =>
+        {
+            true
+        }
+        None | Some(Bson::Document(_)) => segment.tied,
         Some(_) => true,
     };
-    // Several ranges are merged in index order only if what the filter fixes is not named again.
     let sort = match one_moment {
         true => doc! { "execution_id": way },
         false => doc! { "started_at": way, "execution_id": way },
@@ -48,6 +55,10 @@ async fn open(
     let find = || {
         let find = executions.find(filter.clone()).sort(sort.clone());
         let find = find.batch_size(how.batch).limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        let find = match segment.passed {
+            0 => find,
+            passed => find.skip(u64::from(passed)),
+        };
         match how.keys {
             // Nothing but what the index holds, so that no document is fetched.
             true => find.projection(in_keys(walk)),
@@ -93,7 +104,7 @@ async fn each(
     mut visit: impl FnMut(&RawDocument) -> Result<bool>,
 ) -> Result<bool> {
     let mut examined = 0;
-    for segment in segments(query) {
+    for segment in segments(query, records.may_have_doubles())? {
         // One more than may be examined tells whether that was all.
         let limit = query.examine - examined + 1;
         let mut rows = open(records, ready, walk, &segment, query.order, how, limit).await?;
@@ -112,17 +123,42 @@ fn match_of(
     raw: &RawDocument,
     filter: &ExecutionFilter,
 ) -> Result<(Option<ExecutionKey>, Option<Execution>)> {
+    // What has no place of its own in the order of a list is not in it; it is found by its id.
+    let Some((key, usable)) = key_of(raw) else { return Ok((None, None)) };
+    if !usable {
+        return Ok((Some(key), None));
+    }
     match execution::read(raw) {
         Ok(execution) => {
-            let key = ExecutionKey::of(&execution);
             let found = execution.deleted_at.is_none() && filter.matches(&execution);
             Ok((Some(key), found.then_some(execution)))
         }
         Err(Error::Corrupt { collection, id, field }) => {
             tracing::warn!(collection, id, field, "a stored record cannot be read");
-            Ok((None, None))
+            Ok((Some(key), None))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Where a walk is: the key of the record it came by last, and how many before that had the same.
+struct Passed {
+    last: Option<ExecutionKey>,
+}
+
+impl Passed {
+    fn after(query: &ExecutionQuery) -> Passed {
+        Passed { last: query.after.clone() }
+    }
+
+    fn by(&mut self, mut key: ExecutionKey) {
+        let same = self.last.as_ref().filter(|last| {
+            last.execution_id == key.execution_id
+                && last.started_at == key.started_at
+                && last.odd == key.odd
+        });
+        key.passed = same.map_or(0, |last| last.passed.max(1)) + 1;
+        self.last = Some(key);
     }
 }
 
@@ -183,26 +219,26 @@ async fn read(
     batch: u32,
 ) -> Result<Read> {
     let mut listed: Vec<Execution> = Vec::new();
-    let mut last = query.after.clone();
+    let mut passed = Passed::after(query);
     let how = How { batch, keys: false };
     let all = each(records, ready, walk, query, &how, |raw| {
         if listed.len() == query.limit {
-            last = listed.last().map(ExecutionKey::of);
-            return Ok(false);
+            // To who sees some apps only, a token says that there is more of theirs, and not that there is something.
+            let is_seen = query.filter.scope.is_all();
+            return Ok(!is_seen && match_of(raw, &query.filter)?.1.is_none());
         }
         let (key, found) = match_of(raw, &query.filter)?;
-        last = key.or(last.take());
+        key.into_iter().for_each(|key| passed.by(key));
         listed.extend(found);
         Ok(true)
     })
     .await?;
-    Ok(Read { records: listed, last, all })
+    Ok(Read { records: listed, last: passed.last, all })
 }
 
-/// What the keys of an index tell of an execution.
-fn key_of(raw: &RawDocument, filter: &ExecutionFilter) -> Option<(ExecutionKey, bool)> {
-    let execution_id = raw.get_str("execution_id").ok()?.to_owned();
-    let started_at = raw.get_datetime("started_at").ok().map(|at| at.timestamp_millis());
+/// What the keys of an index tell of an execution: its place in the list, and whether it matches.
+fn told_of(raw: &RawDocument, filter: &ExecutionFilter) -> Option<(ExecutionKey, bool)> {
+    let (key, usable) = key_of(raw)?;
     let number = |name| field(raw, name).and_then(integer);
     let long = filter
         .min_duration_ms
@@ -210,7 +246,14 @@ fn key_of(raw: &RawDocument, filter: &ExecutionFilter) -> Option<(ExecutionKey, 
     let part = filter.sub_app_ids.is_empty()
         || number("sub_app_id")
             .is_some_and(|id| filter.sub_app_ids.iter().any(|wanted| i64::from(*wanted) == id));
-    Some((ExecutionKey { started_at, execution_id }, long && part))
+    let window = match key.started_at {
+        Some(at) => {
+            filter.started_at_from.is_none_or(|from| at >= from)
+                && filter.started_at_until.is_none_or(|until| at < until)
+        }
+        None => filter.started_at_from.is_none() && filter.started_at_until.is_none(),
+    };
+    Some((key, usable && long && part && window))
 }
 
 /// A page of which the keys of the index tell who is on it: only those are fetched.
@@ -221,18 +264,17 @@ async fn by_keys(
     query: &ExecutionQuery,
 ) -> Result<Page<Execution, ExecutionKey>> {
     let mut found: Vec<ExecutionKey> = Vec::new();
-    let mut last = query.after.clone();
+    let mut passed = Passed::after(query);
     let how = How { batch: FETCHED_AT_ONCE, keys: true };
     let all = each(records, ready, walk, query, &how, |raw| {
         if found.len() == query.limit {
-            last = found.last().cloned();
             return Ok(false);
         }
-        if let Some((key, matches)) = key_of(raw, &query.filter) {
-            last = Some(key.clone());
+        if let Some((key, matches)) = told_of(raw, &query.filter) {
             if matches {
-                found.push(key);
+                found.push(key.clone());
             }
+            passed.by(key);
         }
         Ok(true)
     })
@@ -242,18 +284,25 @@ async fn by_keys(
     let find = executions
         .find(doc! { "execution_id": { "$in": ids } })
         .batch_size(u32::try_from(query.limit + 1).unwrap_or(FETCHED_AT_ONCE));
-    let mut fetched = HashMap::new();
+    let mut fetched: HashMap<String, Vec<Execution>> = HashMap::new();
     if !found.is_empty() {
         let mut rows = ready.rows(find).await?;
         while let Some(raw) = rows.next().await? {
             // It may have changed since its key was read.
             if let (_, Some(execution)) = match_of(raw, &query.filter)? {
-                fetched.insert(execution.execution_id.clone(), execution);
+                fetched.entry(execution.execution_id.clone()).or_default().push(execution);
             }
         }
     }
-    let records = found.iter().filter_map(|key| fetched.remove(&key.execution_id)).collect();
-    Ok(Page { records, next: if all { None } else { last } })
+    // Other programs may have stored several under one id.
+    let take = |key: &ExecutionKey| {
+        let of_id = fetched.get_mut(&key.execution_id)?;
+        let same = |found: &Execution| found.started_at == key.started_at;
+        let place = of_id.iter().position(same).or((!of_id.is_empty()).then_some(0))?;
+        Some(of_id.remove(place))
+    };
+    let records = found.iter().filter_map(take).collect();
+    Ok(Page { records, next: if all { None } else { passed.last } })
 }
 
 /// The walk that decides by its index alone; else the one with the fewest keys, as far as a short look tells, the
@@ -309,13 +358,15 @@ pub async fn count(records: &Records, query: &CountQuery) -> Result<Count> {
     let walk = choose(records, &ready, filter).await?;
     let leaves = walk.leaves(filter);
     let limit = query.limit as u64;
+    let left_out = unreadable_of(records, &ready, filter, query.examine).await?;
+    let (unreadable, mut exact) = (left_out.number, left_out.exact);
     if leaves == Leaves::Nothing {
         // Those that are being deleted still have keys. They are few, and soon none.
-        let marked = marked(&ready, filter, query.examine).await?;
-        let keys = counted(records, &ready, &walk, filter, limit + marked.number + 1).await?;
-        let number = keys.saturating_sub(marked.number);
-        let exact = number <= limit && marked.exact;
-        return Ok(Count { number: number.min(limit), exact });
+        let marked = left_out.number + marked(&ready, filter, query.examine, &mut exact).await?;
+        let keys = counted(records, &ready, &walk, filter, limit + marked + 1).await?;
+        let number = keys.saturating_sub(marked);
+        exact &= number <= limit;
+        return Ok(Count { number: number.min(limit), exact, unreadable });
     }
     let list = ExecutionQuery {
         filter: filter.clone(),
@@ -325,19 +376,19 @@ pub async fn count(records: &Records, query: &CountQuery) -> Result<Count> {
         examine: query.examine,
     };
     if leaves == Leaves::Keys {
-        let marked = marked(&ready, filter, query.examine).await?;
-        let most = limit + marked.number;
+        let marked = marked(&ready, filter, query.examine, &mut exact).await?;
+        let most = limit + marked;
         let mut keys = 0;
         let how = How { batch: FETCHED_AT_ONCE, keys: true };
         let all = each(records, &ready, &walk, &list, &how, |raw| {
-            let matches = key_of(raw, filter).is_some_and(|(_, matches)| matches);
+            let matches = told_of(raw, filter).is_some_and(|(_, matches)| matches);
             let more = matches && keys == most;
             keys += u64::from(matches && !more);
             Ok(!more)
         })
         .await?;
-        let number = keys.saturating_sub(marked.number);
-        return Ok(Count { number, exact: all && marked.exact });
+        let number = keys.saturating_sub(marked);
+        return Ok(Count { number, exact: all && exact, unreadable });
     }
     let mut number = 0;
     let how = How { batch: FETCHED_AT_ONCE, keys: false };
@@ -348,11 +399,79 @@ pub async fn count(records: &Records, query: &CountQuery) -> Result<Count> {
         Ok(!more)
     })
     .await?;
-    Ok(Count { number, exact: all })
+    Ok(Count { number, exact: all && exact, unreadable })
+}
+
+/// Types that are no id, but for arrays, which an index has no place for, and symbols, which are among the texts.
+const NO_ID: [&str; 13] = [
+    "minKey",
+    "number",
+    "object",
+    "binData",
+    "objectId",
+    "bool",
+    "date",
+    "timestamp",
+    "regex",
+    "dbPointer",
+    "javascript",
+    "javascriptWithScope",
+    "maxKey",
+];
+
+/// What no id is stored in. The index is read only where such types are: a negation would read all of it.
+pub fn without_id() -> Document {
+    let types: Vec<Bson> = NO_ID.iter().map(|name| Bson::from(*name)).collect();
+    doc! { "$or": [{ "execution_id": Bson::Null }, { "execution_id": { "$type": types } }] }
+}
+
+/// Documents without a usable id, as far as `limit` of them.
+pub async fn unreadable(records: &Records, limit: u64) -> Result<u64> {
+    let ready = records.ready().await?;
+    let executions = ready.committed(EXECUTIONS);
+    ready.call(executions.count_documents(without_id()).limit(limit)).await
+}
+
+/// How many of those that match have no usable id. They have keys in every index and are in no list.
+async fn unreadable_of(
+    records: &Records,
+    ready: &Connection,
+    filter: &ExecutionFilter,
+    examine: usize,
+) -> Result<Count> {
+    let executions = ready.committed(EXECUTIONS);
+    let limit = i64::try_from(examine + 1).unwrap_or(i64::MAX);
+    let find = || executions.find(without_id()).limit(limit);
+    let indexes = records.indexes()?;
+    let mut rows = match indexes.execution_key.as_deref() {
+        None => ready.rows(find()).await?,
+        Some(name) => match ready.rows(find().hint(Hint::Name(name.to_owned()))).await {
+            // Somebody dropped the index since.
+            Err(Error::Failed(_)) => ready.rows(find()).await?,
+            answer => answer?,
+        },
+    };
+    let mut count = Count { exact: true, ..Count::default() };
+    let mut examined = 0;
+    while let Some(raw) = rows.next().await? {
+        if examined == examine {
+            count.exact = false;
+            break;
+        }
+        examined += 1;
+        let matches = execution::read_without_id(raw).is_ok_and(|found| filter.matches(&found));
+        count.number += u64::from(matches);
+    }
+    Ok(count)
 }
 
 /// How many of those that match are being deleted.
-async fn marked(ready: &Connection, filter: &ExecutionFilter, examine: usize) -> Result<Count> {
+async fn marked(
+    ready: &Connection,
+    filter: &ExecutionFilter,
+    examine: usize,
+    exact: &mut bool,
+) -> Result<u64> {
     let marked = doc! { "deleted_at": { "$gt": epoch() } };
     let limit = i64::try_from(examine + 1).unwrap_or(i64::MAX);
     let executions = ready.committed(EXECUTIONS);
@@ -360,14 +479,15 @@ async fn marked(ready: &Connection, filter: &ExecutionFilter, examine: usize) ->
     let (mut number, mut examined) = (0, 0);
     while let Some(raw) = rows.next().await? {
         if examined == examine {
-            return Ok(Count { number, exact: false });
+            *exact = false;
+            break;
         }
         examined += 1;
         if let Ok(execution) = execution::read(raw) {
             number += u64::from(filter.matches(&execution));
         }
     }
-    Ok(Count { number, exact: true })
+    Ok(number)
 }
 
 /// How many steps of each stand where, in one walk along the index of execution and status.
@@ -390,7 +510,7 @@ pub async fn step_counts(
     let aggregate = || steps.aggregate(pipeline.clone()).batch_size(10_000);
     let answer = match records.steps_by_status() {
         None => ready.rows(aggregate()).await,
-        Some(name) => match ready.rows(aggregate().hint(Hint::Name(name.to_owned()))).await {
+        Some(name) => match ready.rows(aggregate().hint(Hint::Name(name))).await {
             // Somebody dropped the index since.
             Err(Error::Failed(_)) => ready.rows(aggregate()).await,
             answer => answer,

@@ -20,20 +20,12 @@ pub fn append_value(to: &mut RawDocumentBuf, key: &'static CStr, value: &Bson) -
 }
 
 /// What of an error does not fit the seed field `error`.
-pub fn error_info(error: Option<&RunError>) -> Result<Option<RawDocumentBuf>> {
-    let Some(error) = error else { return Ok(None) };
-    if error.code.is_empty() && error.stack_trace.is_empty() && error.details.is_empty() {
-        return Ok(None);
-    }
+pub fn error_info(error: &RunError) -> Result<RawDocumentBuf> {
     let mut info = RawDocumentBuf::new();
     info.append(cstr!("code"), error.code.as_str());
     info.append(cstr!("stack_trace"), error.stack_trace.as_str());
     info.append(cstr!("details"), raw(&error.details)?);
-    Ok(Some(info))
-}
-
-pub fn message(error: Option<&RunError>) -> Option<&str> {
-    error.map(|error| error.message.as_str())
+    Ok(info)
 }
 
 pub fn digests(digests: &Digests) -> Option<RawDocumentBuf> {
@@ -51,6 +43,10 @@ pub fn integers(values: &[i32]) -> RawArrayBuf {
     values.iter().copied().collect()
 }
 
+pub fn texts(values: &[String]) -> RawArrayBuf {
+    values.iter().map(String::as_str).collect()
+}
+
 pub fn attempts(attempts: &[Attempt]) -> Result<RawArrayBuf> {
     let mut array = RawArrayBuf::new();
     for attempt in attempts {
@@ -58,8 +54,11 @@ pub fn attempts(attempts: &[Attempt]) -> Result<RawArrayBuf> {
         nullable(&mut document, cstr!("started_at"), attempt.started_at.map(date));
         nullable(&mut document, cstr!("completed_at"), attempt.completed_at.map(date));
         nullable(&mut document, cstr!("duration_ms"), attempt.duration_ms);
-        nullable(&mut document, cstr!("error"), message(attempt.error.as_ref()));
-        present(&mut document, cstr!("error_info"), error_info(attempt.error.as_ref())?);
+        let message = attempt.error.as_ref().map(|error| error.message.as_str());
+        nullable(&mut document, cstr!("error"), message);
+        if let Some(error) = attempt.error.as_ref().filter(|error| error.has_more()) {
+            document.append(cstr!("error_info"), error_info(error)?);
+        }
         array.push(document);
     }
     Ok(array)
@@ -78,17 +77,22 @@ pub fn error_message(value: RawBsonRef<'_>) -> Option<String> {
     }
 }
 
-pub fn read_error(message: Option<String>, info: Option<&RawDocument>) -> Option<RunError> {
+fn read_error(message: Option<String>, info: Option<&RawDocument>) -> Option<RunError> {
     if message.is_none() && info.is_none() {
         return None;
     }
     let mut error = RunError { message: message.unwrap_or_default(), ..RunError::default() };
     if let Some(info) = info {
-        error.code = field(info, "code").and_then(text).unwrap_or_default();
-        error.stack_trace = field(info, "stack_trace").and_then(text).unwrap_or_default();
-        error.details = field(info, "details").map(object).unwrap_or_default();
+        fill_in_info(&mut error, info);
     }
     Some(error)
+}
+
+/// What an error has beside its message.
+pub fn fill_in_info(error: &mut RunError, info: &RawDocument) {
+    error.code = field(info, "code").and_then(text).unwrap_or_default();
+    error.stack_trace = field(info, "stack_trace").and_then(text).unwrap_or_default();
+    error.details = field(info, "details").map(object).unwrap_or_default();
 }
 
 pub fn read_digests(value: RawBsonRef<'_>) -> Digests {

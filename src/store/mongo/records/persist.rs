@@ -6,19 +6,23 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bson::raw::RawDocument;
 use bson::{Document, RawDocumentBuf, doc};
 
 use super::alive::{Checks, UNCHECKED, check_trusted};
 use super::cache::Birth;
-use super::facts::Loader;
+use super::facts::{Known, Loader};
+use super::failed::{Failed, keeps_ids_apart};
 use super::guard::{Guard, Update, Writes};
+use super::indexes::RecordIndexes;
+use super::recorded::Recorded;
 use super::{execution, marks, step};
-use crate::domain::{Execution, Refusal, Step};
+use crate::domain::{Execution, Step};
 use crate::store::mongo::db::values::epoch;
-use crate::store::mongo::db::{Durability, Fate, failure};
+use crate::store::mongo::db::{Durability, Fate};
 use crate::store::mongo::names::{EXECUTIONS, STEPS};
 use crate::store::plan::{Dirty, Needs, Plan};
-use crate::store::{Answer, Error, RecordKey, Result};
+use crate::store::{Answer, RecordKey, Result};
 
 /// What became of the records of a round.
 pub struct Persisted {
@@ -37,25 +41,25 @@ pub struct Persisted {
     marks: HashMap<RecordKey, i64>,
 }
 
-#[derive(Clone, Copy)]
-pub enum Failed {
-    Unknown,
-    Refused(i32),
-    /// The execution of a new step is gone.
-    NoExecution,
-}
-
 /// Persists one plan after the other.
 #[derive(Clone, Copy)]
 pub struct Persister<'a> {
     pub loader: Loader<'a>,
     pub guard: Guard,
+    /// What was loaded, and who refuses a second record of one id.
+    pub known: &'a Known,
+    pub indexes: &'a RecordIndexes,
 }
 
 impl Persister<'_> {
     /// Persists what the plan changed, in one chain of commands: new executions, new steps, changed steps, changed
     /// executions.
-    pub async fn persist(&self, decided: &Plan) -> Persisted {
+    pub async fn persist(
+        &self,
+        decided: &Plan,
+        places: &[usize],
+        recorded: &mut Recorded<'_>,
+    ) -> Persisted {
         let mut persisted = Persisted::new();
         let mut new_executions = Statements::default();
         let mut executions = Statements::default();
@@ -64,12 +68,14 @@ impl Persister<'_> {
             let Some(dirty) = decided.executions.get(&key.execution_id) else { continue };
             let key = key.clone();
             match (&dirty.before, &dirty.after) {
-                (None, Some(after)) => {
-                    new_executions.push(key, execution::insert(after), &mut persisted);
-                }
+                (None, Some(after)) => match self.indexes.forbids(self.indexes.executions) {
+                    Some(failed) => drop(persisted.failed.insert(key, failed)),
+                    None => new_executions.push(key, execution::insert(after), &mut persisted),
+                },
                 (Some(before), Some(after)) => {
                     let mark = self.loader.records.update_mark();
-                    let update = execution::update(before, after, self.guard, mark);
+                    let stored = self.stored(&key);
+                    let update = execution::update(before, after, self.guard, stored, mark);
                     let statement = persisted.note(&key, update, mark);
                     executions.push(key, statement, &mut persisted);
                 }
@@ -84,6 +90,10 @@ impl Persister<'_> {
             let Some(dirty) = decided.steps.get(key) else { continue };
             match (&dirty.before, &dirty.after) {
                 (None, Some(after)) => {
+                    if let Some(failed) = self.indexes.forbids(self.indexes.steps) {
+                        persisted.failed.insert(key.clone(), failed);
+                        continue;
+                    }
                     let waits = decided
                         .executions
                         .get(&key.execution_id)
@@ -94,7 +104,8 @@ impl Persister<'_> {
                 (Some(before), Some(after)) => {
                     let mark = self.loader.records.update_mark();
                     let birth = self.loader.records.cache.birth(before);
-                    let update = step::update(before, after, self.guard, birth, mark);
+                    let stored = self.stored(key);
+                    let update = step::update(before, after, self.guard, birth, stored, mark);
                     let statement = persisted.note(key, update, mark);
                     steps.push(key.clone(), statement, &mut persisted);
                 }
@@ -104,10 +115,14 @@ impl Persister<'_> {
 
         // A watcher that sees an execution end has seen what its steps did before, so executions come last.
         let commander = self.loader.ready.commander();
-        let indexes = self.loader.records.indexes().ok();
-        let step_key = indexes.and_then(|indexes| indexes.step_key.as_deref());
-        let execution_key = indexes.and_then(|indexes| indexes.execution_key.as_deref());
+        let step_key = self.indexes.step_key.as_deref();
+        let execution_key = self.indexes.execution_key.as_deref();
         let chain = commander.chain();
+        let begun = recorded.begin(&chain, self.loader.ready, places, decided).await;
+        if begun.is_err() {
+            persisted.failed.extend(order.into_iter().map(|key| (key, Failed::Unaudited)));
+            return persisted;
+        }
         let updates_follow = !steps.documents.is_empty() || !executions.documents.is_empty();
         let steps_follow = !new_steps.documents.is_empty() || !steps_of_new.documents.is_empty();
         let mut new_fates = chain
@@ -133,8 +148,14 @@ impl Persister<'_> {
             self.vanished(&new_steps, &new_step_fates, older),
             chain.update(EXECUTIONS, &executions.documents, execution_key, false,),
         );
-        match chain.finish().await {
-            Durability::Certain => {}
+        let durability = match chain.finish().await {
+            Durability::Elected if !recorded.elected(self.loader.ready).await => {
+                Durability::Unknown
+            }
+            durability => durability,
+        };
+        match durability {
+            Durability::Certain => recorded.durable(),
             Durability::Elected => {
                 new_fates = commander.insert_again(EXECUTIONS, &new_executions.documents).await;
                 new_step_fates = commander.insert_again(STEPS, &new_steps.documents).await;
@@ -142,12 +163,12 @@ impl Persister<'_> {
                 self.loader.records.deletes.distrust();
                 let all = new_steps.keys.len();
                 vanished = self.vanished(&new_steps, &new_step_fates, all).await;
-                let doubt = |fate: &mut Fate| *fate = fate.or_doubtful();
+                let doubt = |fate: &mut Fate| *fate = fate.clone().or_doubtful();
                 step_fates.iter_mut().for_each(doubt);
             }
             Durability::Unknown => {
                 let all = [&mut new_fates, &mut new_step_fates, &mut step_fates];
-                all.into_iter().flatten().for_each(|fate| *fate = fate.or_unknown());
+                all.into_iter().flatten().for_each(|fate| *fate = fate.clone().or_unknown());
             }
         }
 
@@ -157,7 +178,7 @@ impl Persister<'_> {
             let execution = RecordKey::execution(&key.execution_id);
             match persisted.failed.get(&execution) {
                 Some(failed) => {
-                    let failed = *failed;
+                    let failed = failed.clone();
                     persisted.failed.insert(key, failed);
                 }
                 None => {
@@ -172,11 +193,29 @@ impl Persister<'_> {
         for key in vanished {
             persisted.failed.insert(key, Failed::NoExecution);
         }
+        for (keys, fates) in [(&steps.keys, &step_fates), (&executions.keys, &execution_fates)] {
+            // An update leaves the id alone, so another record with it came first into the index of newer ones.
+            for (key, fate) in keys.iter().zip(fates) {
+                let named = if key.step_id.is_some() { "step_id" } else { "execution_id" };
+                if let Fate::Duplicate(holder) = fate
+                    && keeps_ids_apart(key, holder)
+                    && holder.keys.last().is_some_and(|last| last == named)
+                {
+                    persisted.failed.insert(key.clone(), Failed::DuplicateId);
+                }
+            }
+        }
         let doubtful_steps = persisted.take(steps.keys, &step_fates);
         let doubtful_executions = persisted.take(executions.keys, &execution_fates);
         self.resolve(decided, doubtful_executions, doubtful_steps, &mut persisted).await;
         self.undo_half_plans(decided, &mut persisted).await;
         persisted
+    }
+
+    /// The document of a record, where a guard of what was decided on has failed often enough.
+    fn stored(&self, key: &RecordKey) -> Option<&RawDocument> {
+        let stored = self.known.documents.get(key).filter(|_| self.guard == Guard::Decision)?;
+        Some(stored)
     }
 
     /// Looks which executions are being deleted, now and then.
@@ -403,7 +442,11 @@ impl Persisted {
         for (key, fate) in keys.into_iter().zip(fates) {
             match fate {
                 Fate::Done => {}
-                Fate::Duplicate | Fate::Unmatched => {
+                Fate::Duplicate(holder) if !keeps_ids_apart(&key, holder) => {
+                    self.failed.insert(key, Failed::Index(holder.index.clone()));
+                }
+                Fate::Duplicate(_) if self.failed.contains_key(&key) => {}
+                Fate::Duplicate(_) | Fate::Unmatched => {
                     self.lost.insert(key);
                 }
                 Fate::Doubtful => doubtful.push(key),
@@ -430,18 +473,6 @@ impl<T> Dirty<T> {
     fn revisions(&self, stored: i64, of: impl Fn(&T) -> i64) -> Revisions {
         let revision = |record: &Option<Arc<T>>| record.as_deref().map_or(0, &of);
         Revisions { before: revision(&self.before), after: revision(&self.after), stored }
-    }
-}
-
-impl Failed {
-    pub fn error(self, execution_id: &str) -> Error {
-        match self {
-            Failed::Unknown => failure::timeout(),
-            Failed::Refused(code) => failure::statement(code),
-            Failed::NoExecution => {
-                Error::Refused(Refusal::ExecutionNotFound { execution_id: execution_id.to_owned() })
-            }
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Single records, and pages of what one execution has. Lists of executions are in `lists`.
 
-use bson::doc;
+use bson::{Document, doc};
 
 use super::room::Records;
 use super::step::no_payloads;
@@ -18,9 +18,18 @@ pub async fn execution(records: &Records, execution_id: &str) -> Result<Option<E
     let ready = records.ready().await?;
     let executions = ready.committed(EXECUTIONS);
     let find = executions.find_one(doc! { "execution_id": execution_id });
+    let find = match records.may_have_doubles() {
+        true => find.sort(changed_last()),
+        false => find,
+    };
     let Some(raw) = ready.call(find).await? else { return Ok(None) };
     let execution = execution::read(&raw)?;
     Ok(execution.deleted_at.is_none().then_some(execution))
+}
+
+/// Of several records with one id, the one that was changed last counts.
+fn changed_last() -> Document {
+    doc! { "revision": -1 }
 }
 
 pub async fn is_being_deleted(records: &Records, execution_id: &str) -> Result<bool> {
@@ -31,7 +40,12 @@ pub async fn is_being_deleted(records: &Records, execution_id: &str) -> Result<b
     Ok(ready.call(find).await?.is_some())
 }
 
-pub async fn step(records: &Records, execution_id: &str, named: &StepRef) -> Result<Option<Step>> {
+pub async fn step(
+    records: &Records,
+    execution_id: &str,
+    named: &StepRef,
+    payloads: bool,
+) -> Result<Option<Step>> {
     let ready = records.ready().await?;
     let mut filter = doc! { "execution_id": execution_id };
     if let Some(step_id) = named.step_id {
@@ -44,13 +58,19 @@ pub async fn step(records: &Records, execution_id: &str, named: &StepRef) -> Res
         return Ok(None);
     }
     let steps = ready.committed(STEPS);
+    let find = steps.find_one(filter);
+    let find = if payloads { find } else { find.projection(no_payloads()) };
+    let find = match records.may_have_doubles() {
+        true => find.sort(changed_last()),
+        false => find,
+    };
     let (found, gone) = tokio::try_join!(
-        ready.call(steps.find_one(filter)),
+        ready.call(find),
         // The steps of an execution that is being deleted go away one by one, but for everybody at once.
         is_being_deleted(records, execution_id),
     )?;
     match found {
-        Some(raw) if !gone => step::read(&raw, true).map(Some),
+        Some(raw) if !gone => step::read(&raw, payloads).map(Some),
         _ => Ok(None),
     }
 }
@@ -58,9 +78,9 @@ pub async fn step(records: &Records, execution_id: &str, named: &StepRef) -> Res
 pub async fn steps(records: &Records, query: &StepQuery) -> Result<Page<Step, i32>> {
     let ready = records.ready().await?;
     let mut filter = doc! { "execution_id": &query.execution_id };
-    if let Some(after) = query.after {
-        filter.insert("step_id", doc! { "$gt": after });
-    }
+    // Of numbers alone: what is none is no id.
+    let after = query.after.map_or(doc! { "$gte": i32::MIN }, |after| doc! { "$gt": after });
+    filter.insert("step_id", after);
     let batch = match query.statuses.is_empty() {
         true => u32::try_from(query.limit + 1).unwrap_or(FETCHED_AT_ONCE),
         false => FETCHED_AT_ONCE,
@@ -69,15 +89,19 @@ pub async fn steps(records: &Records, query: &StepQuery) -> Result<Page<Step, i3
     let find = steps
         .find(filter)
         .sort(doc! { "step_id": 1 })
-        .projection(no_payloads())
         .batch_size(batch)
         .limit(i64::try_from(query.examine + 1).unwrap_or(i64::MAX));
+    let find = match query.payloads {
+        None => find.projection(no_payloads()),
+        Some(_) => find,
+    };
     let mut rows = ready.rows(find).await?;
     let mut page = Page { records: Vec::new(), next: None };
     let mut examined = 0;
+    let mut room = query.payloads.unwrap_or(usize::MAX);
     let mut last_examined = None;
     while let Some(raw) = rows.next().await? {
-        if page.records.len() == query.limit {
+        if page.records.len() == query.limit || room == 0 {
             page.next = page.records.last().map(|step: &Step| step.step_id);
             return Ok(page);
         }
@@ -86,12 +110,15 @@ pub async fn steps(records: &Records, query: &StepQuery) -> Result<Page<Step, i3
             return Ok(page);
         }
         examined += 1;
-        match step::read(raw, false) {
+        match step::read(raw, query.payloads.is_some()) {
             Ok(step) => {
                 last_examined = Some(step.step_id);
                 let wanted = query.statuses.is_empty()
                     || step.status.is_some_and(|status| query.statuses.contains(&status));
                 if wanted {
+                    if query.payloads.is_some() {
+                        room = room.saturating_sub(step.weight());
+                    }
                     page.records.push(step);
                 }
             }

@@ -37,8 +37,11 @@ fn execution() -> Execution {
         cancel_reason: None,
         parent_execution_id: None,
         pinned: None,
+        odd_start: None,
         configuration_version: Some("1.0".to_owned()),
         update_sequence: Some(5),
+        mirrored_position: Some(8),
+        mirrored_revision: Some(9),
         digests: Digests { create: Some("d".to_owned()), ..Digests::default() },
         deleted_at: None,
     }
@@ -64,10 +67,14 @@ fn step() -> Step {
         created_at: Some(1),
         updated_at: Some(2),
         depends_on: vec![1, 2],
+        depends_on_keys: vec!["a.b".to_owned(), "$x".to_owned()],
         parent_step_id: Some(1),
+        parent_step_key: Some("$p".to_owned()),
         progress: Some(0.5),
         progress_message: Some("half".to_owned()),
         update_sequence: Some(6),
+        mirrored_position: Some(8),
+        mirrored_revision: Some(9),
         attempts: Vec::new(),
         digests: Digests::default(),
     }
@@ -189,11 +196,15 @@ fn an_update_makes_the_new_record_out_of_the_old_document() {
     ended.pinned = Some(true);
     ended.digests.finish = Some("f".to_owned());
     let raw = executions::insert(&before).unwrap();
-    let raw =
-        updated(&raw, &executions::update(&before, &ended, Guard::Whole, 7).unwrap().statement);
+    let raw = updated(
+        &raw,
+        &executions::update(&before, &ended, Guard::Whole, None, 7).unwrap().statement,
+    );
     assert_eq!(executions::read(&raw).unwrap(), ended);
-    let raw =
-        updated(&raw, &executions::update(&ended, &before, Guard::Whole, 7).unwrap().statement);
+    let raw = updated(
+        &raw,
+        &executions::update(&ended, &before, Guard::Whole, None, 7).unwrap().statement,
+    );
     assert_eq!(executions::read(&raw).unwrap(), before);
 
     let before = step();
@@ -223,18 +234,24 @@ fn an_update_makes_the_new_record_out_of_the_old_document() {
     }];
     retried.digests.start = Some("s".to_owned());
     let raw = steps::insert(&before).unwrap();
-    let raw =
-        updated(&raw, &steps::update(&before, &retried, Guard::Whole, None, 7).unwrap().statement);
+    let raw = updated(
+        &raw,
+        &steps::update(&before, &retried, Guard::Whole, None, None, 7).unwrap().statement,
+    );
     assert_eq!(steps::read(&raw, true).unwrap(), retried);
-    let raw =
-        updated(&raw, &steps::update(&retried, &before, Guard::Whole, None, 7).unwrap().statement);
+    let raw = updated(
+        &raw,
+        &steps::update(&retried, &before, Guard::Whole, None, None, 7).unwrap().statement,
+    );
     assert_eq!(steps::read(&raw, true).unwrap(), before);
     // Payloads that were never read stay as they are.
     let light = before.without_payloads();
     let mut renamed = light.clone();
     renamed.revision += 1;
-    let raw =
-        updated(&raw, &steps::update(&light, &renamed, Guard::Whole, None, 7).unwrap().statement);
+    let raw = updated(
+        &raw,
+        &steps::update(&light, &renamed, Guard::Whole, None, None, 7).unwrap().statement,
+    );
     assert_eq!(steps::read(&raw, true).unwrap().output, before.output);
 }
 
@@ -245,14 +262,14 @@ fn looking_at_a_record_stores_nothing() {
     assert_eq!(
         updated(
             &raw,
-            &executions::update(&execution, &execution, Guard::Whole, 7).unwrap().statement
+            &executions::update(&execution, &execution, Guard::Whole, None, 7).unwrap().statement
         ),
         raw
     );
     let step = step();
     let raw = steps::insert(&step).unwrap();
     assert_eq!(
-        updated(&raw, &steps::update(&step, &step, Guard::Whole, None, 7).unwrap().statement),
+        updated(&raw, &steps::update(&step, &step, Guard::Whole, None, None, 7).unwrap().statement),
         raw
     );
 }

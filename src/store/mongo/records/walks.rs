@@ -5,8 +5,7 @@
 use bson::{Bson, DateTime, Document, doc};
 
 use super::indexes::{executions_by, executions_of_app, executions_of_name};
-use crate::domain::Millis;
-use crate::domain::query::{ExecutionFilter, ExecutionOrder, ExecutionQuery};
+use crate::domain::query::ExecutionFilter;
 
 /// Ranges the database walks side by side at most; beyond that it would sort in memory.
 const RANGES: usize = 200;
@@ -43,6 +42,8 @@ impl Walk {
             decided("status", !filter.statuses.is_empty()),
             decided("duration_ms", filter.min_duration_ms.is_some()),
             decided("metadata", !filter.metadata.is_empty()),
+            // No index holds all by which an app is told.
+            if filter.scope.is_all() { Leaves::Nothing } else { Leaves::Documents },
         ]
         .into_iter()
         .max()
@@ -133,64 +134,4 @@ pub fn window(filter: &ExecutionFilter) -> Document {
         window.insert("$lt", DateTime::from_millis(until));
     }
     window
-}
-
-/// The parts of the list after `after`, in order: conditions on time and id.
-pub fn segments(query: &ExecutionQuery) -> Vec<Document> {
-    let filter = &query.filter;
-    let window = window(filter);
-    let dates_only = !window.is_empty();
-    let descending = query.order == ExecutionOrder::StartedAtDesc;
-    let Some(after) = &query.after else {
-        return vec![if dates_only {
-            doc! { "started_at": window }
-        } else {
-            Document::new()
-        }];
-    };
-    let beyond = if descending { "$lt" } else { "$gt" };
-    let tied = |started_at: Bson| {
-        doc! { "started_at": started_at, "execution_id": { beyond: &after.execution_id } }
-    };
-    let dates_beyond = |at: Millis| {
-        let mut range = window.clone();
-        let at = DateTime::from_millis(at);
-        // The tighter of the window's bound and the key's.
-        let bound = range.get_datetime(beyond).ok().copied();
-        let tighter = match bound {
-            Some(bound) if descending => bound.min(at),
-            Some(bound) => bound.max(at),
-            None => at,
-        };
-        range.insert(beyond, tighter);
-        doc! { "started_at": range }
-    };
-    let within = |at: Millis| {
-        filter.started_at_from.is_none_or(|from| at >= from)
-            && filter.started_at_until.is_none_or(|until| at < until)
-    };
-    let mut segments = Vec::new();
-    match (after.started_at, descending) {
-        (Some(at), _) => {
-            if within(at) {
-                segments.push(tied(Bson::DateTime(DateTime::from_millis(at))));
-            }
-            segments.push(dates_beyond(at));
-            if descending && !dates_only {
-                segments.push(doc! { "started_at": Bson::Null });
-            }
-        }
-        (None, true) => segments.push(tied(Bson::Null)),
-        (None, false) => {
-            if !dates_only {
-                segments.push(tied(Bson::Null));
-            }
-            let mut dates = window.clone();
-            if !dates.contains_key("$gte") {
-                dates.insert("$gte", DateTime::MIN);
-            }
-            segments.push(doc! { "started_at": dates });
-        }
-    }
-    segments
 }

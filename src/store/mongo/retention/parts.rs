@@ -11,6 +11,7 @@ use bson::oid::ObjectId;
 use bson::{DateTime, Document, RawDocumentBuf, doc};
 use futures::FutureExt as _;
 use mongodb::action::{Delete, Find, Update};
+use mongodb::options::Hint;
 
 use super::owners::{Owned, by_id, ids_of, owner_fields};
 use crate::domain::retention::{Kind, Policy};
@@ -107,20 +108,25 @@ impl Parts<'_> {
         if ids.is_empty() {
             return Ok((Removed::default(), gone));
         }
-        let filter = doc! { "_id": { "$in": ids } };
+        // With the executions, which say on which shards they are.
+        let of: HashSet<&str> =
+            gone.iter().filter_map(|raw| raw.get_str("execution_id").ok()).collect();
+        let of: Vec<&str> = of.into_iter().collect();
+        let filter = doc! { "_id": { "$in": ids }, "execution_id": { "$in": of } };
+        let by_id = || Hint::Keys(doc! { "_id": 1 });
         let at = DateTime::from_millis(self.moment.millis());
         let mark = match self.kind {
             Kind::Artifacts => artifact_documents::marking(at),
             _ => mark_steps(at, self.moment.micros),
         };
-        way.update(collection.update_many(filter.clone(), mark)).await?;
+        way.update(collection.update_many(filter.clone(), mark).hint(by_id())).await?;
         let count = gone.len() as u64;
         if self.kind == Kind::Artifacts {
             let artifact_bytes = gone.iter().map(|raw| bytes_of(raw)).sum();
             let removed = Removed { artifacts: count, artifact_bytes, ..Removed::default() };
             return Ok((removed, gone));
         }
-        way.delete(collection.delete_many(filter)).await?;
+        way.delete(collection.delete_many(filter).hint(by_id())).await?;
         Ok((Removed { steps: count, ..Removed::default() }, gone))
     }
 

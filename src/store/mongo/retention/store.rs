@@ -20,7 +20,7 @@ use crate::domain::retention::{Kind, Policy};
 use crate::store::mongo::artifact_documents::bytes_of;
 use crate::store::mongo::db::values::{date, epoch, field, integer, is_marked};
 use crate::store::mongo::db::{Connection, Db, Fate, failure, update_statement};
-use crate::store::mongo::names::{ARTIFACTS, EXECUTIONS, STEPS};
+use crate::store::mongo::names::{ARTIFACTS, EXECUTIONS, Name, STEPS};
 use crate::store::mongo::records::Records;
 use crate::store::mongo::records::guard::guard_revision;
 use crate::store::mongo::{metrics, removal::Removal};
@@ -129,6 +129,7 @@ async fn expire_executions(
         let revision = field(raw, "revision").and_then(integer).unwrap_or(0);
         let mut query = rawdoc! {
             "_id": id,
+            "execution_id": owner.execution_id.as_str(),
             "status": status.as_str(),
             "pinned": { "$ne": true },
             "deleted_at": { "$not": { "$type": "date" } },
@@ -173,7 +174,7 @@ async fn newest(ready: &Connection) -> Result<Vec<u8>> {
     Ok([execution, step].concat())
 }
 
-async fn last_id(ready: &Connection, collection: &str) -> Result<Vec<u8>> {
+async fn last_id(ready: &Connection, collection: Name) -> Result<Vec<u8>> {
     let collection = ready.own(collection);
     let ids = doc! { "_id": { "$lte": ObjectId::from_bytes([0xff; 12]) } };
     let last = collection.find_one(ids).sort(doc! { "_id": -1 }).projection(doc! { "_id": 1 });

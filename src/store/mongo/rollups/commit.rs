@@ -1,24 +1,28 @@
 //! One batch as one transaction.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bson::{Bson, DateTime, Document, doc};
+use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use futures::FutureExt as _;
 
-use super::documents::{COUNTED, FAILURE_COUNTS, FAILURES, LEAD, ROLLUPS, day_of, group_fields};
+use super::documents::{LEAD, day_of, group_fields};
 use crate::domain::rollup::{Counted, Failure, FailureKey, RULES, RollupKey};
 use crate::store::Result;
 use crate::store::mongo::db::values::binary;
 use crate::store::mongo::db::{
-    Connection, Db, Effort, Ended, Failed, META, Transaction, delete_document, update_document,
+    Connection, Db, Effort, Ended, Failed, Transaction, delete_document, update_document,
 };
 use crate::store::mongo::leads::ABANDONED;
+use crate::store::mongo::names::{COUNTED, FAILURE_COUNTS, FAILURES, META, Name, ROLLUPS};
 use crate::store::rollups::{Recount, RollupBatch, failure_id, group_id, numbers, rollup_document};
 
 /// For how long a batch is tried: longer than the transaction of a dead server is left alone.
 const EFFORT: Effort = Effort { within: Duration::from_secs(6), abandoned: ABANDONED };
 const _: () = assert!(EFFORT.within.as_millis() > EFFORT.abandoned.as_millis());
+/// From so many on it is looked up which of them are there.
+const MANY_ROLLUPS: usize = 100;
 /// Statements in one command.
 const STATEMENTS: usize = 1_000;
 
@@ -77,8 +81,38 @@ impl Changes {
     }
 }
 
+/// The ids of rollups that are there already.
+struct There(HashSet<Vec<u8>>);
+
+impl There {
+    fn contains(&self, id: &Document) -> bool {
+        RawDocumentBuf::try_from(id).is_ok_and(|raw| self.0.contains(raw.as_bytes()))
+    }
+}
+
+/// Which of the rollups of a batch are there, where it has many: to insert one is a third of what it costs to look for
+/// it and add to it. Nobody but who leads makes any, and who does not will not commit.
+async fn there(ready: &Connection, batch: &RollupBatch) -> Result<Option<There>> {
+    if batch.deltas.rollups.len() < MANY_ROLLUPS {
+        return Ok(None);
+    }
+    let mut there = HashSet::new();
+    let rollups: Vec<Document> = batch.deltas.rollups.keys().map(rollup_id).collect();
+    let counts: Vec<Document> = batch.deltas.failures.keys().map(failure_count_id).collect();
+    for (name, ids) in [(ROLLUPS, rollups), (FAILURE_COUNTS, counts)] {
+        let collection = ready.own(name);
+        for ids in ids.chunks(STATEMENTS) {
+            let find = doc! { "_id": { "$in": ids.to_vec() } };
+            for raw in ready.all(&collection, find, Some(doc! { "_id": 1 })).await? {
+                there.extend(raw.get_document("_id").ok().map(|id| id.as_bytes().to_vec()));
+            }
+        }
+    }
+    Ok(Some(There(there)))
+}
+
 /// The statements of a batch by collection, ready to be sent.
-struct Statements([(&'static str, Changes); 4]);
+struct Statements([(Name, Changes); 4]);
 
 fn failure_document_id(execution_id: &str, failure: &Failure) -> Document {
     doc! { "e": execution_id, "s": failure.step_id.unwrap_or(-1) }
@@ -98,13 +132,18 @@ fn recount(recount: &Recount, counted: &mut Changes, failed: &mut Changes) {
     };
     let group = group_fields(&counts_as.group);
     let moved = before.as_ref().is_none_or(|before| before.counts_as.group != counts_as.group);
+    let is_new = before.is_none();
     for failure in failures.iter().filter(|new| moved || !old.contains(new)) {
         let mut document = group.clone();
         document.insert("step_name", &failure.step_name);
         document.insert("failed_at", failure.failed_at.map(DateTime::from_millis));
         document.insert("fingerprint", &failure.fingerprint);
         document.insert("message", &failure.message);
-        failed.put(failure_document_id(execution_id, failure), document);
+        let id = failure_document_id(execution_id, failure);
+        match is_new {
+            true => failed.insert(id, document),
+            false => failed.put(id, document),
+        }
     }
     let mut document = doc! {
         "day": day_of(counts_as.quarter),
@@ -139,22 +178,39 @@ fn failure_fields(key: &FailureKey) -> Document {
 }
 
 impl Statements {
-    fn of(batch: &RollupBatch) -> Statements {
+    /// What is not `there` is inserted, as far as it is known what is.
+    fn of(batch: &RollupBatch, there: Option<&There>) -> Statements {
+        let is_new = |id: &Document, counted: i64| {
+            counted > 0 && there.is_some_and(|there| !there.contains(id))
+        };
         let (mut counted, mut failed) = (Changes::default(), Changes::default());
         for changed in &batch.recounts {
             recount(changed, &mut counted, &mut failed);
         }
         let mut rollups = Changes::default();
         for (key, delta) in &batch.deltas.rollups {
-            let fixed = group_fields(&key.group);
-            rollups.increment(rollup_id(key), delta.executions(), numbers(delta), fixed);
+            let (id, counted) = (rollup_id(key), delta.executions());
+            let mut fixed = group_fields(&key.group);
+            if is_new(&id, counted) {
+                fixed.extend(doc! { "n": counted, "p": rollup_document(delta) });
+                rollups.insert(id, fixed);
+            } else {
+                rollups.increment(id, counted, numbers(delta), fixed);
+            }
         }
         let mut counts = Changes::default();
         for (key, parts) in &batch.deltas.failures {
-            let fixed = failure_fields(key);
+            let (id, counted) = (failure_count_id(key), parts.iter().sum::<i64>());
+            let mut fixed = failure_fields(key);
             let named = parts.iter().enumerate().map(|(part, count)| (part.to_string(), *count));
             let named: Vec<(String, i64)> = named.filter(|(_, count)| *count != 0).collect();
-            counts.increment(failure_count_id(key), parts.iter().sum(), named, fixed);
+            if is_new(&id, counted) {
+                let parts = named.into_iter().map(|(part, count)| (part, Bson::from(count)));
+                fixed.extend(doc! { "n": counted, "p": parts.collect::<Document>() });
+                counts.insert(id, fixed);
+            } else {
+                counts.increment(id, counted, named, fixed);
+            }
         }
         for (key, rollup) in &batch.rollups {
             let counted = rollup.executions();
@@ -260,11 +316,13 @@ pub async fn commit(db: &Arc<Db>, holder: &str, batch: &RollupBatch) -> Result<b
         let moved = ready.call(meta.update_one(filter, progress)).await?;
         return Ok(moved.matched_count == 1);
     }
-    let mut statements = Statements::of(batch);
+    let there = there(&ready, batch).await?;
+    let statements = Statements::of(batch, there.as_ref());
     // A document that should not be there is: another program put it there, or has two executions of one id.
     let refused = "the database refused to change a rollup";
     match attempt(&ready, &statements, &filter, &progress).await? {
         Err(Failed::Refused) => {
+            let mut statements = Statements::of(batch, None);
             statements.cautious();
             let done = attempt(&ready, &statements, &filter, &progress).await?;
             done.map_err(|failed| failed.error(refused))

@@ -3,14 +3,11 @@
 use bson::raw::RawDocument;
 use bson::{Bson, Document, doc};
 
+use crate::domain::access::{self, AppPattern, Name, Number};
 use crate::domain::rollup::{CountsAs, Failure, Group, Level, Outcome, QUARTERS_OF_DAY};
 use crate::store::mongo::db::values::{field, integer, millis, small, text};
 use crate::store::rollups::Selection;
 
-pub const COUNTED: &str = "stepwell_rollup_counted";
-pub const FAILURES: &str = "stepwell_rollup_failures";
-pub const ROLLUPS: &str = "stepwell_rollups";
-pub const FAILURE_COUNTS: &str = "stepwell_rollup_failure_counts";
 /// The document of who leads in the rollups, which says how far they are, too.
 pub const LEAD: &str = "follow_rollups";
 
@@ -95,7 +92,44 @@ pub fn selected(selection: &Selection) -> Document {
     one_of("app_name", selection.app_names.iter().cloned().map(Bson::from).collect());
     one_of("sub_app_id", selection.sub_app_ids.iter().copied().map(Bson::from).collect());
     one_of("user_id", selection.user_ids.iter().cloned().map(Bson::from).collect());
+    if let Some(patterns) = selection.scope.patterns() {
+        let any: Vec<Document> = patterns.iter().map(in_pattern).collect();
+        match any.is_empty() {
+            // Nobody's.
+            true => drop(filter.insert("$nor", vec![Document::new()])),
+            false => drop(filter.insert("$or", any)),
+        }
+    }
     filter
+}
+
+/// The condition of one pattern of a scope.
+fn in_pattern(pattern: &AppPattern) -> Document {
+    let mut all = Document::new();
+    match &pattern.name {
+        Name::Exact(name) => drop(all.insert("app_name", name)),
+        Name::Beginning(beginning) => {
+            let literal: String = beginning
+                .chars()
+                .map(|c| match c.is_ascii_alphanumeric() || !c.is_ascii() {
+                    true => c.to_string(),
+                    false => format!("\\x{{{:x}}}", u32::from(c)),
+                })
+                .collect();
+            all.insert("app_name", doc! { "$regex": format!("^{literal}") });
+        }
+    }
+    match pattern.number {
+        Number::Any => {}
+        Number::None => drop(all.insert("app_id", Bson::Null)),
+        Number::Exact(number) => drop(all.insert("app_id", number)),
+    }
+    match &pattern.part {
+        access::Part::Any => {}
+        access::Part::Number(number) => drop(all.insert("sub_app_id", *number)),
+        access::Part::Name(name) => drop(all.insert("sub_app_name", name)),
+    }
+    all
 }
 
 /// The rollups of a stretch of time.

@@ -11,16 +11,16 @@ use mongodb::options::Hint;
 
 use super::commit;
 use super::documents::{
-    COUNTED, FAILURE_COUNTS, FAILURES, LEAD, ROLLUPS, between, counts_as, failure_of, failures_of,
-    group_of, outcome_of, seen_filter, selected, time_of, undated,
+    LEAD, between, counts_as, failure_of, failures_of, group_of, outcome_of, seen_filter, selected,
+    time_of, undated,
 };
 use crate::domain::rollup::{
     Counted, CountsAs, Failure, FailureKey, Level, Parts, QUARTERS_OF_DAY, RULES, Rollup, RollupKey,
 };
 use crate::domain::{StepStatus, fingerprint};
 use crate::store::mongo::db::values::{epoch, field, integer, millis, text};
-use crate::store::mongo::db::{Connection, Db, Index, META};
-use crate::store::mongo::names::STEPS;
+use crate::store::mongo::db::{Connection, Db, Index};
+use crate::store::mongo::names::{COUNTED, FAILURE_COUNTS, FAILURES, META, Name, ROLLUPS, STEPS};
 use crate::store::mongo::records::Records;
 use crate::store::mongo::records::step::{self, no_payloads};
 use crate::store::rollups::{
@@ -166,7 +166,7 @@ impl RollupStore for RollupRoom {
     async fn day_after(&self, day: Option<i64>) -> Result<Option<i64>> {
         let ready = self.db.ready().await?;
         let after = day.unwrap_or(i64::MIN);
-        let first = async |name: &str, filter: Document, sort: Document| {
+        let first = async |name: Name, filter: Document, sort: Document| {
             let collection = ready.own(name);
             ready.call(collection.find_one(filter).sort(sort)).await
         };

@@ -1,108 +1,19 @@
 //! Rules of an execution's life: RUNNING, then COMPLETED, FAILED or CANCELLED.
 
+mod life;
+mod record;
+
 use bson::Document;
 
 use super::digest::Digest;
+use super::mirrored::{self, Mirrored, Verdict};
+use super::stored;
 use super::{Decision, Digests, Millis, Now, Refusal, RunError, duration_ms, value};
+use life::{changed, expire, heartbeat};
 
-/// Where an execution stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ExecutionStatus {
-    Running,
-    Completed,
-    Failed,
-    Cancelled,
-}
-
-impl ExecutionStatus {
-    pub const ALL: [Self; 4] = [Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
-
-    /// The word in the documents.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == word)
-    }
-
-    pub fn is_terminal(self) -> bool {
-        self != Self::Running
-    }
-}
-
-/// Error code of an execution that was ended for its silence. The mark is a guess: a heartbeat takes it back.
-pub const HEARTBEAT_TIMEOUT: &str = "HEARTBEAT_TIMEOUT";
-
-/// An execution as stored.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Execution {
-    pub execution_id: String,
-    pub app_id: Option<i32>,
-    pub app_name: String,
-    pub sub_app_id: Option<i32>,
-    pub sub_app_name: Option<String>,
-    pub user_id: Option<String>,
-    /// `None`: another program stored a word that is no status.
-    pub status: Option<ExecutionStatus>,
-    pub started_at: Option<Millis>,
-    pub completed_at: Option<Millis>,
-    pub duration_ms: Option<i64>,
-    pub error: Option<RunError>,
-    pub metadata: Document,
-    pub created_at: Option<Millis>,
-    pub updated_at: Option<Millis>,
-    /// 0: another program wrote the record.
-    pub revision: i64,
-    pub heartbeat_timeout_ms: Option<i64>,
-    pub last_heartbeat_at: Option<Millis>,
-    pub cancel_requested_at: Option<Millis>,
-    pub cancel_reason: Option<String>,
-    pub parent_execution_id: Option<String>,
-    pub pinned: Option<bool>,
-    /// The version of the app's configuration that it ran with, as its client said.
-    pub configuration_version: Option<String>,
-    /// Of the latest update that carried one; those that are not greater come too late.
-    pub update_sequence: Option<i64>,
-    pub digests: Digests,
-    /// Set while the record and its steps are being deleted; such a record exists for nobody.
-    pub deleted_at: Option<Millis>,
-}
-
-impl Execution {
-    pub fn is_terminal(&self) -> bool {
-        self.status.is_some_and(ExecutionStatus::is_terminal)
-    }
-
-    /// Whether its end is only the guess of a server that heard nothing.
-    pub fn ended_for_silence(&self) -> bool {
-        self.status == Some(ExecutionStatus::Failed)
-            // A client may choose the same code for an end of its own.
-            && self.digests.finish.is_none()
-            && self.error.as_ref().is_some_and(|error| error.code == HEARTBEAT_TIMEOUT)
-    }
-
-    /// The value of `last_change` after this record's current revision.
-    pub fn last_change(&self) -> String {
-        format!("{}//{}", self.execution_id, self.revision)
-    }
-
-    /// Bytes it takes in memory, roughly: for bounded caches.
-    pub fn weight(&self) -> usize {
-        512 + self.app_name.len()
-            + value::size_of_document(&self.metadata)
-            + self.error.as_ref().map_or(0, error_weight)
-    }
-}
-
-pub(super) fn error_weight(error: &RunError) -> usize {
-    error.message.len() + error.stack_trace.len() + value::size_of_document(&error.details)
-}
+pub use life::{SignOfLife, alive};
+pub(in crate::domain) use record::error_weight;
+pub use record::{Execution, ExecutionStatus, FIELDS, HEARTBEAT_TIMEOUT, PROCESS_DIED};
 
 /// CreateExecution with its id chosen.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -146,7 +57,11 @@ pub enum ExecutionOp {
     Delete {
         force: bool,
     },
-    /// A whole record as it is (import). Its revision and digests are ignored.
+    /// It is gone at the source of a mirror.
+    DeleteMirrored {
+        position: i64,
+    },
+    /// A whole record as it is: import, or with a `mirrored_position` a mirror. Its revision and digests are ignored.
     Put(Box<Execution>),
 }
 
@@ -158,7 +73,12 @@ impl ExecutionOp {
 
     /// Whether it came from outside, and so shows somebody alive.
     pub fn is_by_client(&self) -> bool {
-        !matches!(self, Self::Expire { .. } | Self::Delete { .. })
+        match self {
+            Self::Expire { .. } | Self::Delete { .. } | Self::DeleteMirrored { .. } => false,
+            // What a mirror brings says nothing of who is alive.
+            Self::Put(record) => record.mirrored_position.is_none(),
+            _ => true,
+        }
     }
 }
 
@@ -176,7 +96,9 @@ pub fn decide(
                     Err(Refusal::BeingDeleted { execution_id: execution_id.to_owned() })
                 }
                 // The delete was begun and not ended (a crash): go on with it.
-                ExecutionOp::Delete { .. } => Ok(Decision::Remove),
+                ExecutionOp::Delete { .. } | ExecutionOp::DeleteMirrored { .. } => {
+                    Ok(Decision::Remove)
+                }
                 _ => Err(not_found(execution_id)),
             };
         }
@@ -209,17 +131,34 @@ pub fn decide(
             }
             Ok(Decision::Remove)
         }
+        (ExecutionOp::DeleteMirrored { position }, Some(stored)) => {
+            Ok(match verdict(stored, *position, || false)? {
+                Verdict::Late => Decision::Superseded,
+                _ => Decision::Remove,
+            })
+        }
+    }
+}
+
+/// What becomes of a mirrored write over a stored record; a conflict is the refusal.
+fn verdict(
+    stored: &Execution,
+    position: i64,
+    same: impl FnOnce() -> bool,
+) -> Result<Verdict, Refusal> {
+    let untouched = stored.is_held_elsewhere();
+    let before = Mirrored { position: stored.mirrored_position, untouched };
+    match mirrored::judge(before, position, || Ok(same()))? {
+        Verdict::Conflict => {
+            let what = format!("execution {}", stored.execution_id);
+            Err(Refusal::MirrorConflict { what })
+        }
+        verdict => Ok(verdict),
     }
 }
 
 fn not_found(execution_id: &str) -> Refusal {
     Refusal::ExecutionNotFound { execution_id: execution_id.to_owned() }
-}
-
-fn changed(mut record: Execution, now: Now) -> Decision<Execution> {
-    record.revision = now.revision_after(record.revision);
-    record.updated_at = Some(now.millis());
-    Decision::Put(record)
 }
 
 fn create(
@@ -274,23 +213,15 @@ fn create(
         user_id: request.user_id.clone(),
         status: Some(ExecutionStatus::Running),
         started_at: Some(request.started_at.unwrap_or(now.millis())),
-        completed_at: None,
-        duration_ms: None,
-        error: None,
         metadata: request.metadata.clone(),
         created_at: Some(now.millis()),
         updated_at: Some(now.millis()),
         revision: now.revision_after(0),
         heartbeat_timeout_ms: request.heartbeat_timeout_ms,
-        last_heartbeat_at: None,
-        cancel_requested_at: None,
-        cancel_reason: None,
         parent_execution_id: request.parent_execution_id.clone(),
-        pinned: None,
         configuration_version: request.configuration_version.clone(),
-        update_sequence: None,
         digests: Digests { create: Some(digest), ..Digests::default() },
-        deleted_at: None,
+        ..Execution::default()
     }))
 }
 
@@ -300,32 +231,18 @@ fn put(
     record: &Execution,
     now: Now,
 ) -> Result<Decision<Execution>, Refusal> {
-    let digest = Digest::new("put_execution")
-        .integer("app_id", record.app_id.map(i64::from))
-        .text("app_name", Some(&record.app_name))
-        .integer("sub_app_id", record.sub_app_id.map(i64::from))
-        .text("sub_app_name", record.sub_app_name.as_deref())
-        .text("user_id", record.user_id.as_deref())
-        .text("status", record.status.map(ExecutionStatus::as_str))
-        .integer("started_at", record.started_at)
-        .integer("completed_at", record.completed_at)
-        .integer("duration_ms", record.duration_ms)
-        .error(record.error.as_ref())
-        .object("metadata", &record.metadata)
-        .integer("created_at", record.created_at)
-        .integer("updated_at", record.updated_at)
-        .integer("heartbeat_timeout_ms", record.heartbeat_timeout_ms)
-        .integer("last_heartbeat_at", record.last_heartbeat_at)
-        .integer("cancel_requested_at", record.cancel_requested_at)
-        .text("cancel_reason", record.cancel_reason.as_deref())
-        .text("parent_execution_id", record.parent_execution_id.as_deref())
-        .integer("pinned", record.pinned.map(i64::from))
-        .text("configuration_version", record.configuration_version.as_deref())
-        .integer("update_sequence", record.update_sequence)
-        .finish();
+    let digest = match record.mirrored_position {
+        None => stored::digest("put_execution", FIELDS, record),
+        // How it came is not what it says.
+        Some(_) => {
+            let unmirrored = Execution { mirrored_position: None, ..record.clone() };
+            stored::digest("put_execution", FIELDS, &unmirrored)
+        }
+    };
     let whole = |revision| Execution {
         execution_id: execution_id.to_owned(),
         revision,
+        mirrored_revision: record.mirrored_position.map(|_| revision),
         digests: Digests { create: Some(digest.clone()), ..Digests::default() },
         deleted_at: None,
         ..record.clone()
@@ -333,6 +250,21 @@ fn put(
     let Some(stored) = stored else {
         return Ok(Decision::Put(whole(now.revision_after(0))));
     };
+    if let Some(position) = record.mirrored_position {
+        let same = || {
+            let comparable = Execution {
+                mirrored_position: stored.mirrored_position,
+                mirrored_revision: stored.mirrored_revision,
+                digests: stored.digests.clone(),
+                ..whole(stored.revision)
+            };
+            comparable == *stored
+        };
+        return Ok(match verdict(stored, position, same)? {
+            Verdict::Late => Decision::Superseded,
+            _ => Decision::Put(whole(now.revision_after(stored.revision))),
+        });
+    }
     let same = match &stored.digests.create {
         Some(stored) => *stored == digest,
         None => {
@@ -349,7 +281,7 @@ fn put(
 }
 
 /// Whether an update comes after a later one of the same client, or once more.
-pub(super) fn is_superseded(stored: Option<i64>, sent: Option<i64>) -> bool {
+pub(in crate::domain) fn is_superseded(stored: Option<i64>, sent: Option<i64>) -> bool {
     stored.zip(sent).is_some_and(|(stored, sent)| sent <= stored)
 }
 
@@ -395,9 +327,12 @@ fn finish(
         .integer("completed_at", completed_at)
         .object("metadata", metadata)
         .finish();
+    if stored.end_is_a_guess() && stored.digests.finish.as_ref() == Some(&digest) {
+        return Ok(Decision::Keep);
+    }
     if let Some(from) = stored.status
         && from.is_terminal()
-        && !stored.ended_for_silence()
+        && !stored.end_is_a_guess()
     {
         if from != status {
             return Err(Refusal::Status {
@@ -434,90 +369,6 @@ fn finish(
     Ok(changed(next, now))
 }
 
-fn heartbeat(stored: &Execution, now: Now) -> Decision<Execution> {
-    if stored.ended_for_silence() {
-        let mut next = stored.clone();
-        next.status = Some(ExecutionStatus::Running);
-        next.completed_at = None;
-        next.duration_ms = None;
-        next.error = None;
-        next.digests.finish = None;
-        next.last_heartbeat_at = Some(now.millis());
-        return changed(next, now);
-    }
-    let Some(timeout_ms) = stored.heartbeat_timeout_ms else {
-        return Decision::Keep;
-    };
-    let lately = is_lately(stored.last_heartbeat_at, timeout_ms, now);
-    if stored.status != Some(ExecutionStatus::Running) || lately {
-        return Decision::Keep;
-    }
-    Decision::Touch(with_sign_of_life(stored, now))
-}
-
-/// The record with a sign of life of this moment, where that has to be stored: a write that changed nothing shows
-/// its client alive as any other does. At most every quarter of the timeout.
-pub fn alive(stored: &Execution, now: Now) -> Option<Execution> {
-    let timeout_ms = stored.heartbeat_timeout_ms?;
-    let lately = is_lately(SignOfLife::of(stored).at, timeout_ms, now);
-    if stored.status != Some(ExecutionStatus::Running) || stored.deleted_at.is_some() || lately {
-        return None;
-    }
-    Some(with_sign_of_life(stored, now))
-}
-
-/// Whether a sign of life is so new that another one need not be stored. One from the future is not: somebody has set
-/// a clock, and nobody knows how old it is.
-fn is_lately(sign: Option<Millis>, timeout_ms: i64, now: Now) -> bool {
-    sign.is_some_and(|sign| (0..timeout_ms / 4).contains(&now.millis().saturating_sub(sign)))
-}
-
-/// Whoever looks sees another sign than before, whatever the clock says.
-fn with_sign_of_life(stored: &Execution, now: Now) -> Execution {
-    let before = SignOfLife::of(stored).at;
-    let at = before.map_or(now.millis(), |before| now.millis().max(before.saturating_add(1)));
-    Execution { last_heartbeat_at: Some(at), ..stored.clone() }
-}
-
-/// What shows that the client of an execution is alive. It is another one after each write that counts as a sign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SignOfLife {
-    /// The latest moment at which it was alive, by the time of day of whoever stored that.
-    pub at: Option<Millis>,
-    /// Another number after each change.
-    pub writes: i64,
-}
-
-impl SignOfLife {
-    /// What the record itself shows. Steps may show a later one.
-    pub fn of(stored: &Execution) -> SignOfLife {
-        let times = [stored.last_heartbeat_at, stored.updated_at, stored.created_at];
-        SignOfLife { at: times.into_iter().flatten().max(), writes: stored.revision }
-    }
-}
-
-fn expire(stored: &Execution, seen: SignOfLife, now: Now) -> Decision<Execution> {
-    let Some(timeout_ms) = stored.heartbeat_timeout_ms else {
-        return Decision::Keep;
-    };
-    // What a server remembers may be older than what was seen; then the guard of the write finds that.
-    let shown = SignOfLife::of(stored);
-    let is_newer = shown.writes > seen.writes || shown.at > seen.at;
-    if stored.status != Some(ExecutionStatus::Running) || is_newer {
-        return Decision::Keep;
-    }
-    let mut next = stored.clone();
-    next.status = Some(ExecutionStatus::Failed);
-    next.completed_at = Some(now.millis());
-    next.duration_ms = duration_ms(stored.started_at, now.millis());
-    next.error = Some(RunError {
-        message: format!("no sign of life for {timeout_ms} ms"),
-        code: HEARTBEAT_TIMEOUT.to_owned(),
-        ..RunError::default()
-    });
-    changed(next, now)
-}
-
 fn request_cancel(
     stored: &Execution,
     reason: &str,
@@ -528,7 +379,7 @@ fn request_cancel(
         return Ok(Decision::Keep);
     }
     match stored.status {
-        Some(from) if from.is_terminal() && !stored.ended_for_silence() => Err(Refusal::Status {
+        Some(from) if from.is_terminal() && !stored.end_is_a_guess() => Err(Refusal::Status {
             what: format!("execution {}", stored.execution_id),
             from: from.as_str(),
             to: "cancelled",

@@ -1,0 +1,284 @@
+//! What comes after an export that goes on: what belongs to no execution, then changes as they happen, for as long as
+//! somebody reads them. Points and configurations have no log; they are looked at again and again, and sent where they differ
+//! from what was sent.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher as _};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::{At, Ended, Export, Part, Piece, Within, wants_configuration};
+use crate::app::Error;
+use crate::domain::access::AppScope;
+use crate::domain::configuration::{AppRef, ConfigurationQuery};
+use crate::domain::{Artifact, Configuration, MetricPoint, Step};
+use crate::store::scan::Scanned;
+use crate::store::{Changed, Cursor, RecordKey};
+
+/// How often it is asked where the log is.
+const ASK: Duration = Duration::from_millis(250);
+/// How often points and configurations are looked at, at most; and for this part of the time.
+const LOOK_AT_POINTS: Duration = Duration::from_secs(5);
+const LOOK_AT_CONFIGURATIONS: Duration = Duration::from_secs(1);
+const REST: u32 = 20;
+/// Configurations asked of the store at a time.
+const RECORDS: usize = 100;
+/// Pieces of a scan that wait.
+const PIECES: usize = 2;
+
+/// What an export that goes on knows of what it has sent.
+#[derive(Default)]
+pub(super) struct Sent {
+    /// By execution: count and sum of the hashes of its points.
+    points: HashMap<u64, (u64, u64)>,
+    configurations: HashMap<u64, u64>,
+}
+
+fn hash(value: impl std::hash::Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn hash_of_point(point: &MetricPoint) -> u64 {
+    let mut metrics: Vec<(&str, u64)> =
+        point.metrics.iter().map(|(name, value)| (name.as_str(), value.to_bits())).collect();
+    metrics.sort_unstable();
+    hash((point.at, point.step_id, &point.step_key, metrics))
+}
+
+fn hash_of_configuration(record: &Configuration) -> (u64, u64) {
+    let about = hash((record.scope().identity(), &record.version));
+    let document = record.configuration.to_vec().unwrap_or_default();
+    let what = hash((
+        &record.app_name,
+        &record.sub_app_name,
+        document,
+        record.active,
+        record.created_at,
+        &record.created_by,
+    ));
+    (about, what)
+}
+
+impl Sent {
+    /// Points of an execution that are sent now, from its first one on.
+    pub fn begin_points(&mut self, execution_id: &str) {
+        self.points.remove(&hash(execution_id));
+    }
+
+    pub fn points(&mut self, execution_id: &str, points: &[MetricPoint]) {
+        let (count, sum) = self.points.entry(hash(execution_id)).or_default();
+        for point in points {
+            *count += 1;
+            *sum = sum.wrapping_add(hash_of_point(point));
+        }
+    }
+
+    /// Whether this version was not sent as it is, which it is from now on.
+    pub fn is_new(&mut self, record: &Configuration) -> bool {
+        let (about, what) = hash_of_configuration(record);
+        self.configurations.insert(about, what) != Some(what)
+    }
+}
+
+/// When something is looked at next.
+struct Turn {
+    next: Instant,
+    least: Duration,
+}
+
+impl Turn {
+    fn taken(&mut self, began: Instant, now: Instant) {
+        self.next = now + self.least.max(now.saturating_duration_since(began) * REST);
+    }
+}
+
+impl Export {
+    /// Steps, artifacts and points whose execution is not stored, and how many documents are no records.
+    pub(super) async fn without_execution(&mut self) -> Result<u64, Ended> {
+        let mut unreadable = self.exports.store().unreadable_executions().await?;
+        for part in [Part::Steps, Part::Artifacts, Part::Points] {
+            let (out, mut pieces) = mpsc::channel(PIECES);
+            let scan = Arc::clone(self.exports.scan());
+            let scanning = tokio::spawn(async move { scan.scan(part, out).await });
+            while let Some(piece) = pieces.recv().await {
+                self.orphans(piece).await?;
+            }
+            let found = scanning.await.map_err(|_| Error::ShuttingDown)?;
+            unreadable += found?;
+        }
+        Ok(unreadable)
+    }
+
+    async fn orphans(&mut self, piece: Vec<Scanned>) -> Result<(), Ended> {
+        let of = |scanned: &Scanned| match scanned {
+            Scanned::Step(step) => step.execution_id.clone(),
+            Scanned::Artifact(artifact) => artifact.execution_id.clone(),
+            Scanned::Point { execution_id, .. } => execution_id.clone(),
+            Scanned::Execution(_) | Scanned::Configuration(_) => String::new(),
+        };
+        let ids: HashSet<String> = piece.iter().map(of).filter(|id| !id.is_empty()).collect();
+        let there = self.there(&ids).await?;
+        for scanned in piece {
+            if there.contains(&of(&scanned)) {
+                continue;
+            }
+            let piece = match scanned {
+                Scanned::Step(step) => Piece::Step(Arc::<Step>::new(step)),
+                Scanned::Artifact(artifact) => Piece::Artifact(Arc::<Artifact>::new(artifact)),
+                Scanned::Point { execution_id, point } => {
+                    let points = vec![point];
+                    self.sent.points(&execution_id, &points);
+                    Piece::Points { execution_id, points }
+                }
+                Scanned::Execution(_) | Scanned::Configuration(_) => continue,
+            };
+            self.push(piece).await?;
+        }
+        Ok(())
+    }
+
+    /// Which of these executions are stored.
+    async fn there(&self, ids: &HashSet<String>) -> Result<HashSet<String>, Ended> {
+        let what: Vec<Changed> =
+            ids.iter().map(|id| Changed::Record(RecordKey::execution(id))).collect();
+        let mut there = HashSet::new();
+        let Some(log) = self.exports.log()? else { return Ok(there) };
+        for some in what.chunks(500) {
+            for (_, record) in log.load(some, false).await? {
+                there.insert(record.key().execution_id);
+            }
+        }
+        Ok(there)
+    }
+
+    /// Changes as they happen. Ends only with an error.
+    pub(super) async fn follow(&mut self, after: Cursor) -> Result<(), Ended> {
+        let Some(log) = self.exports.log()? else {
+            return Err(Error::Store(crate::store::Error::NoLog).into());
+        };
+        let clock = Arc::clone(self.exports.clock());
+        let mut reader = log.open(Some(&after)).await?;
+        let mut asked: Option<(u64, Instant)> = None;
+        let mut ask_at = clock.instant();
+        let mut points = Turn { next: clock.instant(), least: LOOK_AT_POINTS };
+        let mut configurations = Turn { next: clock.instant(), least: LOOK_AT_CONFIGURATIONS };
+        loop {
+            let through = reader.cursor();
+            let reached = log.complete_through(&through);
+            if let Some((position, at)) = asked.filter(|(position, _)| reached >= Some(*position)) {
+                // What has no log is as new as that too, once it was looked at.
+                self.at_position(Some(position));
+                let now = clock.instant();
+                if now >= configurations.next {
+                    self.changed_configurations().await?;
+                    configurations.taken(now, clock.instant());
+                }
+                let now = clock.instant();
+                if now >= points.next {
+                    self.changed_points().await?;
+                    points.taken(now, clock.instant());
+                }
+                let age = clock.elapsed(at);
+                self.push(Piece::CaughtUp { position, age }).await?;
+                self.moved_to(At::Follow { after: through.0 }).await?;
+                asked = None;
+            }
+            if asked.is_none() && clock.instant() >= ask_at {
+                let at = clock.instant();
+                asked = Some((log.position().await?, at));
+                ask_at = at + ASK;
+                if reached >= asked.map(|(position, _)| position) {
+                    continue;
+                }
+            }
+            let changes = reader.next().await?;
+            if !changes.is_empty() {
+                let cursor = reader.cursor();
+                self.at_position(log.position_of(&cursor));
+                self.changed(log.as_ref(), &changes).await?;
+                self.moved_to(At::Follow { after: cursor.0 }).await?;
+            }
+        }
+    }
+
+    /// What is sent from now on is as new as that.
+    pub(super) fn at_position(&mut self, position: Option<u64>) {
+        self.position = self.position.max(position);
+    }
+
+    /// Configurations that are not as they were sent.
+    async fn changed_configurations(&mut self) -> Result<(), Ended> {
+        let mut after = None;
+        while self.question.wants(Part::Configurations) {
+            let limits = self.exports.app().limits();
+            let query = ConfigurationQuery {
+                app: AppRef::default(),
+                after,
+                limit: RECORDS,
+                examine: limits.page_examined_records,
+                bytes: limits.page_bytes,
+            };
+            let page =
+                self.exports.configurations().configurations(&query, &AppScope::all()).await?;
+            for listed in page.records {
+                if wants_configuration(&self.question.filter, &listed.record)
+                    && self.sent.is_new(&listed.record)
+                {
+                    self.push(Piece::Configuration(listed.record)).await?;
+                }
+            }
+            match page.next {
+                Some(place) => after = Some(place),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The points of executions that have others than were sent.
+    async fn changed_points(&mut self) -> Result<(), Ended> {
+        if !self.question.wants(Part::Points) {
+            return Ok(());
+        }
+        let mut found: HashMap<u64, (u64, u64)> = HashMap::new();
+        let mut names: HashMap<u64, String> = HashMap::new();
+        let (out, mut pieces) = mpsc::channel(PIECES);
+        let scan = Arc::clone(self.exports.scan());
+        let scanning = tokio::spawn(async move { scan.scan(Part::Points, out).await });
+        while let Some(piece) = pieces.recv().await {
+            for scanned in piece {
+                let Scanned::Point { execution_id, point } = scanned else { continue };
+                let id = hash(&execution_id);
+                let (count, sum) = found.entry(id).or_default();
+                *count += 1;
+                *sum = sum.wrapping_add(hash_of_point(&point));
+                // Points come together by execution, nearly always: few names are held at a time.
+                names.entry(id).or_insert(execution_id);
+            }
+            names.retain(|id, _| self.sent.points.get(id) != found.get(id));
+        }
+        scanning.await.map_err(|_| Error::ShuttingDown)??;
+        let differing: Vec<u64> = found
+            .iter()
+            .filter(|(id, sum)| self.sent.points.get(id) != Some(sum))
+            .map(|(id, _)| *id)
+            .collect();
+        self.sent.points.retain(|id, _| found.contains_key(id));
+        for id in differing {
+            let Some(execution_id) = names.remove(&id) else { continue };
+            let mut within = Within::Points(None);
+            while within != Within::Nothing {
+                let (pieces, next) = self.some_of(&execution_id, &within).await?;
+                for (_, piece) in pieces {
+                    self.push(piece).await?;
+                }
+                within = next;
+            }
+        }
+        Ok(())
+    }
+}

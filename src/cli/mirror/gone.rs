@@ -1,0 +1,84 @@
+//! What is here and no longer at the source: of a delete by another program the log of MongoDB names no record, and a log that
+//! no longer reaches back says nothing at all. Then both sides are asked what they hold.
+
+use std::collections::HashSet;
+
+use tonic::Status;
+
+use crate::cli::connection::Connection;
+use crate::domain::limits::DIGEST_KEYS;
+use crate::proto;
+use crate::proto::get_digests_response::Part as Told;
+
+/// Which executions of the target are gone at the source. With `adopted`, those of which the source has steps are not. Artifacts
+/// alone are not looked for: of one that is only in the target nobody knows whether a mirror has brought it.
+pub async fn look(
+    source: Connection,
+    target: Connection,
+    adopted: bool,
+) -> Result<Vec<String>, Status> {
+    // The target first: what comes to it meanwhile is not missed at the source.
+    let here = executions_of(&target, proto::ExportKind::Executions).await?;
+    let mut there = executions_of(&source, proto::ExportKind::Executions).await?;
+    if adopted {
+        there.extend(executions_of(&source, proto::ExportKind::Steps).await?);
+    }
+    let seeming: Vec<String> = here.difference(&there).cloned().collect();
+    let mut gone = Vec::new();
+    for some in seeming.chunks(DIGEST_KEYS) {
+        let still = still_there(&source, some).await?;
+        gone.extend(some.iter().filter(|id| !still.contains(*id)).cloned());
+    }
+    Ok(gone)
+}
+
+/// The executions of all records of a kind.
+async fn executions_of(
+    side: &Connection,
+    kind: proto::ExportKind,
+) -> Result<HashSet<String>, Status> {
+    let all = proto::DigestSelection { kind: kind.into(), ranges: Vec::new() };
+    let request = proto::GetDigestsRequest {
+        selections: vec![all],
+        level: proto::DigestLevel::Records.into(),
+        ..Default::default()
+    };
+    read(side, request).await
+}
+
+/// Which of these executions are there now.
+async fn still_there(
+    side: &Connection,
+    execution_ids: &[String],
+) -> Result<HashSet<String>, Status> {
+    let keys = execution_ids.iter().map(|execution_id| proto::DigestKey {
+        kind: proto::ExportKind::Executions.into(),
+        execution_id: execution_id.clone(),
+        ..Default::default()
+    });
+    let request = proto::GetDigestsRequest {
+        keys: keys.collect(),
+        level: proto::DigestLevel::Records.into(),
+        ..Default::default()
+    };
+    read(side, request).await
+}
+
+/// Of what is answered, the ids of executions.
+async fn read(
+    side: &Connection,
+    request: proto::GetDigestsRequest,
+) -> Result<HashSet<String>, Status> {
+    let mut stream = side.verify().get_digests(request).await?.into_inner();
+    let mut found = HashSet::new();
+    loop {
+        match stream.message().await?.map(|answer| answer.part) {
+            Some(Some(Told::Records(told))) => {
+                found.extend(told.records.into_iter().map(|record| record.execution_id));
+            }
+            Some(Some(Told::Complete(_))) => return Ok(found),
+            Some(_) => {}
+            None => return Err(Status::unavailable("the digests ended early")),
+        }
+    }
+}
