@@ -20,6 +20,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use support::authority::{Authority, HERE};
 use support::backend::{Backend, Kind};
 use support::client::*;
 use support::process::{Guarded, free_port};
@@ -279,4 +280,226 @@ fn bench_says_where_the_load_generator_is() {
     }
     let help = stepwell(&["--help"]);
     assert!(!String::from_utf8_lossy(&help.stdout).contains("bench"), "{help:?}");
+}
+
+/// Every way in which a server would let in whom nobody meant to let in, and the settings that its refusal names.
+#[test]
+fn what_lets_in_whom_nobody_meant_is_refused_before_a_port_opens() {
+    let dir = TempDir::with_prefix("stepwell-doors-").expect("a temp dir");
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("the file can be written");
+        path.display().to_string()
+    };
+    let key = stepwell::auth::key::Key::generate().expect("randomness");
+    let good = file("good", key.expose());
+    let (empty, odd) = (file("empty", "\n# no key\n"), file("odd", "swk_nonsense\n"));
+    let missing = dir.path().join("missing").display().to_string();
+    let port = free_port();
+    let (wide, here) = (format!("0.0.0.0:{port}"), format!("127.0.0.1:{port}"));
+    let required = |file: &str| {
+        vec!["--auth-mode=required".to_owned(), format!("--auth-admin-key-file={file}")]
+    };
+    let on = |listen: &str, args: Vec<String>| [vec![format!("--listen={listen}")], args].concat();
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let authority = Authority::new("servers");
+    let (server, other) = (authority.issue(HERE), authority.issue(HERE));
+    let (ca, crl) = (file("ca", &authority.pem()), file("crl", &authority.revoke(&[])));
+    let numbered = std::cell::Cell::new(0);
+    let another = |text: &str| {
+        numbered.set(numbered.get() + 1);
+        file(&format!("file-{}", numbered.get()), text)
+    };
+    let cert = |name: &str, text: &str| format!("--tls-cert-file={}", file(name, text));
+    let tls = |cert: &str, key: &str, more: &[&str]| {
+        let files = [
+            "--tls-mode=on".to_owned(),
+            format!("--tls-cert-file={}", another(cert)),
+            format!("--tls-key-file={}", another(key)),
+        ];
+        [files.to_vec(), words(more)].concat()
+    };
+    const ISSUER: &str = "--auth-oidc-issuer=https://login.example";
+    const AUDIENCE: &str = "--auth-oidc-audience=stepwell";
+    let rules = "[[auth.oidc.rules]]\nclaim = \"groups\"\nvalue = \"all\"\nrole = \"viewer\"\napps = [\"*\"]\n".to_owned();
+    let certificates =
+        "[[auth.certificates]]\nsan = \"app.example\"\nrole = \"viewer\"\napps = [\"*\"]\n"
+            .to_owned();
+    let with = |text: &str, args: &[String]| {
+        on(&here, [vec![format!("--config={}", another(text))], args.to_vec()].concat())
+    };
+    for (args, named) in [
+        (on(&wide, vec![]), &["auth.mode", "tls.mode"][..]),
+        (on("[::]:0", vec![]), &["auth.mode", "tls.mode"]),
+        (on(&wide, words(&["--auth-mode=off"])), &["auth.mode", "tls.mode"]),
+        (on(&wide, words(&["--tls-mode=off"])), &["auth.mode", "tls.mode"]),
+        (on(&here, words(&["--auth-mode=maybe"])), &["auth.mode"]),
+        (on(&here, words(&["--tls-mode=on"])), &["tls.mode", "tls.cert_file", "tls.key_file"]),
+        (
+            on(&here, tls(&server.cert, &other.key, &[])),
+            &["tls.key_file", "not the key of the certificate in tls.cert_file"],
+        ),
+        (on(&here, tls("", &server.key, &[])), &["tls.cert_file", "is empty"]),
+        (on(&here, tls(&server.cert, "\n", &[])), &["tls.key_file", "is empty"]),
+        (on(&here, tls("x", &server.key, &[])), &["tls.cert_file", "has no certificate"]),
+        (on(&here, tls(&server.cert, "x", &[])), &["tls.key_file", "has no private key"]),
+        (on(&here, vec!["--tls-mode=on".to_owned(), cert("c", &server.cert)]), &["tls.key_file"]),
+        (on(&here, vec![cert("c", &server.cert)]), &["tls.cert_file", "tls.mode"]),
+        (
+            on(&here, vec!["--tls-mode=off".to_owned(), cert("c", &server.cert)]),
+            &["tls.cert_file", "tls.mode"],
+        ),
+        (on(&here, words(&["--tls-client-auth=required"])), &["tls.client_auth", "tls.mode"]),
+        (
+            on(&here, tls(&server.cert, &server.key, &["--tls-client-auth=required"])),
+            &["tls.client_auth", "tls.client_ca_file"],
+        ),
+        (
+            on(&here, tls(&server.cert, &server.key, &[&format!("--tls-client-crl-file={crl}")])),
+            &["tls.client_crl_file", "tls.client_ca_file"],
+        ),
+        (
+            on(
+                &here,
+                tls(&server.cert, &server.key, &[&format!("--tls-client-ca-file={missing}")]),
+            ),
+            &["tls.client_ca_file"],
+        ),
+        (
+            on(
+                &here,
+                tls(
+                    &server.cert,
+                    &server.key,
+                    &[
+                        &format!("--tls-client-ca-file={ca}"),
+                        &format!("--tls-client-crl-file={ca}"),
+                    ],
+                ),
+            ),
+            &["tls.client_crl_file", "has no revocation list"],
+        ),
+        (
+            on(&here, words(&["--auth-mode=required"])),
+            &["auth.mode", "auth.admin_key_file", "auth.oidc", "[[auth.certificates]]"],
+        ),
+        (on(&here, words(&[ISSUER])), &["auth.oidc.issuer", "auth.mode"]),
+        (
+            on(&here, [required(&good), words(&[ISSUER])].concat()),
+            &["auth.oidc.audience", "[[auth.oidc.rules]]"],
+        ),
+        (
+            on(&here, [required(&good), words(&[AUDIENCE])].concat()),
+            &["auth.oidc.audience", "auth.oidc.issuer"],
+        ),
+        (
+            on(&here, [required(&good), words(&["--auth-oidc-jwks-uri=https://x/keys"])].concat()),
+            &["auth.oidc.jwks_uri", "auth.oidc.issuer"],
+        ),
+        (
+            on(
+                &here,
+                [required(&good), words(&[AUDIENCE, "--auth-oidc-issuer=http://login.example"])]
+                    .concat(),
+            ),
+            &["auth.oidc.issuer", "https"],
+        ),
+        (
+            with(&rules, &[&required(&good)[..], &words(&[ISSUER])].concat()),
+            &["auth.oidc.audience"],
+        ),
+        (
+            with(
+                &rules,
+                &words(&[
+                    ISSUER,
+                    AUDIENCE,
+                    "--auth-mode=required",
+                    "--auth-oidc-jwks-uri=http://login.example/keys",
+                ]),
+            ),
+            &["auth.oidc.jwks_uri", "https"],
+        ),
+        (
+            with(
+                &rules,
+                &words(&[
+                    ISSUER,
+                    AUDIENCE,
+                    "--auth-mode=required",
+                    "--auth-oidc-jwks-uri=https://x/k",
+                    "--auth-oidc-jwks-file=x",
+                ]),
+            ),
+            &["auth.oidc.jwks_uri", "auth.oidc.jwks_file"],
+        ),
+        (
+            with(
+                &rules,
+                &[
+                    words(&[ISSUER, AUDIENCE, "--auth-mode=required"]),
+                    vec![format!("--auth-oidc-jwks-file={missing}")],
+                ]
+                .concat(),
+            ),
+            &["auth.oidc.jwks_file"],
+        ),
+        (
+            with(
+                &rules,
+                &[
+                    words(&[ISSUER, AUDIENCE, "--auth-mode=required"]),
+                    vec![format!("--auth-oidc-jwks-file={empty}")],
+                ]
+                .concat(),
+            ),
+            &["auth.oidc.jwks_file", "set of keys"],
+        ),
+        (with(&rules, &[]), &["auth.oidc.rules", "auth.mode"]),
+        (with(&rules.replace("viewer", "boss"), &[]), &["auth.oidc.rules", "rule 1", "boss"]),
+        (with(&rules.replace("apps", "app"), &[]), &["auth.oidc.rules", "rule 1", "app"]),
+        (with(&rules.replace("[\"*\"]", "[\"a*b\"]"), &[]), &["auth.oidc.rules", "rule 1", "a*b"]),
+        (with(&certificates, &required(&good)), &["auth.certificates", "tls.client_ca_file"]),
+        (with(&certificates, &[]), &["auth.certificates", "auth.mode"]),
+        (
+            with(&certificates.replace("app.example", "*.example"), &required(&good)),
+            &["auth.certificates", "rule 1", "*.example"],
+        ),
+        (
+            on(&here, vec![format!("--auth-admin-key-file={good}")]),
+            &["auth.admin_key_file", "auth.mode"],
+        ),
+        (on(&here, required(&missing)), &["auth.admin_key_file"]),
+        (on(&here, required(dir.path().to_str().expect("a path"))), &["auth.admin_key_file"]),
+        (on(&here, required(&empty)), &["auth.admin_key_file"]),
+        (on(&here, required(&odd)), &["auth.admin_key_file", "line 1"]),
+        (
+            on(
+                &here,
+                [required(&good), words(&["--mongodb-uri=mongodb://db.example:27017"])].concat(),
+            ),
+            &["mongodb.uri", "credentials", "mongodb.trusted_network"],
+        ),
+        (
+            on(
+                &here,
+                [required(&good), words(&["--mongodb-uri=mongodb://u:p@db.example:27017"])]
+                    .concat(),
+            ),
+            &["mongodb.uri", "TLS", "mongodb.trusted_network"],
+        ),
+    ] {
+        let data = dir.path().join("data").display().to_string();
+        let mut all = vec!["serve".to_owned(), format!("--data-dir={data}")];
+        all.extend(args.clone());
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let output = stepwell(&all);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{args:?}: {said}");
+        for name in named {
+            assert!(said.contains(name), "{args:?} does not name {name}: {said}");
+        }
+        assert!(!said.contains("swk_") && !said.contains("PRIVATE"), "a key is shown: {said}");
+        assert!(!dir.path().join("data").exists(), "{args:?}: nothing is opened");
+    }
 }

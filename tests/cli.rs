@@ -158,7 +158,7 @@ fn reports_are_drawn_and_told_as_json() {
         assert_eq!(week["freshness"]["complete"], json!(true));
 
         let errors = cli(&s, &["errors"]).await.code(0);
-        assert!(errors.out.contains("no answer within <number> s"), "{errors:?}");
+        assert!(errors.out.contains("no answer within <duration>"), "{errors:?}");
         let errors = cli(&s, &["errors", "--output", "json"]).await.code(0).json();
         assert_eq!(errors["errors"][0]["samples"][0]["execution_id"], json!("e0"));
         let none = cli(&s, &["errors", "--app-name", "nobody's"]).await.code(0);
@@ -395,6 +395,51 @@ fn a_watch_goes_to_the_end_and_says_how_it_ended() {
         let forged = ["executions", "watch", "well", "--resume-token", "forged"];
         assert!(cli(&server, &forged).await.code(1).err.contains("INVALID_ARGUMENT"));
         cli(&server, &["executions", "watch", "absent"]).await.code(1);
+    });
+}
+
+/// A way to a server on which everything takes its time.
+async fn slow_way_to(server: SocketAddr) -> SocketAddr {
+    const LATENCY: Duration = Duration::from_millis(350);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = tokio::net::TcpStream::connect(server).await.expect("connected");
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move {
+                tokio::io::copy(&mut from_client, &mut to_server).await.map(drop)
+            });
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 64 * 1024];
+                loop {
+                    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+                    let read = from_server.read(&mut bytes).await?;
+                    tokio::time::sleep(LATENCY).await;
+                    if read == 0 {
+                        return to_client.shutdown().await;
+                    }
+                    to_client.write_all(&bytes[..read]).await?;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_watch_opens_however_long_that_takes() {
+    on_both(|backend| async move {
+        let server = backend.serve().await;
+        server.create("ended").await;
+        server.finish("ended", ExecutionStatus::Completed).await;
+        let address = slow_way_to(server.address()).await;
+        let watch = ["executions", "watch", "ended", "-o", "json"];
+        let events = cli_at(address, &watch).await.code(0).json_lines();
+        let token = events.last().expect("events")["resume_token"].as_str().expect("a token");
+        let resumed = [&watch[..], &["--resume-token", token]].concat();
+        cli_at(address, &resumed).await.code(0);
     });
 }
 

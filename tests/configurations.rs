@@ -269,7 +269,8 @@ fn an_index_that_another_program_made_is_used_as_it_is() {
         let other = Configuration { app_name: "other".into(), ..nameless("1") };
         for activate in [false, true] {
             let answer = s.try_publish_configuration(publish(other.clone(), activate)).await;
-            refused(answer, Code::AlreadyExists, "CONFIGURATION_ALREADY_EXISTS");
+            let details = refused(answer, Code::FailedPrecondition, "STORE_REFUSED");
+            assert_eq!(details.error_info().expect("checked by refused").metadata["index"], name);
         }
         let checks = s.check_indexes(CheckIndexesRequest {}).await.indexes;
         let check = checks.iter().find(|check| check.keys == "app_id, sub_app_id, version");

@@ -98,9 +98,11 @@ fn it_looks_at_a_database_beside_its_server_and_changes_nothing() {
                     assert_eq!(of(&found, "clock")["state"], "ok");
                     let says = of(&found, "deployment")["says"].as_str().expect("text").to_owned();
                     assert!(says.contains("replica set rs0"), "{says}");
+                    // A server would make them again.
+                    s.shutdown().await;
                     for name in [
-                        "user_id_1_started_at_-1_execution_id_-1",
-                        "user_id_1_status_1_started_at_-1_execution_id_-1",
+                        "user_id_1_started_at_-1_execution_id_-1_stepwell",
+                        "user_id_1_status_1_started_at_-1_execution_id_-1_stepwell",
                     ] {
                         b.executions().await.drop_index(name).await.expect("dropped");
                     }

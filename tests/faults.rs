@@ -9,6 +9,8 @@ mod support;
 mod ledger;
 #[path = "faults/load.rs"]
 mod load;
+#[path = "faults/others.rs"]
+mod others;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,6 +29,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use ledger::Ledger;
 use load::Load;
+use others::Others;
 use support::backend::Backend;
 use support::client::*;
 use support::mongod::Mongod;
@@ -114,6 +117,7 @@ async fn kill_servers(mut server: Binary) {
     server.start().await;
     let ledger = Arc::new(Ledger::default());
     let load = Load::start(&ledger, &[server.address()]);
+    let others = Others::start(&ledger, &server.address());
     for _ in 0..SERVER_KILLS {
         under_load(&ledger).await;
         server.kill();
@@ -121,6 +125,7 @@ async fn kill_servers(mut server: Binary) {
     }
     under_load(&ledger).await;
     load.end().await;
+    others.check(&Client::of(server.address())).await;
     ledger.check(&Client::of(server.address())).await;
 }
 
@@ -396,11 +401,7 @@ fn a_database_that_is_away_is_unavailable_and_comes_back() {
         .await
         .expect("mongod is killed");
         let away = async |answer: Answer<()>| {
-            check_refusal(
-                &answer.expect_err("no database"),
-                Code::Unavailable,
-                "STORE_UNAVAILABLE",
-            );
+            check_refusal(&answer.expect_err("no database"), Code::Unavailable, "STORE_AWAY");
         };
         away(s.try_execution("e").await.map(drop)).await;
         away(s.try_create_execution(create("f")).await.map(drop)).await;
@@ -446,7 +447,7 @@ fn a_database_that_is_away_is_unavailable_and_comes_back() {
                 Ok(None) => panic!("the stream ended"),
                 // A stream may also have been ended, with a token to resume.
                 Err(status) => {
-                    check_refusal(&status, Code::Unavailable, "STORE_UNAVAILABLE");
+                    check_refusal(&status, Code::Unavailable, "STORE_AWAY");
                     let resume_token = Some(open.token.clone());
                     open = s.watch(WatchExecutionRequest { resume_token, ..watch("e") }).await;
                 }
@@ -479,7 +480,7 @@ fn writes_wait_for_a_new_stream_after_a_freeze() {
         let request = |sequence: i64| {
             let progress = Some(sequence as f64 / 10.0);
             let write = UpdateStepRequest { progress, ..update_step("e", 1) };
-            IngestRequest { sequence, write: Some(Write::UpdateStep(write)) }
+            IngestRequest { sequence, write: Some(Write::UpdateStep(write)), mirrored: None }
         };
         let (send, requests) = tokio::sync::mpsc::channel(16);
         let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
@@ -556,7 +557,7 @@ fn a_client_that_sends_faster_than_the_store_takes_is_slowed_down() {
             }
             let beat = HeartbeatRequest { execution_id: format!("n{next}") };
             let write = Some(ingest_request::Write::Heartbeat(beat));
-            let request = IngestRequest { sequence: next, write };
+            let request = IngestRequest { sequence: next, write, mirrored: None };
             next += 1;
             std::task::Poll::Ready(Some(request))
         });

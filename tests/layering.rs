@@ -4,6 +4,8 @@
 //! Every path in `src/` and `bench/src/` counts, in a `use` line or in the middle of an expression. Unit tests inside a module
 //! do not: they may put a real store under whatever they test.
 
+#[path = "layering/collections.rs"]
+mod collections;
 #[path = "layering/files.rs"]
 mod files;
 #[path = "layering/paths.rs"]
@@ -73,7 +75,18 @@ const LAYERS: &[Layer] = &[
     Layer { modules: &["clock"], may_use: &["domain"], crates: &[] },
     Layer { modules: &["detached"], may_use: &[], crates: &[] },
     // These two know each other: a log filter is checked when the configuration is loaded.
-    Layer { modules: &["config"], may_use: &["domain::limits", "telemetry"], crates: &["clap"] },
+    Layer {
+        modules: &["config"],
+        may_use: &[
+            "domain::access",
+            "domain::hosts",
+            "domain::limits",
+            "domain::notification",
+            "domain::san",
+            "telemetry",
+        ],
+        crates: &["clap"],
+    },
     Layer {
         modules: &["telemetry"],
         may_use: &["clock", "config"],
@@ -102,10 +115,27 @@ const LAYERS: &[Layer] = &[
         crates: &["mongodb"],
     },
     Layer { modules: &["blobs::s3"], may_use: &["blobs"], crates: &["object_store"] },
+    Layer { modules: &["outbound"], may_use: &["clock", "domain::notification"], crates: &[] },
     Layer { modules: &["watch"], may_use: COMMON_AND_STORE, crates: &[] },
+    Layer { modules: &["audit"], may_use: COMMON_AND_STORE, crates: &[] },
     Layer {
         modules: &["app"],
-        may_use: &["blobs", "clock", "domain", "follow", "store", "telemetry::metrics", "watch"],
+        may_use: &[
+            "audit",
+            "blobs",
+            "clock",
+            "domain",
+            "follow",
+            "outbound",
+            "store",
+            "telemetry::metrics",
+            "watch",
+        ],
+        crates: &[],
+    },
+    Layer {
+        modules: &["auth"],
+        may_use: &["app", "clock", "domain", "store", "telemetry::metrics"],
         crates: &[],
     },
     Layer { modules: &["follow"], may_use: COMMON_AND_STORE, crates: &[] },
@@ -114,11 +144,14 @@ const LAYERS: &[Layer] = &[
         modules: &["rpc"],
         may_use: &[
             "app",
+            "audit",
+            "auth",
             "blobs",
             "clock",
             "detached",
             "domain",
             "follow",
+            "outbound",
             "proto",
             "store",
             "telemetry",
@@ -303,7 +336,7 @@ fn only_one_file_makes_a_status() {
     ];
     let made: Vec<String> = imports_in(SRC)
         .into_iter()
-        .filter(|import| import.from != "rpc::status")
+        .filter(|import| !is_under(&import.from, "rpc::status"))
         // Clients: what they make never leaves them.
         .filter(|import| !is_under(&import.from, "cli"))
         .filter(|import| match import.path.as_slice() {
@@ -314,7 +347,7 @@ fn only_one_file_makes_a_status() {
         })
         .map(|import| import.to_string())
         .collect();
-    assert!(made.is_empty(), "only rpc/status.rs makes a Status:\n{}", made.join("\n"));
+    assert!(made.is_empty(), "only rpc/status makes a Status:\n{}", made.join("\n"));
 }
 
 #[test]

@@ -43,6 +43,7 @@ async fn bench(name: &str, options: &str, before: impl AsyncFnOnce(&Database)) -
     let database = client.database(&format!("stepwell_{name}_{}", std::process::id()));
     database.drop().await.unwrap();
     before(&database).await;
+    let uri = &support::mongod::as_server(uri, database.name());
     let uri = match uri.contains('?') {
         _ if options.is_empty() => uri.to_owned(),
         true => format!("{uri}&{options}"),
@@ -80,7 +81,13 @@ async fn case_insensitive(database: &Database) {
 
 impl Bench {
     async fn one(&self, execution_id: &str, op: Op) -> Result<Answer, Error> {
-        let write = Write { execution_id: execution_id.to_owned(), op, now: SystemClock.now() };
+        let write = Write {
+            execution_id: execution_id.to_owned(),
+            op,
+            now: SystemClock.now(),
+            scope: Default::default(),
+            asked: None,
+        };
         self.store.apply(vec![write]).await.outcomes.pop().unwrap()
     }
 
@@ -163,6 +170,7 @@ fn artifact(execution_id: &str) -> Artifact {
         artifact_id: bson::oid::ObjectId::new().to_hex(),
         execution_id: execution_id.to_owned(),
         step_id: None,
+        step_key: None,
         artifact_type: "log".to_owned(),
         artifact_name: "out".to_owned(),
         mime_type: None,
@@ -189,6 +197,7 @@ fn recording(execution_id: &str, value: f64) -> Recording {
         request: None,
         put: false,
         now,
+        asked: None,
     }
 }
 
@@ -227,10 +236,11 @@ async fn ids_differ_in_case_in_collections_that_ignore_it() {
             after: None,
             limit: 10,
             examine: 10,
+            payloads: None,
         };
         assert_eq!(store.steps(&query).await.unwrap().records.len(), 2);
         let named = StepRef { step_id: None, step_key: Some("KEY".to_owned()) };
-        assert_eq!(store.step(id, &named).await.unwrap().unwrap().step_id, 2);
+        assert_eq!(store.step(id, &named, true).await.unwrap().unwrap().step_id, 2);
         let list = ExecutionQuery {
             filter: by_user(id),
             order: ExecutionOrder::StartedAtDesc,
@@ -270,7 +280,7 @@ async fn ids_differ_in_case_in_collections_that_ignore_it() {
     assert!(store.execution("RUN-1").await.unwrap().is_none());
     assert!(store.execution("Run-1").await.unwrap().is_some());
     let named = StepRef { step_id: Some(1), step_key: None };
-    assert!(store.step("Run-1", &named).await.unwrap().is_some());
+    assert!(store.step("Run-1", &named, true).await.unwrap().is_some());
     assert_eq!(metrics.points(&span("Run-1"), None, 10).await.unwrap().records.len(), 1);
     assert_eq!(artifacts.artifact_usage("Run-1").await.unwrap().artifacts, 1);
     bench.end().await;
@@ -362,7 +372,7 @@ async fn what_was_answered_is_read_back_whatever_the_write_concern() {
             assert!(store.execution(&id).await.unwrap().is_some(), "{options}: {id}");
             bench.start(&id, None).await.unwrap();
             let named = StepRef { step_id: Some(1), step_key: None };
-            assert!(store.step(&id, &named).await.unwrap().is_some(), "{options}: {id}");
+            assert!(store.step(&id, &named, true).await.unwrap().is_some(), "{options}: {id}");
             let stored = artifact(&id);
             store.artifact_store().create_artifact(&stored, &id).await.unwrap();
             let found = store.artifact_store().artifact(&stored.artifact_id).await.unwrap();

@@ -305,7 +305,7 @@ fn a_request_that_was_cut_short_is_completed_once() {
         // Another server is at it just now.
         let later = DateTime::from_millis(now + 60_000);
         set_request(&b, doc! { "done": false, "until": later }).await;
-        refused(send().await, Code::Unavailable, "STORE_UNAVAILABLE");
+        refused(send().await, Code::Unavailable, "STORE_AWAY");
         assert_eq!(documents(&b).await.len(), 100);
         // Other points are not the same request, however far that got.
         let other = s.try_record_metrics(record(vec![point(now, "n", 0.0)], Some("r"))).await;

@@ -27,7 +27,7 @@ use stepwell::store::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use support::mongod::open;
+use support::mongod::{address_of, as_server, open, through};
 use support::{PATIENCE, in_time};
 
 struct Bench {
@@ -57,7 +57,13 @@ impl Bench {
 }
 
 fn write(execution_id: &str, op: Op) -> Write {
-    Write { execution_id: execution_id.to_owned(), op, now: SystemClock.now() }
+    Write {
+        execution_id: execution_id.to_owned(),
+        op,
+        now: SystemClock.now(),
+        scope: Default::default(),
+        asked: None,
+    }
 }
 
 fn create(execution_id: &str) -> Write {
@@ -153,7 +159,8 @@ async fn a_run_in_one_batch_is_stored_whole_and_repeats_change_nothing() {
         assert!(outcome.is_ok(), "{outcome:?}");
     }
     assert_eq!(applied.written.len(), 3);
-    let step = bench.store.step("e", &StepRef { step_id: Some(1), step_key: None }).await.unwrap();
+    let step =
+        bench.store.step("e", &StepRef { step_id: Some(1), step_key: None }, true).await.unwrap();
     let step = step.unwrap();
     assert_eq!(step.output.value(), Some(&Bson::Document(doc! { "answer": 42 })));
     let repeated = bench.store.apply(vec![run[0].clone(), run[3].clone(), run[4].clone()]).await;
@@ -379,9 +386,8 @@ async fn proxy(to: String, cut: Cut) -> u16 {
 async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
     let bench = bench("lost").await;
     let cut = Cut::default();
-    let host = bench.uri.split("://").nth(1).unwrap().split(['/', '?']).next().unwrap().to_owned();
-    let port = proxy(host, cut.clone()).await;
-    let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true");
+    let port = proxy(address_of(&bench.uri), cut.clone()).await;
+    let uri = through(&as_server(&bench.uri, bench.database.name()), port);
     let store = open(&uri, bench.database.name()).await;
     let cuts = || cut.cuts.load(std::sync::atomic::Ordering::SeqCst);
 
@@ -408,7 +414,7 @@ async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
             None => bench.store.execution("e").await.unwrap().unwrap().revision,
             Some(step_id) => {
                 let named = StepRef { step_id: Some(step_id), step_key: None };
-                bench.store.step("e", &named).await.unwrap().unwrap().revision
+                bench.store.step("e", &named, true).await.unwrap().unwrap().revision
             }
         };
         assert_eq!(stored, written.revision());
@@ -427,7 +433,7 @@ async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
     *cut.command.lock().unwrap() = Some("update");
     let again = step_of(one(&store, start("e", Some(9), "r")).await.unwrap());
     assert_eq!((again.retry_count, again.attempts.len()), (1, 1));
-    let stored = bench.store.step("e", &named).await.unwrap().unwrap();
+    let stored = bench.store.step("e", &named, true).await.unwrap().unwrap();
     assert_eq!((stored.retry_count, stored.attempts.len()), (1, 1));
     assert_eq!(cuts(), 6);
 
@@ -440,7 +446,7 @@ async fn a_write_whose_acknowledgement_is_lost_is_applied_once_and_answered() {
     *cut.command.lock().unwrap() = Some("update");
     let again = step_of(one(&store, start("e", Some(9), "r")).await.unwrap());
     assert_eq!((again.status, again.retry_count), (Some(StepStatus::Running), 2));
-    let stored = bench.store.step("e", &named).await.unwrap().unwrap();
+    let stored = bench.store.step("e", &named, true).await.unwrap().unwrap();
     assert_eq!((stored.retry_count, stored.attempts.len()), (2, 2));
     assert_eq!(stored.status, Some(StepStatus::Failed));
     assert_eq!(cuts(), 7);
@@ -455,9 +461,8 @@ async fn an_update_that_another_server_went_on_from_is_applied_once() {
     let bench = bench("went_on").await;
     let cut = Cut::default();
     cut.late.store(true, std::sync::atomic::Ordering::SeqCst);
-    let host = bench.uri.split("://").nth(1).unwrap().split(['/', '?']).next().unwrap().to_owned();
-    let port = proxy(host, cut.clone()).await;
-    let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true");
+    let port = proxy(address_of(&bench.uri), cut.clone()).await;
+    let uri = through(&as_server(&bench.uri, bench.database.name()), port);
     let store = open(&uri, bench.database.name()).await;
     one(&store, create("e")).await.unwrap();
     let attempts = |stored: &stepwell::domain::Step| (stored.retry_count, stored.attempts.len());
@@ -490,7 +495,7 @@ async fn an_update_that_another_server_went_on_from_is_applied_once() {
             // So many updates have come since that it cannot be told: it is neither claimed nor done again.
             assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
         }
-        let stored = bench.store.step("e", &named(applied)).await.unwrap().unwrap();
+        let stored = bench.store.step("e", &named(applied), true).await.unwrap().unwrap();
         assert_eq!(attempts(&stored), (retries, retries as usize));
         assert_eq!(stored.status, Some(StepStatus::Running));
     }
@@ -888,7 +893,13 @@ async fn silence_is_judged_by_steps_too_and_heartbeats_are_no_change() {
     let now = SystemClock.now();
     let before = stepwell::domain::Now { micros: now.micros - 5_000_000 };
     for id in ["silent", "busy"] {
-        let write = Write { execution_id: id.to_owned(), op: op(&request), now: before };
+        let write = Write {
+            execution_id: id.to_owned(),
+            op: op(&request),
+            now: before,
+            scope: Default::default(),
+            asked: None,
+        };
         one(&bench.store, write).await.unwrap();
     }
     one(&bench.store, start("busy", None, "s")).await.unwrap();
@@ -936,6 +947,7 @@ async fn steps_are_listed_without_payloads() {
         after: None,
         limit: 7,
         examine: 100,
+        payloads: None,
     };
     let mut found = Vec::new();
     loop {

@@ -1075,6 +1075,41 @@ fn a_standalone_mongod_does_everything_but_watching() {
         }
         let info = s.get_server_info(GetServerInfoRequest {}).await;
         assert!(!info.features.iter().any(|feature| feature == "watch"), "{:?}", info.features);
+        assert!(info.features.iter().any(|feature| feature == "search"), "{:?}", info.features);
+        // Search, of what this server wrote, of what another program did, and no more of what is gone.
+        let found = async |query: &str, count: usize| {
+            eventually("the search is up to date", async || {
+                let request = SearchRequest { query: query.to_owned(), ..Default::default() };
+                let found = s.search(request).await;
+                (found.up_to_date && found.hits.len() == count).then_some(())
+            })
+            .await;
+        };
+        s.create("failing").await;
+        let error = |message: &str| Some(Error { message: message.into(), ..Default::default() });
+        s.finish_execution(FinishExecutionRequest {
+            error: error("the quota was exceeded"),
+            ..finish("failing", ExecutionStatus::Failed)
+        })
+        .await;
+        found("quota", 1).await;
+        s.start("failing", 1).await;
+        let output = Some(value(json!({ "answer": "a rare bird" })));
+        let step = finish_step("failing", 1, StepStatus::Completed);
+        s.finish_step(FinishStepRequest { output, ..step }).await;
+        found("rare bird", 1).await;
+        let set = doc! { "$set": { "error": "a foreign hand was here" } };
+        let failing = doc! { "execution_id": "failing" };
+        b.executions().await.update_one(failing, set).await.expect("updated");
+        found("foreign", 1).await;
+        found("quota", 0).await;
+        let delete = DeleteExecutionRequest { execution_id: "failing".into(), force: true };
+        s.delete_execution(delete).await;
+        found("rare bird", 0).await;
+        found("foreign", 0).await;
+        // Reports, too.
+        let rates = s.get_success_rates(GetSuccessRatesRequest::default()).await;
+        assert_eq!(rates.groups.iter().map(|group| group.total).sum::<i64>(), 2);
         let delete = DeleteExecutionRequest { execution_id: "e".into(), force: false };
         s.delete_execution(delete).await;
         s.start("f", 1).await;

@@ -82,7 +82,7 @@ async fn spans_of_calls_reach_the_collector() {
     let subscriber = tracing_subscriber::registry().with(export.layer());
     let as_default = tracing::subscriber::set_default(subscriber);
 
-    let observe = Observe::served(1, std::sync::Arc::new(stepwell::clock::SystemClock));
+    let observe = Observe::served(1, false, std::sync::Arc::new(stepwell::clock::SystemClock));
     call(&observe, Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), "0").await;
     // The caller decided against this trace.
     call(&observe, Some("00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"), "0").await;

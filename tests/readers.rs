@@ -268,7 +268,7 @@ fn other_streams_of_which_not_a_byte_is_read() {
                 .map(|sequence| {
                     let created = create(&format!("i-{number}-{sequence}"));
                     let write = Some(ingest_request::Write::CreateExecution(created));
-                    IngestRequest { sequence, write }
+                    IngestRequest { sequence, write, mirrored: None }
                 })
                 .collect();
             deaf.ask(INGEST, &writes, true).await;

@@ -679,6 +679,7 @@ pub async fn artifacts_are_bounded(b: Backend) {
         sha256: Some("abc".into()),
         upload_id: Some(text(129)),
         offset: -1,
+        ..Default::default()
     };
     let fields = bad_fields(s.try_upload(bad, &Bytes::new()).await);
     let names: Vec<_> = fields.iter().map(|(name, _)| name.as_str()).collect();
@@ -787,6 +788,7 @@ pub async fn a_whole_artifact_record_is_kept_as_it_is(b: Backend) {
         metadata: meta(json!({ "content": "diff", "n": 1 })),
         created_at: Some(time(1234)),
         sha256: Some(sha256(b"x")),
+        ..Default::default()
     };
     assert_eq!(put(&s, full.clone()).await.expect("stored"), full.artifact_id);
     assert_eq!(put(&s, full.clone()).await.expect("stored"), full.artifact_id);

@@ -331,6 +331,7 @@ pub async fn every_bad_field_is_named_at_once_before_any_look_up(b: Backend) {
         parent_step_id: Some(-2),
         started_at: Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }),
         attempt: Some(0),
+        ..Default::default()
     };
     let fields = bad_fields(s.try_start_step(request).await);
     let named: Vec<_> = fields.iter().map(|(field, _)| field.as_str()).collect();

@@ -1,6 +1,7 @@
 //! Streams that their client does not end: given up, past their deadline, or on a connection that closes. Only a stream
 //! whose client closed its side is whole.
 
+use std::any::Any;
 use std::time::Duration;
 
 use stepwell::proto::*;
@@ -24,18 +25,22 @@ enum Cut {
     Connection,
 }
 
-/// Cuts an upload whose client has sent all it ever will, but not that this was all.
-async fn cut(uploading: Uploading, cut: Cut) -> Option<impl Sized> {
+/// Cuts an upload whose client has sent all it ever will, but not that this was all. What is returned keeps it from saying so.
+async fn cut(uploading: Uploading, cut: Cut) -> Option<Box<dyn Any + Send>> {
     match cut {
-        Cut::Cancel => return Some(uploading.cancel().await),
-        Cut::Connection => uploading.break_off().await,
+        Cut::Cancel => Some(Box::new(uploading.cancel().await)),
+        Cut::Connection => {
+            uploading.break_off().await;
+            None
+        }
         Cut::Deadline => {
-            let status = uploading.answer().await.expect_err("its deadline passes");
+            let (answer, open) = uploading.outlast().await;
+            let status = answer.expect_err("its deadline passes");
             let codes = [Code::DeadlineExceeded, Code::Cancelled];
             assert!(codes.contains(&status.code()), "{status:?}");
+            Some(Box::new(open))
         }
     }
-    None
 }
 
 async fn an_upload_that_is_cut(b: Backend, way: Cut) {
@@ -118,11 +123,15 @@ pub async fn a_cut_ingest_applies_what_was_read(b: Backend) {
     let mut answers =
         ok(in_time("ingest", ingest.ingest(ReceiverStream::new(requests))).await).into_inner();
     let write = ingest_request::Write::CreateExecution(create("e"));
-    send.send(IngestRequest { sequence: 1, write: Some(write) }).await.expect("it is open");
+    send.send(IngestRequest { sequence: 1, write: Some(write), mirrored: None })
+        .await
+        .expect("it is open");
     let answer = ok(in_time("an answer", answers.message()).await).expect("an answer");
     assert_eq!(answer.sequence, 1);
     let write = ingest_request::Write::StartStep(start("e", 1));
-    send.send(IngestRequest { sequence: 2, write: Some(write) }).await.expect("it is open");
+    send.send(IngestRequest { sequence: 2, write: Some(write), mirrored: None })
+        .await
+        .expect("it is open");
     eventually("it is applied", async || s.try_get_step(step_of("e", 1)).await.ok()).await;
     drop(answers);
     // Sent again on another stream it is the same.

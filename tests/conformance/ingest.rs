@@ -112,7 +112,9 @@ pub async fn a_refused_write_does_not_end_the_stream(b: Backend) {
     let mut sequence = 40;
     let mut ask = async |write: Option<W>| {
         sequence += 1;
-        send.send(IngestRequest { sequence, write }).await.expect("the stream is open");
+        send.send(IngestRequest { sequence, write, mirrored: None })
+            .await
+            .expect("the stream is open");
         let answer = ok(in_time("an answer", answers.message()).await).expect("an answer");
         assert_eq!(answer.sequence, sequence);
         answer.result.expect("a result")
@@ -146,7 +148,9 @@ pub async fn an_answer_comes_without_the_end_of_the_stream(b: Backend) {
         ok(in_time("ingest", ingest.ingest(ReceiverStream::new(requests))).await).into_inner();
     for sequence in 0..50 {
         let write = Some(W::CreateExecution(create(&format!("e{sequence}"))));
-        send.send(IngestRequest { sequence, write }).await.expect("the stream is open");
+        send.send(IngestRequest { sequence, write, mirrored: None })
+            .await
+            .expect("the stream is open");
         let answer = ok(in_time("an answer", answers.message()).await).expect("an answer");
         assert_eq!(answer.sequence, sequence);
         // It is durable: everybody reads it.
@@ -214,6 +218,7 @@ pub async fn a_whole_execution_is_kept_as_it_is(b: Backend) {
         pinned: Some(true),
         configuration_version: Some("v7".into()),
         update_sequence: Some(12),
+        omitted_fields: Vec::new(),
     };
     let running = Execution {
         execution_id: "running".into(),
@@ -286,6 +291,9 @@ pub async fn a_whole_step_is_kept_as_it_is(b: Backend) {
             error: Some(run_error("earlier")),
             duration_ms: Some(3),
         }],
+        parent_step_key: Some("parent".into()),
+        depends_on_keys: Vec::new(),
+        omitted_fields: Vec::new(),
     };
     for record in [&bare, &full] {
         let answers = s.ingest_all(vec![W::PutStep(record.clone())]).await;
@@ -365,6 +373,7 @@ pub async fn a_slow_reader_of_answers_holds_up_only_itself(b: Backend) {
     let writes = (0..20_000).map(|n| IngestRequest {
         sequence: n,
         write: Some(W::Heartbeat(HeartbeatRequest { execution_id: format!("nobody{n}") })),
+        mirrored: None,
     });
     let requests: Vec<_> = writes.collect();
     let stuck = Client::of(s.address());
@@ -400,7 +409,7 @@ impl Ingesting {
     }
 
     async fn send(&self, sequence: i64, write: W) {
-        let request = IngestRequest { sequence, write: Some(write) };
+        let request = IngestRequest { sequence, write: Some(write), mirrored: None };
         self.send.send(request).await.expect("the stream is open");
     }
 
@@ -555,8 +564,9 @@ pub async fn a_message_that_cannot_be_read_is_a_refusal_while_its_sequence_can(b
         config.limits.payload_bytes = 1024 * 1024;
     });
     let s = s.await;
-    let message =
-        |sequence: i64, write: W| IngestRequest { sequence, write: Some(write) }.encode_to_vec();
+    let message = |sequence: i64, write: W| {
+        IngestRequest { sequence, write: Some(write), mirrored: None }.encode_to_vec()
+    };
     let created =
         |sequence: i64| message(sequence, W::CreateExecution(create(&format!("e{sequence}"))));
     let deep = (0..60).fold(json!(1), |inner, _| json!([inner]));

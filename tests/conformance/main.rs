@@ -4,29 +4,41 @@
 //! shows; `docs/promises.md` has the same seen from the promises, and `promises` compares the two. A case may
 //! not opt out of a backend.
 
+mod access;
 mod analytics;
 mod artifacts;
+mod audit;
 mod bounds;
 mod configurations;
 mod counts;
 mod cut_streams;
 mod deletion;
 mod executions;
+mod export;
 mod greedy;
 mod heartbeats;
 mod ingest;
+mod keys;
 mod live_metrics;
 mod metrics;
+mod mirror;
+mod mirrored;
+mod notifications;
+mod omitted;
 mod ownership;
 mod pages;
 mod promises;
+mod references;
 mod repeats;
 mod retention;
 mod rollups;
+mod scopes;
 mod search;
 mod service;
 mod steps;
+mod transport;
 mod values;
+mod verify;
 mod watching;
 
 #[path = "../support/mod.rs"]
@@ -48,17 +60,22 @@ static PASSED: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 
 /// Runs a case on a database of its own. The last case of a backend says how many passed.
 fn conduct<F: Future<Output = ()>>(kind: Kind, case: impl FnOnce(Backend) -> F) {
-    support::run(async {
-        let backend = Backend::fresh(kind);
-        case(backend.clone()).await;
-        backend.remove().await;
-    });
+    conduct_on(Backend::fresh(kind), case);
     let passed = PASSED[kind as usize].fetch_add(1, Ordering::SeqCst) + 1;
     if passed == CASES.len() {
         // Past the capturing of the test runner: this line is for the reader of every run.
         let line = format!("conformance {}: {passed} passed\n", kind.name());
         std::io::stdout().write_all(line.as_bytes()).expect("stdout can be written");
     }
+}
+
+fn conduct_on<F: Future<Output = ()>>(backend: Backend, case: impl FnOnce(Backend) -> F) {
+    support::run(async {
+        case(backend.clone()).await;
+        backend.remove().await;
+    });
+    let breaches = support::router::breaches(backend.database_name());
+    assert!(breaches.is_empty(), "this is not for shards:\n{}", breaches.join("\n"));
 }
 
 macro_rules! cases {
@@ -72,6 +89,21 @@ macro_rules! cases {
 
         cases! { @backend sqlite Sqlite $($module { $($case)+ })+ }
         cases! { @backend mongodb Mongodb $($module { $($case)+ })+ }
+
+        /// MongoDB as a server may find it. Not part of every run: `cargo test --test conformance found:: -- --ignored`.
+        mod found {
+            $(
+                mod $module {
+                    $(
+                        #[test]
+                        #[ignore = "the cases once more, on MongoDB as it may be found"]
+                        fn $case() {
+                            crate::conduct_on(crate::Backend::as_found(), crate::$module::$case);
+                        }
+                    )+
+                }
+            )+
+        }
     };
     (@backend $backend:ident $kind:ident $($module:ident { $($case:ident)+ })+) => {
         mod $backend {
@@ -100,6 +132,7 @@ cases! {
         activity_equals_a_recount_by_hour_of_the_week: "3.GetUserActivity",
         the_slowest_steps_come_first: "3.ListSlowestSteps" "3.analytics.freshness",
         alike_errors_are_one_error: "3.ListTopErrors",
+        reports_do_not_wait_for_a_bulk_load: "3.analytics.freshness" "3.search.freshness",
         every_bad_field_of_a_report_is_named: "3.errors.bad_request" "3.bounds.analytics",
     }
     executions {
@@ -145,6 +178,25 @@ cases! {
         a_plan_with_a_cycle_or_an_unknown_step_is_refused_whole: "3.PlanSteps",
         an_update_of_a_step_merges: "3.UpdateStep",
         steps_are_listed_by_id_without_payloads: "3.ListSteps" "3.bounds.reply",
+        sparse_step_ids_are_as_many_as_others: "2.6" "3.bounds.steps",
+        only_where_the_greatest_number_is_taken_none_can_be_assigned: "2.6",
+    }
+    references {
+        a_step_names_its_parent_by_key_in_either_order: "2.6.keys",
+        a_finish_and_a_put_name_steps_by_key: "2.6.keys" "3.put",
+        a_retry_and_a_late_start_keep_what_they_refer_to: "2.6.keys" "2.2",
+        a_plan_knows_the_keys_it_refers_to: "2.6.keys" "3.PlanSteps",
+        a_number_and_a_key_at_once_are_refused: "2.6.keys" "3.bounds.depends_on",
+        what_belongs_to_a_step_is_found_under_either_name: "2.6.keys" "1.artifacts" "1.metrics" "3.ListArtifacts" "3.QueryMetrics",
+        a_stream_of_writes_refers_by_key_without_waiting: "2.6.keys" "3.Ingest",
+    }
+    omitted {
+        a_great_payload_ends_no_watch: "3.bounds.omitted" "4.events",
+        a_run_is_read_back_with_its_payloads_in_pages: "3.bounds.omitted" "3.ListSteps",
+        one_step_is_sent_whole_or_up_to_a_size: "3.bounds.omitted" "3.GetStep",
+        a_great_record_loses_its_largest_fields_and_stays_listed: "3.bounds.omitted",
+        a_record_with_omitted_fields_is_put_nowhere: "3.bounds.omitted" "3.put",
+        a_great_configuration_is_listed_without_it: "3.bounds.omitted" "3.ListConfigurations",
     }
     repeats {
         creating_again_returns_the_stored_record: "2.3",
@@ -186,6 +238,15 @@ cases! {
         steps_of_a_page_are_counted_by_status: "3.ListExecutions",
         steps_too_many_to_count_are_said_to_be_more: "3.ListExecutions" "3.pages.examined",
     }
+    transport {
+        a_deadline_that_passes_is_deadline_exceeded_on_every_path: "3.errors.deadline",
+        a_call_and_an_unfinished_request_end_in_time: "3.budgets.time",
+        more_calls_than_are_worked_on_are_refused_and_harm_no_other: "3.budgets.calls",
+        an_upload_that_stands_still_ends_and_can_be_resumed: "3.budgets.time",
+        messages_may_be_compressed: "3.compression",
+        limits_hold_for_what_a_message_expands_to: "3.compression" "3.bounds.decoded",
+        no_connection_takes_more_than_its_share_of_the_budget: "3.budgets.bytes",
+    }
     greedy {
         an_error_fits_into_the_trailers_of_any_client: "3.errors.trailers",
         a_list_of_millions_is_one_violation: "3.errors.trailers" "3.bounds.elements",
@@ -216,6 +277,7 @@ cases! {
         heartbeats_are_no_change_and_seldom_stored: "2.9",
         a_heartbeat_needs_no_timeout: "3.Heartbeat",
         a_clock_that_is_set_neither_keeps_nor_ends_an_execution: "2.9",
+        an_end_because_the_process_died_is_a_guess: "2.9" "3.Heartbeat" "3.FinishExecution",
     }
     ingest {
         every_write_is_answered_in_short: "3.Ingest",
@@ -357,9 +419,40 @@ cases! {
         a_great_execution_is_deleted_beside_other_writes: "3.DeleteExecution" "4.4",
         writes_after_a_delete_in_one_stream_find_the_id_free: "3.DeleteExecution" "3.Ingest",
     }
+    mirror {
+        a_mirror_is_run_by_one_and_keeps_its_place: "17.4",
+        a_mirror_ends_once_it_was_compared_and_nothing_is_missing: "17.6",
+        once_a_mirror_has_ended_this_server_looks_after_what_it_brought: "17.6" "2.9",
+        an_export_goes_on_with_what_changes: "17.4",
+        what_is_gone_at_its_source_goes_here: "17.3" "17.4",
+    }
+    mirrored {
+        only_a_greater_place_replaces_a_record: "17.3",
+        what_others_changed_is_not_overwritten: "17.3",
+        of_racing_mirrors_the_greatest_place_stays: "17.3",
+        artifacts_and_configurations_are_replaced_too: "17.3" "3.put",
+        what_is_alive_at_its_source_is_not_ended_here: "17.3" "2.9",
+        only_whole_records_are_mirrored: "17.3",
+    }
+    export {
+        everything_is_exported_as_it_is_stored: "17.2",
+        an_export_goes_on_after_any_of_its_messages: "17.2",
+        what_changes_during_an_export_is_in_it: "17.2",
+        executions_come_and_go_with_the_filter_of_an_export: "17.2",
+        bad_exports_are_refused: "17.2",
+        an_export_that_history_no_longer_covers_begins_anew: "17.2",
+    }
+    verify {
+        equal_records_have_equal_digests_on_every_server: "17.5",
+        every_difference_is_in_the_digest_of_its_record: "17.5",
+        digests_of_a_filter_and_by_name: "17.5",
+        bad_questions_about_digests_are_refused: "17.5",
+        digests_are_told_only_of_what_a_caller_may_see: "17.5",
+    }
     rollups {
         every_kind_of_change_is_counted: "3.rollups",
         what_retention_deletes_no_longer_counts: "3.rollups",
+        old_fingerprints_are_made_anew: "3.ListTopErrors",
         counting_goes_on_after_a_restart: "3.rollups",
     }
     retention {
@@ -380,6 +473,53 @@ cases! {
         what_came_while_search_was_off_is_found_once_it_is_on: "3.search.freshness",
         a_bad_query_is_named_with_its_limit: "3.errors.bad_request" "3.bounds.search",
         what_is_too_long_is_indexed_up_to_the_limit_and_says_so: "3.bounds.search",
+    }
+    access {
+        every_method_is_decided_by_role: "8.roles",
+        what_a_caller_is_told_about_itself_is_true: "7.WhoAmI",
+        a_write_within_a_call_needs_what_the_call_by_itself_needs: "8.1",
+    }
+    scopes {
+        absent_and_forbidden_cannot_be_told_apart: "8.3",
+        a_new_record_outside_the_scope_is_refused: "8.2" "8.3",
+        lists_counts_reports_and_search_are_as_if_alone: "8.3.alone",
+        a_watch_tells_only_of_the_scope: "8.3",
+        a_foreign_change_of_an_app_counts_within_a_second: "8.3",
+    }
+    keys {
+        a_key_is_made_listed_rotated_and_revoked: "7.keys",
+        nobody_gives_more_than_they_have: "7.grants",
+        bad_credentials_are_refused_alike_and_bounded: "7.bad" "8.6",
+        a_key_calls_no_more_often_than_it_may: "8.6",
+    }
+    audit {
+        everything_about_security_is_recorded: "9.security" "9.record",
+        what_cannot_be_recorded_is_not_done: "9.2",
+        every_flaw_of_a_chain_is_found_by_name: "9.3" "9.1",
+        records_are_listed_filtered_and_paged: "9.AuditService",
+        every_write_is_recorded_with_its_batch: "9.writes" "9.2",
+        every_read_and_stream_is_recorded_where_all_is: "9.all",
+        each_process_has_a_chain_of_its_own: "9.1",
+        records_go_for_their_age: "9.4",
+    }
+    notifications {
+        every_transition_is_told_once_and_in_order: "16.events" "16.order",
+        only_what_was_asked_for_is_told: "16.events",
+        a_notification_says_what_happened_and_no_more: "16.body" "16.signature",
+        a_secret_is_rotated_and_the_one_before_signs_too: "16.signature",
+        a_failed_delivery_is_tried_again_under_the_same_id: "16.retries" "16.order",
+        what_was_tried_too_often_is_dead_and_can_be_delivered_again: "16.retries" "16.order",
+        a_receiver_that_is_gone_is_told_nothing_more: "16.retries",
+        a_receiver_that_hangs_delays_no_other: "16.bounds",
+        too_much_that_is_undelivered_waits_in_the_log: "16.bounds",
+        what_history_has_lost_meanwhile_is_a_gap: "16.bounds",
+        it_goes_on_after_a_restart: "16.events",
+        one_server_tells_what_happened_through_all: "16.events",
+        subscriptions_are_made_listed_changed_and_deleted: "16.subscriptions" "3.errors.tokens",
+        every_bad_field_of_a_subscription_is_named: "16.addresses" "3.errors.bad_request",
+        a_name_that_leads_inside_gets_nothing: "16.addresses",
+        who_made_it_decides_what_it_is_told: "16.maker",
+        what_is_gone_already_is_told_all_the_same: "16.events",
     }
     service {
         reflection_lists_every_service_with_its_imports: "3.reflection",

@@ -354,7 +354,7 @@ pub async fn of_many_equal_requests_at_once_one_is_stored(b: Backend) {
                 Ok(answer) => Some(answer),
                 Err(status) => {
                     // Under way on the other server.
-                    check_refusal(&status, Code::Unavailable, "STORE_UNAVAILABLE");
+                    check_refusal(&status, Code::Unavailable, "STORE_AWAY");
                     None
                 }
             }
@@ -530,6 +530,7 @@ pub async fn metrics_have_bounds(b: Backend) {
         interval: Some(prost_types::Duration { seconds: 0, nanos: 500_000 }),
         page_size: 10_001,
         page_token: String::new(),
+        ..Default::default()
     };
     let fields = bad_fields(s.try_query_metrics(bad).await);
     let named: Vec<&str> = fields.iter().map(|(field, _)| field.as_str()).collect();

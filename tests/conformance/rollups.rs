@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use mongodb::bson::{Document, doc};
 use stepwell::proto::*;
 
-use crate::support::backend::Backend;
+use crate::support::backend::{Backend, Kind};
 use crate::support::client::*;
 use crate::support::*;
 
@@ -77,5 +78,50 @@ pub async fn counting_goes_on_after_a_restart(b: Backend) {
     s.finish("before", ExecutionStatus::Completed).await;
     assert_eq!(s.counts_right().await, 2);
     s.finish("unseen", ExecutionStatus::Failed).await;
+    assert_eq!(s.counts_right().await, 2);
+}
+
+/// Errors were grouped by other rules once: what was made by those is made anew.
+pub async fn old_fingerprints_are_made_anew(b: Backend) {
+    let s = b.serve().await;
+    for (id, message) in [("e1", "exit status 1"), ("e2", "exit status 137")] {
+        s.create(id).await;
+        s.start(id, 1).await;
+        let error = Some(run_error(message));
+        s.finish_step(FinishStepRequest { error, ..finish_step(id, 1, StepStatus::Failed) }).await;
+        s.finish(id, ExecutionStatus::Completed).await;
+    }
+    s.counts_right().await;
+    s.shutdown().await;
+    match b.kind {
+        Kind::Sqlite => {
+            let database = b.sqlite();
+            let old = "UPDATE rollup_failures SET fingerprint = 'old'; \
+                       UPDATE meta SET value = value - 1 WHERE name = 'rollups_rules';";
+            database.execute_batch(old).expect("tampered with");
+        }
+        Kind::Mongodb => {
+            let database = b.mongodb().await;
+            let set = doc! { "$set": { "fingerprint": "old" } };
+            let documents = database.collection::<Document>("stepwell_rollup_failures");
+            documents.update_many(doc! {}, set).await.expect("tampered with");
+            let meta = database.collection::<Document>("stepwell_meta");
+            let older = doc! { "$inc": { "rules": -1_i64 } };
+            let moved = meta.update_one(doc! { "_id": "follow_rollups" }, older).await;
+            assert_eq!(moved.expect("tampered with").modified_count, 1);
+        }
+    }
+    let s = b.serve().await;
+    let request = ListTopErrorsRequest::default();
+    let told = eventually("rollups are made anew", async || {
+        let told = s.list_top_errors(request.clone()).await;
+        let freshness = told.freshness.expect("a reply says what it covers");
+        (freshness.complete && freshness.exact_since.is_some()).then_some(told)
+    });
+    let errors = told.await.errors;
+    let mut found: Vec<(&str, i64)> =
+        errors.iter().map(|error| (error.pattern.as_str(), error.count)).collect();
+    found.sort_unstable();
+    assert_eq!(found, [("exit status 1", 1), ("exit status 137", 1)]);
     assert_eq!(s.counts_right().await, 2);
 }

@@ -8,6 +8,7 @@ use tonic::Code;
 use crate::support::artifacts::describe;
 use crate::support::backend::Backend;
 use crate::support::client::*;
+use crate::support::eventually;
 use crate::support::values::*;
 
 fn ask(query: &str) -> SearchRequest {
@@ -19,8 +20,12 @@ async fn found(s: &Client, asked: SearchRequest) -> BTreeSet<(SearchKind, String
     let mut found = BTreeSet::new();
     let mut token = String::new();
     loop {
-        let page = s.search(SearchRequest { page_token: token, ..asked.clone() }).await;
-        assert!(page.up_to_date);
+        // What is far behind is not waited for.
+        let page = eventually("everything is indexed", async || {
+            let asked = SearchRequest { page_token: token.clone(), ..asked.clone() };
+            Some(s.search(asked).await).filter(|page| page.up_to_date)
+        });
+        let page = page.await;
         for hit in page.hits {
             found.insert((hit.kind(), hit.execution_id));
         }

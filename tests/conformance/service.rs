@@ -16,17 +16,23 @@ use tonic_prost::ProstCodec;
 use crate::support::backend::Backend;
 use crate::support::in_time;
 
-const SERVICES: [&str; 10] = [
+const SERVICES: [&str; 16] = [
     "grpc.health.v1.Health",
     "stepwell.v1.AdminService",
     "stepwell.v1.AnalyticsService",
     "stepwell.v1.ArtifactService",
+    "stepwell.v1.AuditService",
+    "stepwell.v1.AuthService",
     "stepwell.v1.ConfigurationService",
     "stepwell.v1.ExecutionService",
+    "stepwell.v1.ExportService",
     "stepwell.v1.IngestService",
     "stepwell.v1.MetricService",
+    "stepwell.v1.MirrorService",
+    "stepwell.v1.NotificationService",
     "stepwell.v1.SearchService",
     "stepwell.v1.StepService",
+    "stepwell.v1.VerifyService",
 ];
 
 /// Every service by reflection, and every file that holds one, with all that it imports.
@@ -138,6 +144,14 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "ArtifactService.GetUpload",
         "ArtifactService.ListArtifacts",
         "ArtifactService.UploadArtifact",
+        "AuditService.GetAuditHeads",
+        "AuditService.ListAuditEvents",
+        "AuditService.VerifyAudit",
+        "AuthService.CreateKey",
+        "AuthService.ListKeys",
+        "AuthService.RevokeKey",
+        "AuthService.RotateKey",
+        "AuthService.WhoAmI",
         "ConfigurationService.ActivateConfiguration",
         "ConfigurationService.DiffConfigurations",
         "ConfigurationService.GetConfiguration",
@@ -154,10 +168,24 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "ExecutionService.UpdateExecution",
         "ExecutionService.WatchExecution",
         "ExecutionService.WatchExecutions",
+        "ExportService.Export",
         "IngestService.Ingest",
         "MetricService.QueryMetrics",
         "MetricService.RecordMetrics",
         "MetricService.StreamMetrics",
+        "MirrorService.Advance",
+        "MirrorService.Begin",
+        "MirrorService.Finish",
+        "MirrorService.Get",
+        "NotificationService.CreateSubscription",
+        "NotificationService.DeleteSubscription",
+        "NotificationService.GetSubscription",
+        "NotificationService.ListDeliveries",
+        "NotificationService.ListSubscriptions",
+        "NotificationService.Redeliver",
+        "NotificationService.RotateSecret",
+        "NotificationService.TestSubscription",
+        "NotificationService.UpdateSubscription",
         "SearchService.Search",
         "StepService.FinishStep",
         "StepService.GetStep",
@@ -165,6 +193,7 @@ pub async fn the_names_are_those_of_the_contract(b: Backend) {
         "StepService.PlanSteps",
         "StepService.StartStep",
         "StepService.UpdateStep",
+        "VerifyService.GetDigests",
     ];
     assert_eq!(calls.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 
@@ -352,13 +381,18 @@ pub async fn the_server_says_what_it_is(b: Backend) {
         [
             "analytics",
             "artifacts",
+            "auth",
             "configurations",
+            "export",
             "ingest",
             "leases",
             "metrics",
+            "mirrors",
+            "notifications",
             "plans",
             "retention",
             "search",
+            "verify",
             "watch"
         ]
     );

@@ -3,7 +3,7 @@
 use stepwell::proto::*;
 use tonic::Code;
 
-use crate::support::backend::Backend;
+use crate::support::backend::{Backend, Kind};
 use crate::support::client::*;
 use crate::support::values::*;
 
@@ -369,6 +369,7 @@ pub async fn a_step_has_a_number_and_may_have_a_key(b: Backend) {
         execution_id: "e".into(),
         step_id,
         step_key: key.map(Into::into),
+        ..Default::default()
     };
     let bare = |step: Step| Step { input: None, output: None, ..step };
     assert_eq!(bare(s.get_step(get(Some(5), None)).await), step);
@@ -594,6 +595,7 @@ pub async fn steps_are_listed_by_id_without_payloads(b: Backend) {
         statuses: statuses.iter().map(|status| (*status).into()).collect(),
         page_size,
         page_token: page_token.into(),
+        ..Default::default()
     };
     let all = s.list_steps(list(&[], 0, "")).await;
     let found: Vec<_> = all.steps.iter().filter_map(|step| step.step_id).collect();
@@ -620,4 +622,113 @@ pub async fn steps_are_listed_by_id_without_payloads(b: Backend) {
             assert_eq!(found, expected, "{statuses:?} by {page_size}");
         }
     }
+}
+
+/// The limit counts steps and never numbers.
+pub async fn sparse_step_ids_are_as_many_as_others(b: Backend) {
+    let few = |config: &mut stepwell::config::Config| config.limits.steps_per_execution = 5;
+    let one = b.serve_with(few).await;
+    let two = match b.kind {
+        Kind::Sqlite => one.second_connection(),
+        Kind::Mongodb => b.serve_with(few).await,
+    };
+    let assigned = |id: &str| StartStepRequest { step_id: None, ..start(id, 0) };
+    let too_many = async |answer: Answer<Step>| {
+        let details = refused(answer, Code::InvalidArgument, "TOO_MANY_STEPS");
+        let fields = &details.bad_request().expect("checked").field_violations;
+        assert!(
+            fields[0].description.contains('6') && fields[0].description.contains('5'),
+            "{fields:?}"
+        );
+    };
+    // Assigned numbers, given ones, a plan and whole steps, each after a number far beyond the limit.
+    for (id, first) in [("next", 4), ("far", 99_998), ("farther", 2_000_000_000)] {
+        one.create(id).await;
+        one.start(id, first).await;
+        for n in 1..=4 {
+            let step = if n % 2 == 0 { &one } else { &two }.start_step(assigned(id)).await;
+            assert_eq!(step.step_id, Some(first + n), "{id}");
+        }
+        too_many(one.try_start_step(assigned(id)).await).await;
+        too_many(two.try_start_step(start(id, first - 1)).await).await;
+        too_many(two.try_start_step(start(id, 0)).await).await;
+        // Those that are there go on.
+        one.end(id, first, StepStatus::Completed).await;
+        two.start(id, first + 1).await;
+    }
+    one.create("given").await;
+    for step_id in [1000, 2000, 3000] {
+        one.start("given", step_id).await;
+    }
+    let sparse = |ids: &[i32]| plan("given", ids.iter().map(|id| planned(*id, &[])).collect());
+    refused(one.try_plan_steps(sparse(&[1, 2, 3])).await, Code::InvalidArgument, "TOO_MANY_STEPS");
+    one.plan_steps(sparse(&[1, 5000])).await;
+    let whole = FinishStepRequest {
+        step_name: Some("work".into()),
+        ..finish_step("given", 2, StepStatus::Completed)
+    };
+    too_many(one.try_finish_step(whole).await).await;
+    let listed = ListStepsRequest { execution_id: "given".into(), ..Default::default() };
+    assert_eq!(one.list_steps(listed).await.steps.len(), 5);
+
+    // Many at once.
+    one.create("raced").await;
+    one.start("raced", 1_000_000).await;
+    let racing = (0..12).map(|n| {
+        let s = Client::clone(&one);
+        async move {
+            let request = match n % 2 {
+                0 => StartStepRequest {
+                    step_id: None,
+                    step_key: Some(format!("k{n}")),
+                    ..start("raced", 0)
+                },
+                _ => start("raced", 10_000 * n),
+            };
+            s.try_start_step(request).await
+        }
+    });
+    let outcomes = futures::future::join_all(racing).await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 4);
+    for outcome in outcomes.into_iter().filter(Result::is_err) {
+        too_many(outcome).await;
+    }
+}
+
+pub async fn only_where_the_greatest_number_is_taken_none_can_be_assigned(b: Backend) {
+    let s = b.serve().await;
+    let assigned = |id: &str| StartStepRequest { step_id: None, ..start(id, 0) };
+    s.create("e").await;
+    s.start("e", i32::MAX - 1).await;
+    assert_eq!(s.start_step(assigned("e")).await.step_id, Some(i32::MAX));
+    let whole = FinishStepRequest {
+        step_id: None,
+        step_key: Some("k".into()),
+        step_name: Some("work".into()),
+        ..finish_step("e", 0, StepStatus::Completed)
+    };
+    for _ in 0..2 {
+        refused(
+            s.try_start_step(assigned("e")).await,
+            Code::FailedPrecondition,
+            "STEP_IDS_EXHAUSTED",
+        );
+        refused(
+            s.try_finish_step(whole.clone()).await,
+            Code::FailedPrecondition,
+            "STEP_IDS_EXHAUSTED",
+        );
+        // Numbers that are given are good.
+        s.start("e", 17).await;
+    }
+    let named = FinishStepRequest { step_id: Some(18), ..whole.clone() };
+    assert_eq!(s.finish_step(named).await.step_id, Some(18));
+    // The key is known by now.
+    s.update_step(UpdateStepRequest {
+        step_id: None,
+        step_key: Some("k".into()),
+        ..update_step("e", 0)
+    })
+    .await;
+    assert_eq!(s.finish_step(whole).await.step_id, Some(18));
 }

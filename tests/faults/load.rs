@@ -100,7 +100,12 @@ pub fn may_retry(status: &Status) -> bool {
     match details.error_info() {
         Some(info) => matches!(
             info.reason.as_str(),
-            "STORE_UNAVAILABLE" | "QUEUE_FULL" | "SHUTTING_DOWN" | "CONTENTION"
+            "STORE_AWAY"
+                | "STORE_READ_ONLY"
+                | "STORE_BUSY"
+                | "QUEUE_FULL"
+                | "SHUTTING_DOWN"
+                | "CONTENTION"
         ),
         // Not from a server: the connection broke.
         None => matches!(
@@ -243,7 +248,7 @@ impl Ingest {
             .map(|write| {
                 self.sequence += 1;
                 self.waiting.push_back((self.sequence, write.clone()));
-                IngestRequest { sequence: self.sequence, write: Some(write) }
+                IngestRequest { sequence: self.sequence, write: Some(write), mirrored: None }
             })
             .collect()
     }
@@ -266,7 +271,8 @@ impl Ingest {
         let Ok(Ok(answers)) = tokio::time::timeout(LOST_AFTER, opening).await else { return };
         let mut answers = answers.into_inner();
         for (sequence, write) in &self.waiting {
-            let request = IngestRequest { sequence: *sequence, write: Some(write.clone()) };
+            let request =
+                IngestRequest { sequence: *sequence, write: Some(write.clone()), mirrored: None };
             if send.send(request).await.is_err() {
                 return;
             }

@@ -12,11 +12,7 @@ const LINES: usize = 600;
 
 /// Files that are longer, until somebody divides them.
 const LONG: &[(&str, &str)] = &[
-    ("src/domain/fingerprint/pattern.rs", "one table of patterns with its scanner"),
     ("src/domain/rollup.rs", "keys, numbers and sums of rollups together"),
-    ("src/domain/step.rs", "all transitions of a step with their table test"),
-    ("src/rpc/requests.rs", "the checks of all requests"),
-    ("src/rpc/status.rs", "the table of all failures and its test"),
     ("src/store/sqlite/rollups.rs", "writing and reading rollups together"),
     ("src/store/sqlite/tests.rs", "unit tests of the whole backend"),
     ("src/watch/tests/mod.rs", "one harness and all cases of watching"),
@@ -24,10 +20,12 @@ const LONG: &[(&str, &str)] = &[
     ("tests/cli.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/analytics.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/artifacts.rs", "cases, to be divided by what they are about"),
+    ("tests/conformance/audit.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/configurations.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/executions.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/ingest.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/metrics.rs", "cases, to be divided by what they are about"),
+    ("tests/conformance/notifications.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/steps.rs", "cases, to be divided by what they are about"),
     ("tests/conformance/watching.rs", "cases, to be divided by what they are about"),
     ("tests/mongo_store.rs", "cases, to be divided by what they are about"),
@@ -47,6 +45,10 @@ const CIRCLES: &[(&[&str], &str)] = &[
     ),
     (&["config", "telemetry"], "a filter of the log is checked when the configuration is loaded"),
     (&["domain"], "records, operations and digests are named in the module above them"),
+    (
+        &["follow"],
+        "passes of a database without a log are a part of the follower in a file of its own",
+    ),
     (&["store::sqlite"], "one struct has what all parts of the backend keep"),
     (
         &["watch"],

@@ -109,12 +109,14 @@ class Process:
 
 
 class Server(Process):
-    """`stepwell serve`, SERVING when the constructor returns."""
+    """`stepwell serve`, SERVING when the constructor returns. `data` is a folder that stays when the server goes;
+    `credentials` are those of the channel, where the server speaks TLS."""
 
-    def __init__(self, mongodb_uri=None, database=None, http=False, env=None, args=()):
+    def __init__(self, mongodb_uri=None, database=None, http=False, env=None, args=(), data=None, credentials=None):
         self.address = f"127.0.0.1:{free_port()}"
         self.http = f"127.0.0.1:{free_port()}" if http else None
-        self.data = tempfile.mkdtemp(prefix="stepwell-data-")
+        self.kept = data is not None
+        self.data = data or tempfile.mkdtemp(prefix="stepwell-data-")
         command = [binary(), "serve", "--listen", self.address, "--data-dir", self.data]
         if mongodb_uri:
             command += ["--mongodb-uri", mongodb_uri]
@@ -126,7 +128,11 @@ class Server(Process):
         super().__init__("serve", command + list(args), {**inherited, **(env or {})})
         # A gRPC channel that finds nobody at first waits a second before it tries again.
         wait_until("listening", self.is_listening)
-        self.channel = grpc.insecure_channel(self.address, options=[("grpc.max_receive_message_length", 16 << 20)])
+        options = [("grpc.max_receive_message_length", 16 << 20)]
+        if credentials:
+            self.channel = grpc.secure_channel(self.address, credentials, options=options)
+        else:
+            self.channel = grpc.insecure_channel(self.address, options=options)
         wait_until("serving", self.is_serving)
 
     def is_listening(self):
@@ -148,7 +154,8 @@ class Server(Process):
         if hasattr(self, "channel"):
             self.channel.close()
         code = super().stop()
-        shutil.rmtree(self.data, ignore_errors=True)
+        if not self.kept:
+            shutil.rmtree(self.data, ignore_errors=True)
         return code
 
 
@@ -188,7 +195,8 @@ def shared_mongodb():
 @functools.cache
 def stubs():
     """The modules generated from `proto/`, by the names `execution`, `step`, `artifact`, `metric`,
-    `configuration`, `ingest`, `analytics`, `search`, `admin`, `common`."""
+    `configuration`, `ingest`, `analytics`, `search`, `admin`, `export`, `notification`, `auth`,
+    `audit`, `verify`, `common`."""
     from grpc_tools import protoc
 
     out = tempfile.mkdtemp(prefix="stepwell-stubs-")
@@ -206,7 +214,8 @@ def stubs():
         common = importlib.import_module("stepwell.v1.common_pb2")
 
     for name in (
-        "execution", "step", "artifact", "metric", "configuration", "ingest", "analytics", "search", "admin",
+        "execution", "step", "artifact", "metric", "configuration", "ingest", "analytics", "search", "admin", "export",
+        "notification", "auth", "audit", "verify",
     ):
         setattr(Stubs, name, importlib.import_module(f"stepwell.v1.{name}_service_pb2"))
         setattr(Stubs, f"{name}_grpc", importlib.import_module(f"stepwell.v1.{name}_service_pb2_grpc"))

@@ -95,6 +95,14 @@ impl Uploading {
         answer.expect("the upload does not panic")
     }
 
+    /// The answer that comes without the end of the stream, as when the deadline passes. What is returned keeps the stream
+    /// from ending: the library ends it in order where nothing more can be sent, and its deadline passes a moment before
+    /// that of the server.
+    pub async fn outlast(self) -> (Answer<Artifact>, impl Sized) {
+        let answer = in_time("the answer to an upload", self.answer).await;
+        (answer.expect("the upload does not panic"), self.sender)
+    }
+
     /// Gives the call up: the stream is reset without an end. What is returned keeps it from ending otherwise.
     #[must_use]
     pub async fn cancel(self) -> impl Sized {

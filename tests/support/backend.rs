@@ -8,6 +8,7 @@ use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{DateTime, Document, doc};
 use stepwell::config::{Config, Secret};
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
 use super::mongod::{self, Mongod};
 use super::server::Server;
@@ -40,10 +41,15 @@ pub struct Backend {
 struct Place {
     /// The data directory of SQLite; of MongoDB nothing is in it.
     dir: TempDir,
+    /// As whoever may do everything reaches it.
+    admin: String,
+    /// As a server does.
     uri: String,
     database: String,
     /// A mongod of its own, where the shared one will not do.
     _own: Option<Mongod>,
+    /// What other programs have done to the database: before the first server starts, and while that one serves.
+    found: Option<OnceCell<()>>,
 }
 
 impl Backend {
@@ -55,15 +61,39 @@ impl Backend {
         Backend::at(kind, uri, None)
     }
 
+    /// A database of MongoDB as a server may find it.
+    pub fn as_found() -> Backend {
+        let mut backend = Backend::fresh(Kind::Mongodb);
+        Arc::get_mut(&mut backend.place).expect("it is new").found = Some(OnceCell::new());
+        backend
+    }
+
     /// A database on this deployment of MongoDB.
     pub fn on(uri: &str) -> Backend {
         Backend::at(Kind::Mongodb, uri.to_owned(), None)
     }
 
+    /// This database on a deployment of MongoDB.
+    pub fn at_database(uri: &str, database: &str) -> Backend {
+        Backend::named(Kind::Mongodb, uri.to_owned(), None, database.to_owned())
+    }
+
     fn at(kind: Kind, uri: String, own: Option<Mongod>) -> Backend {
+        Backend::named(kind, uri, own, format!("test_{:016x}", rand::random::<u64>()))
+    }
+
+    fn named(kind: Kind, uri: String, own: Option<Mongod>, database: String) -> Backend {
         let dir = TempDir::with_prefix("stepwell-test-").expect("a temp dir");
-        let database = format!("test_{:016x}", rand::random::<u64>());
-        Backend { kind, place: Arc::new(Place { dir, uri, database, _own: own }) }
+        let admin = uri;
+        let uri = match kind {
+            Kind::Sqlite => String::new(),
+            Kind::Mongodb => {
+                mongod::spread(&admin, &database);
+                super::router::through(mongod::as_server(&admin, &database))
+            }
+        };
+        let place = Place { dir, admin, uri, database, _own: own, found: None };
+        Backend { kind, place: Arc::new(place) }
     }
 
     /// The same, where history can be made to be forgotten quickly.
@@ -73,7 +103,8 @@ impl Backend {
             Kind::Mongodb => {
                 // Only what a checkpoint covers is cut off.
                 let own = Mongod::with(true, &["--oplogSize", "2", "--syncdelay", "1"]);
-                Backend::at(Kind::Mongodb, own.uri(), Some(own))
+                let (uri, database) = (own.uri(), self.place.database.clone());
+                Backend::named(Kind::Mongodb, uri, Some(own), database)
             }
         }
     }
@@ -91,6 +122,7 @@ impl Backend {
         config
     }
 
+    /// Where a server finds the database.
     pub fn uri(&self) -> &str {
         &self.place.uri
     }
@@ -111,7 +143,17 @@ impl Backend {
     pub async fn serve_with(&self, change: impl FnOnce(&mut Config)) -> Server {
         let mut config = self.config();
         change(&mut config);
-        Server::start(config).await
+        let Some(found) = &self.place.found else { return Server::start(config).await };
+        let first = !found.initialized();
+        if first {
+            let prepare = async || super::found::prepare(&self.mongodb().await).await;
+            found.get_or_init(prepare).await;
+        }
+        let server = Server::start(config).await;
+        if first {
+            super::found::drop_indexes(&self.mongodb().await).await;
+        }
+        server
     }
 
     /// Two ways in: two servers where the database can be shared, else two connections to one server.
@@ -137,7 +179,7 @@ impl Backend {
     pub async fn mongodb(&self) -> mongodb::Database {
         assert_eq!(self.kind, Kind::Mongodb, "this is for MongoDB only");
         let client =
-            mongodb::Client::with_uri_str(&self.place.uri).await.expect("the URI is valid");
+            mongodb::Client::with_uri_str(&self.place.admin).await.expect("the URI is valid");
         client.database(&self.place.database)
     }
 
@@ -364,6 +406,24 @@ impl Backend {
                 let filter = doc! { "execution_id": execution_id };
                 let aged = self.store_anew(&collection, filter, days).await;
                 assert!(aged > 0, "{} of {execution_id}", collection.name());
+            }
+        }
+    }
+
+    /// Makes a key look as if it had been made so many days ago.
+    pub async fn age_key(&self, id: &str, days: u32) {
+        let at = DateTime::now().timestamp_millis() - i64::from(days) * 24 * 3600 * 1000;
+        match self.kind {
+            Kind::Sqlite => {
+                let sql = "UPDATE keys SET created_at = ?1, last_used_at = NULL WHERE id = ?2";
+                let changed = self.sqlite().execute(sql, rusqlite::params![at, id]);
+                assert_eq!(changed.expect("updated"), 1);
+            }
+            Kind::Mongodb => {
+                let keys = self.mongodb().await.collection::<Document>("stepwell_keys");
+                let set = doc! { "$set": { "created_at": DateTime::from_millis(at) }, "$unset": { "last_used_at": "" } };
+                let changed = keys.update_one(doc! { "_id": id }, set).await.expect("updated");
+                assert_eq!(changed.matched_count, 1);
             }
         }
     }

@@ -6,10 +6,12 @@ use stepwell::proto::analytics_service_client::AnalyticsServiceClient;
 use stepwell::proto::artifact_service_client::ArtifactServiceClient;
 use stepwell::proto::configuration_service_client::ConfigurationServiceClient;
 use stepwell::proto::execution_service_client::ExecutionServiceClient;
+use stepwell::proto::export_service_client::ExportServiceClient;
 use stepwell::proto::ingest_service_client::IngestServiceClient;
 use stepwell::proto::metric_service_client::MetricServiceClient;
 use stepwell::proto::search_service_client::SearchServiceClient;
 use stepwell::proto::step_service_client::StepServiceClient;
+use stepwell::proto::verify_service_client::VerifyServiceClient;
 use stepwell::proto::*;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
@@ -169,6 +171,11 @@ impl Client {
         Client { channel: endpoint.connect_lazy(), address }
     }
 
+    /// For services without calls of their own here.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     pub fn executions(&self) -> ExecutionServiceClient<Channel> {
         ExecutionServiceClient::new(self.channel.clone()).max_decoding_message_size(GREATEST_REPLY)
     }
@@ -187,6 +194,20 @@ impl Client {
 
     pub fn analytics(&self) -> AnalyticsServiceClient<Channel> {
         AnalyticsServiceClient::new(self.channel.clone())
+    }
+
+    pub async fn try_export(&self, request: ExportRequest) -> Answer<Streaming<ExportResponse>> {
+        let exports = ExportServiceClient::new(self.channel.clone());
+        let mut exports = exports.max_decoding_message_size(GREATEST_REPLY);
+        one(in_time("export", exports.export(request)).await)
+    }
+
+    pub async fn try_get_digests(
+        &self,
+        request: GetDigestsRequest,
+    ) -> Answer<Streaming<GetDigestsResponse>> {
+        let mut verify = VerifyServiceClient::new(self.channel.clone());
+        one(in_time("digests", verify.get_digests(request)).await)
     }
 
     pub fn searches(&self) -> SearchServiceClient<Channel> {
@@ -241,6 +262,7 @@ impl Client {
             execution_id: id.into(),
             step_id: Some(step_id),
             step_key: None,
+            ..Default::default()
         })
         .await
     }
@@ -319,6 +341,7 @@ impl Client {
         let requests = writes.into_iter().enumerate().map(|(sequence, write)| IngestRequest {
             sequence: i64::try_from(sequence).expect("few writes"),
             write: Some(write),
+            mirrored: None,
         });
         let requests: Vec<_> = requests.collect();
         let mut ingest = self.ingest();

@@ -5,13 +5,19 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests measure real time")]
 
+pub mod access;
 pub mod artifacts;
+pub mod authority;
 pub mod backend;
 pub mod client;
 pub mod clock;
 pub mod deaf;
+pub mod found;
+pub mod issuer;
 pub mod mongod;
 pub mod process;
+pub mod receiver;
+pub mod router;
 pub mod server;
 pub mod values;
 pub mod watch;

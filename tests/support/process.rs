@@ -70,6 +70,10 @@ impl Guarded {
         Guarded { pid: Pid::from_raw(pid), guard, lifeline, exit: Mutex::new(exit), ended: None }
     }
 
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
     /// Sends a signal, unless the process has ended.
     pub fn signal(&mut self, signal: Signal) {
         if !self.has_ended() {
