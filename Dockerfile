@@ -26,7 +26,8 @@ COPY LICENSE /usr/share/doc/stepwell/LICENSE
 
 USER stepwell
 WORKDIR /var/lib/stepwell
-# Inside a container the loopback would be reachable by nobody. Which ports are published decides who may come.
+# Inside a container the loopback would be reachable by nobody. Who starts it says whether callers are asked who they are
+# (STEPWELL_AUTH_MODE) and whether connections are encrypted (STEPWELL_TLS_MODE): it does not start without both.
 ENV STEPWELL_LISTEN=0.0.0.0:50051 \
     STEPWELL_HTTP_LISTEN=0.0.0.0:8080 \
     STEPWELL_DATA_DIR=/var/lib/stepwell

@@ -150,6 +150,12 @@ class Tour:
             ["bash", "-euo", "pipefail", "-c", script],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=BLOCK_SECONDS, cwd=self.copy,
+            # Clients find the port where it is not the usual one, and leave nothing behind at home.
+            env={
+                **os.environ,
+                "STEPWELL_SERVER": f"127.0.0.1:{self.port}",
+                "XDG_STATE_HOME": str(self.folder / "state-of-clients"),
+            },
         )
         self.printed = done.stdout
         if done.returncode != 0:
@@ -207,4 +213,5 @@ def main():
         print(f"tour: {len(blocks)} blocks of the README passed on port {tour.port}")
 
 
-main()
+if __name__ == "__main__":
+    main()
