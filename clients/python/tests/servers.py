@@ -24,6 +24,10 @@ import harness  # noqa: E402  (the one that the clients without a library use to
 wait_until = harness.wait_until
 free_port = harness.free_port
 
+# What nothing holds up ends within these seconds, also on a machine that has much else to do; what holds it up in these
+# tests would do so for good.
+NOT_HELD_UP = 15
+
 
 @functools.cache
 def mongodb() -> harness.MongoDB:

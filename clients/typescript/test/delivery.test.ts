@@ -143,8 +143,8 @@ describe.each(STORES)("on %s", (store) => {
     run.complete();
     expect(await client.flush(1000)).toBe(false);
     await sleep(Math.max(0, 15_000 - (Date.now() - frozenAt)));
-    // On a machine of two cores that also runs the servers: nothing waited for the network.
-    expect(blocked()).toBeLessThan(1000);
+    // Had it waited for the server, it would have stood still for most of the 15 seconds.
+    expect(blocked()).toBeLessThan(7_500);
     await thaw();
     report("after", 3).complete();
     expect(await client.flush(60_000)).toBe(true);

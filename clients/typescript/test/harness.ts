@@ -18,6 +18,12 @@ export { Child, eventually, freePort } from "./child.js";
 export type Store = "sqlite" | "mongodb";
 export const STORES: readonly Store[] = inject("mongodb") === undefined ? ["sqlite"] : ["sqlite", "mongodb"];
 
+/**
+ * What nothing holds up ends within this, also on a machine that has much else to do; what holds it up in these tests would do
+ * so for good.
+ */
+export const NOT_HELD_UP_MS = 15_000;
+
 const ROOT = path.join(import.meta.dirname, "..");
 
 function binary(): string {
