@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::event::Event;
+use super::resolve::Later;
 use crate::store;
 
 /// Bounds of a queue. One event always fits.
@@ -74,15 +75,17 @@ impl State {
         self.waker.take()
     }
 
-    /// Keeps the newest event of each record, in order.
+    /// Keeps the newest event of each record, of steps also the newest before the end of their execution, in order.
     fn coalesce(&mut self) -> usize {
         let before = self.events.len();
         let mut seen = HashSet::with_capacity(before);
+        let mut later = Later::default();
         let mut kept = VecDeque::with_capacity(before);
         for event in self.events.drain(..).rev() {
             // A deletion and what comes after it are both facts: never merged away.
             let deleted = event.kind == store::ChangeKind::Deleted;
-            if seen.insert(event.key.clone()) || deleted {
+            let ends = later.ends(&event.key, event.record.as_ref());
+            if seen.insert((event.key.clone(), ends)) || deleted {
                 kept.push_front(event);
             }
         }

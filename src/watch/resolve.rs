@@ -381,16 +381,18 @@ impl Resolver {
 /// Of several entries about a record that were answered by the same look-up, one event is enough: the last, which
 /// then says what all of them said.
 fn merge(found: &mut Vec<Found>) {
-    let mut latest: HashMap<RecordKey, usize> = HashMap::new();
+    let mut later = Later::default();
+    let mut latest: HashMap<(RecordKey, bool), usize> = HashMap::new();
     let mut kept: Vec<Found> = Vec::with_capacity(found.len());
     for entry in found.drain(..).rev() {
+        let key = (entry.key.clone(), later.ends(&entry.key, entry.record.as_ref()));
         if entry.record.is_none() || !entry.looked_up {
             // What is exact is told as it is, and nothing is merged across it.
-            latest.remove(&entry.key);
+            latest.remove(&key);
             kept.push(entry);
             continue;
         }
-        match latest.get(&entry.key) {
+        match latest.get(&key) {
             Some(index) => {
                 let change = &mut kept[*index].change;
                 change.status_changed |= entry.change.status_changed;
@@ -400,13 +402,33 @@ fn merge(found: &mut Vec<Found>) {
                 }
             }
             None => {
-                latest.insert(entry.key.clone(), kept.len());
+                latest.insert(key, kept.len());
                 kept.push(entry);
             }
         }
     }
     kept.reverse();
     *found = kept;
+}
+
+/// Executions whose end comes later, for who goes through events from the last to the first. What is told of a step before the
+/// end of its execution is not put off until after it: nobody may be there any more.
+#[derive(Debug, Default)]
+pub struct Later(HashSet<String>);
+
+impl Later {
+    /// Whether the end of its execution comes after this event of a record.
+    pub fn ends(&mut self, key: &RecordKey, record: Option<&Record>) -> bool {
+        if !key.is_execution() {
+            return self.0.contains(&key.execution_id);
+        }
+        if let Some(Record::Execution(execution)) = record
+            && execution.is_terminal()
+        {
+            self.0.insert(key.execution_id.clone());
+        }
+        false
+    }
 }
 
 /// The execution of a step, or the version of an execution before the change, by which filters are decided.
@@ -455,5 +477,60 @@ fn event(found: Found, judged: Judged, looked_up: Option<(Instant, Instant)>) ->
         metadata_changed: change.metadata_changed,
         looked_up,
         made: Made::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{ExecutionStatus, Step};
+    use crate::store::Cursor;
+
+    fn found(number: u8, record: Record) -> Found {
+        let key = record.key();
+        let change = Change {
+            cursor: Cursor(vec![number]),
+            at: 0,
+            what: Changed::Record(key.clone()),
+            kind: ChangeKind::Updated,
+            revision: Some(i64::from(number)),
+            status_changed: false,
+            metadata_changed: false,
+            failed: None,
+            standing: None,
+            body: None,
+            document_id: None,
+        };
+        Found { change, key, record: Some(record), looked_up: true }
+    }
+
+    fn execution(status: ExecutionStatus) -> Record {
+        let status = Some(status);
+        let execution = Execution { execution_id: "e".to_owned(), status, ..Default::default() };
+        Record::Execution(Arc::new(execution))
+    }
+
+    fn step(step_id: i32) -> Record {
+        let execution_id = "e".to_owned();
+        Record::Step(Arc::new(Step { execution_id, step_id, ..Default::default() }))
+    }
+
+    #[test]
+    fn no_step_is_put_off_until_after_the_end_of_its_execution() {
+        let merged = |end: ExecutionStatus| {
+            let mut all = vec![
+                found(1, step(1)),
+                found(2, execution(end)),
+                found(3, step(1)),
+                found(4, step(2)),
+                found(5, execution(end)),
+                found(6, step(1)),
+                found(7, step(1)),
+            ];
+            merge(&mut all);
+            all.iter().map(|found| found.change.cursor.0[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(merged(ExecutionStatus::Completed), [3, 4, 5, 7]);
+        assert_eq!(merged(ExecutionStatus::Running), [4, 5, 7], "it goes on");
     }
 }
