@@ -465,9 +465,11 @@ impl Backend {
             }
             Kind::Mongodb => {
                 let alive = doc! { "deleted_at": { "$not": { "$type": "date" } } };
+                // What has no usable id is no record.
+                let named = || doc! { "execution_id": { "$type": "string" } };
                 [
-                    self.executions().await.count_documents(doc! {}).await.expect("counted"),
-                    self.steps().await.count_documents(doc! {}).await.expect("counted"),
+                    self.executions().await.count_documents(named()).await.expect("counted"),
+                    self.steps().await.count_documents(named()).await.expect("counted"),
                     self.artifacts().await.count_documents(alive).await.expect("counted"),
                 ]
             }

@@ -92,6 +92,7 @@ async fn switch_at_once(
     why: Why<'_>,
 ) -> Result<Switched> {
     let (all, meta) = (&ready.own(CONFIGURATIONS), &ready.own(META));
+    let stored = &ready.latest(CONFIGURATIONS);
     let new = match why {
         Why::New { record, unique } => Some((new_document(record)?, record, unique)),
         Why::Published | Why::Activated => None,
@@ -110,7 +111,7 @@ async fn switch_at_once(
             }
             let (id, record) = match new {
                 Some((document, record, unique)) => {
-                    let same = all.find_one(of_version(scope, version));
+                    let same = stored.find_one(of_version(scope, version));
                     if !unique && same.session(transaction.session()).await?.is_some() {
                         return Ok(Ended::Abort(Switched::Taken(None)));
                     }
@@ -214,6 +215,7 @@ async fn insert_looked_for(ready: &Connection, record: &Configuration) -> Result
         return Err(Denial::new(Cause::NoUniqueIndex, &CONFIGURATIONS).into());
     }
     let (all, meta) = (&ready.own(CONFIGURATIONS), &ready.own(META));
+    let stored = &ready.latest(CONFIGURATIONS);
     let (document, scope) = (&new_document(record)?, &record.scope());
     let effort = Effort { within: ready.patience(), abandoned: ABANDONED };
     let work = ready.transaction(effort, |transaction| {
@@ -221,7 +223,7 @@ async fn insert_looked_for(ready: &Connection, record: &Configuration) -> Result
             let id = doc! { "_id": switch_id(scope) };
             let turn = meta.update_one(id, doc! { "$inc": { "number": 1_i64 } }).upsert(true);
             turn.session(transaction.session()).await?;
-            let same = all.find_one(of_version(scope, &record.version));
+            let same = stored.find_one(of_version(scope, &record.version));
             if same.session(transaction.session()).await?.is_some() {
                 return Ok(Ended::Abort(Switched::Taken(None)));
             }

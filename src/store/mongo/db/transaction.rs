@@ -74,7 +74,8 @@ pub struct Effort {
 }
 
 impl Transaction<'_> {
-    /// For the driver's own actions: `.session(transaction.session())`.
+    /// For the driver's own actions: `.session(transaction.session())`. What is read has to be of `latest`: a session belongs to
+    /// the connections of writes.
     pub fn session(&mut self) -> &mut ClientSession {
         &mut self.session
     }
