@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::queue::Queued;
-use super::room::Room;
+use super::room::{Beginning, Room};
 use crate::domain::audit::record::{ALIVE, START, STOP, details_of_start};
 use crate::domain::audit::{Entry, Head, Phase};
 use crate::store::audit::{Appended, Opening};
@@ -106,6 +106,12 @@ impl Keeper<'_> {
 
     async fn write(&mut self) {
         let written = self.all().await;
+        if !self.room.beginning.borrow().is_open {
+            let is_open = self.is_open;
+            self.room.beginning.send_modify(|beginning| {
+                *beginning = Beginning { is_open, tries: beginning.tries + 1 };
+            });
+        }
         match written {
             Ok(()) => {
                 if std::mem::take(&mut self.is_failing) {

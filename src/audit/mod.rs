@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -66,10 +66,21 @@ impl Audit {
             windows: Mutex::default(),
             open: Arc::new(Semaphore::new(OPEN)),
             stop: CancellationToken::new(),
+            beginning: watch::Sender::default(),
             keeper: Mutex::default(),
         });
         *room.keeper.lock() = Some(tokio::spawn(keep::run(Arc::clone(&room))));
         Audit(Some(room))
+    }
+
+    /// Waits until the chain of this server has begun, or it was tried once more and could not be.
+    pub async fn begun(&self) {
+        let Some(room) = &self.0 else { return };
+        let mut beginning = room.beginning.subscribe();
+        // One try may be under way, from before the database could be reached.
+        let enough = beginning.borrow().tries + 2;
+        // The sender is in the room.
+        let _ = beginning.wait_for(|now| now.is_open || now.tries >= enough).await;
     }
 
     pub fn level(&self) -> Level {

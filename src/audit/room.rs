@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,13 @@ pub struct Settings {
     pub codes: Codes,
 }
 
+/// Whether the chain of this server has begun, and how often that was tried.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Beginning {
+    pub is_open: bool,
+    pub tries: u64,
+}
+
 /// What the handle and the task that writes share.
 pub struct Room {
     pub settings: Settings,
@@ -47,6 +54,7 @@ pub struct Room {
     pub windows: Mutex<Windows>,
     pub open: Arc<Semaphore>,
     pub stop: CancellationToken,
+    pub beginning: watch::Sender<Beginning>,
     pub keeper: Mutex<Option<JoinHandle<()>>>,
 }
 

@@ -161,3 +161,17 @@ async fn without_a_level_nothing_is_recorded_and_nothing_waits() {
     audit.stop(Duration::ZERO).await;
     assert!(!audit.is_on() && audit.level() == Level::Off);
 }
+
+#[tokio::test]
+async fn a_server_waits_for_its_chain_to_begin_and_no_longer_than_for_one_more_try() {
+    let (audit, store) = rig(Mood::Refuses);
+    audit.begun().await;
+    assert!(store.told().is_empty(), "it could not begin");
+    assert!((1..=2).contains(&store.opened.load(Ordering::SeqCst)));
+    *store.mood.lock() = Mood::Good;
+    audit.begun().await;
+    assert_eq!(store.told(), [("server.start", "once")]);
+    audit.begun().await;
+    audit.stop(Duration::from_secs(5)).await;
+    Audit::off().begun().await;
+}

@@ -76,7 +76,7 @@ pub(super) fn read(config: &Config, clock: &Arc<dyn Clock>) -> Result<Read, Conf
             let file = File { setting: JWKS, path: path.clone() };
             let take = move |contents: &[Vec<u8>]| {
                 let json = contents.first().map_or(&[][..], Vec::as_slice);
-                to.take(json).map_err(|why| Unusable::new(JWKS, why))
+                to.take(json).map(drop).map_err(|why| Unusable::new(JWKS, why))
             };
             read.followed.push(Followed::open(vec![file], take)?);
         }
@@ -133,6 +133,8 @@ impl Doors {
         }
         tasks.spawn(Arc::clone(&keyring).keep(stop.clone()));
         if let Some(oidc) = &oidc {
+            let audit = audit.clone();
+            oidc.tell(move |setting, is_good| audit.reloaded(setting, is_good));
             let asked = Arc::new(Notify::new());
             tasks.spawn(Arc::clone(oidc).keep(Arc::clone(&asked), stop.clone()));
             tasks.spawn(files::pass_on_hangups(asked, stop.clone()));

@@ -151,6 +151,7 @@ impl Server {
         let probe = Probe {
             store: Arc::clone(&store),
             signals,
+            audit: audit.clone(),
             clock: Arc::clone(&clock),
             reporter,
             ready: ready_sender,

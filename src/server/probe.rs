@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::http::Readiness;
 use crate::rpc::catalog;
@@ -49,6 +50,7 @@ pub(super) async fn set_ready(reporter: &HealthReporter, ready: bool) {
 pub(super) struct Probe {
     pub store: Arc<dyn Store>,
     pub signals: Arc<Signals>,
+    pub audit: Audit,
     pub clock: Arc<dyn Clock>,
     pub reporter: HealthReporter,
     pub ready: signal::Sender<Readiness>,
@@ -78,6 +80,13 @@ impl Probe {
                 () = self.stop.cancelled() => break,
                 found = self.look(&mut failing, &mut busy_told) => found,
             };
+            // Who is told that the server serves is not refused because nothing can be recorded yet.
+            if found.is_ok() && known != Some(None) {
+                tokio::select! {
+                    () = self.stop.cancelled() => break,
+                    () = self.audit.begun() => {}
+                }
+            }
             self.tell(&mut known, found).await;
             tokio::select! {
                 () = self.stop.cancelled() => break,

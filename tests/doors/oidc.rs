@@ -50,6 +50,7 @@ fn believe(config: &mut Config, issuer: &str) {
     config.auth.oidc.rules = vec![
         rule("groups", "viewers", "viewer", &["shop"]),
         rule("realm.roles", "admin", "admin", &["*"]),
+        rule("groups", "auditors", "auditor", &["*"]),
     ];
 }
 
@@ -292,6 +293,22 @@ fn keys_are_changed_under_load_and_an_unknown_one_is_asked_for_once_a_minute() {
             );
         }
         assert_eq!(b.issuer.asked(), before + 1);
+        // That other keys are in force is on record, once, and so by which setting they came.
+        let claims = with(b.claims(), "groups", json!(["auditors"]));
+        let auditor = b.caller(&new.token(&claims));
+        let asked = ListAuditEventsRequest { page_size: 100, ..Default::default() };
+        let told = eventually("what is on record", async || {
+            let page: ListAuditEventsResponse =
+                ok(auditor.unary("AuditService/ListAuditEvents", asked.clone()).await);
+            let reloads = page.events.into_iter().filter(|event| event.event == "server.reload");
+            let told: Vec<AuditEvent> = reloads.collect();
+            (!told.is_empty()).then_some(told)
+        })
+        .await;
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].outcome, "ok");
+        let details = told[0].details.as_ref().map(|details| format!("{details:?}"));
+        assert!(details.is_some_and(|details| details.contains("auth.oidc.issuer")), "{told:?}");
     });
 }
 

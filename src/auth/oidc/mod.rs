@@ -6,7 +6,7 @@ pub mod jwks;
 pub mod token;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -84,7 +84,11 @@ pub struct Oidc {
     asked: tokio::sync::Mutex<Asked>,
     /// What was wrong when the provider was asked last.
     failure: Mutex<Option<String>>,
+    told: OnceLock<Told>,
 }
+
+/// Is told, by the setting, that other keys are in force from now on, or that those that were fetched cannot be.
+type Told = Box<dyn Fn(&'static str, bool) + Send + Sync>;
 
 #[derive(Default)]
 struct Signed {
@@ -120,15 +124,22 @@ impl Oidc {
             signed: Mutex::default(),
             asked: tokio::sync::Mutex::default(),
             failure: Mutex::default(),
+            told: OnceLock::new(),
         }
     }
 
-    /// Takes keys in place of those of before; else what is wrong with them. Callers whose key is gone are known no more.
-    pub fn take(&self, json: &[u8]) -> Result<(), String> {
+    /// Has somebody told whenever keys that are fetched have become others, or cannot be had.
+    pub fn tell(&self, told: impl Fn(&'static str, bool) + Send + Sync + 'static) {
+        let _ = self.told.set(Box::new(told));
+    }
+
+    /// Takes keys in place of those of before, and says whether those were others; else what is wrong with them. Callers whose
+    /// key is gone are known no more.
+    pub fn take(&self, json: &[u8]) -> Result<bool, String> {
         let keys = Keys::parse(json)?;
         let prints = keys.prints();
         let held = Held { keys, prints: prints.clone(), at: self.clock.instant() };
-        *self.held.write() = Some(Arc::new(held));
+        let before = self.held.write().replace(Arc::new(held));
         self.signed.lock().callers.retain(|(by, caller)| {
             let Some(caller) = caller.upgrade() else { return false };
             let stays = prints.contains(by);
@@ -137,7 +148,7 @@ impl Oidc {
             }
             stays
         });
-        Ok(())
+        Ok(before.is_some_and(|before| before.prints != prints))
     }
 
     /// Whose token this is, as far as the keys say that are here.
@@ -218,9 +229,17 @@ impl Oidc {
     async fn fetch(&self) -> bool {
         let Some(fetch) = &self.fetch else { return false };
         let fetched = fetch.keys().await.and_then(|json| self.take(&json));
+        let tell = |is_good| {
+            if let Some(told) = self.told.get() {
+                told(fetch.setting(), is_good);
+            }
+        };
         let mut failure = self.failure.lock();
         match fetched {
-            Ok(()) => {
+            Ok(are_others) => {
+                if are_others {
+                    tell(true);
+                }
                 if failure.take().is_some() {
                     tracing::info!("the keys of {} can be had again", fetch.setting());
                 }
@@ -231,6 +250,7 @@ impl Oidc {
                 if failure.as_ref() != Some(&why) {
                     let setting = fetch.setting();
                     tracing::error!("{setting} {why}; the keys of before are good for a day");
+                    tell(false);
                 }
                 *failure = Some(why);
                 false
