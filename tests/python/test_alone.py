@@ -2,7 +2,6 @@
 by byte the same, but for ids that a server makes and the times at which it did something."""
 
 import itertools
-import math
 import os
 import time
 import unittest
@@ -22,7 +21,6 @@ MADE = {
     "counted_until", "database_id", "position", "since_position", "until_position", "digest", "created_by",
 }  # fmt: skip
 REPORTS = {"filter": {"started_at_from": {"seconds": START - 3600}, "started_at_until": {"seconds": START + 86_400}}}
-OFTEN = 100_000
 
 
 def without_made(message):
@@ -224,16 +222,16 @@ class Alone(unittest.TestCase):
             if not token:
                 return hits
 
-    def test_search_finds_the_same_with_scores_of_the_index_to_a_power_of_two(self):
+    def test_search_finds_the_same_with_the_same_scores(self):
         for store in trust.STORES:
             with self.subTest(store):
                 pair = self.both(store)
-                # A word that the other app has as well, but not so often that the power of two is another one.
+                # Words that the other app has as often (those of both), now and then, and far more often.
                 for _, admin in pair:
                     for number in range(12):
                         self.fail_with(admin, "ours", f"ours-x{number}", f"a stopcock {'drips ' * number}")
-                for number in range(3):
-                    self.fail_with(pair[0][1], "theirs", f"theirs-x{number}", "a stopcock")
+                for number in range(40):
+                    self.fail_with(pair[0][1], "theirs", f"theirs-x{number}", "a stopcock" if number < 3 else "it drips")
                 same = 0
                 for apps in (["ours"], ["our*"]):
                     callers = self.callers(pair, apps, "viewer")
@@ -243,31 +241,16 @@ class Alone(unittest.TestCase):
                         self.assertEqual(len(beside), 12)
                         self.assertEqual(len({hit.score for hit in beside}), 12)
                         same += len(beside)
-                    # Words that the other app has as often: the same hits in the same order, and of their scores no more
-                    # is told than that there are twice as many texts.
-                    for query in ("valve", "valve rusty", '"cannot open"', "val* -rusty", "stuck"):
+                    for query in ("valve", "valve rusty", '"cannot open"', "val* -rusty", "stuck", "drips", "stopcock drips"):
                         for fields in ({}, {"kinds": [3]}, {"filter": {"statuses": [3]}}, {"filter": {"app_names": ["theirs"]}}):
                             beside, alone = [self.hits(caller, query, 7, **fields) for caller in callers]
-                            scores = [[hit.score for hit in hits] for hits in (beside, alone)]
-                            for hit in [*beside, *alone]:
-                                hit.score = 0
                             self.assertEqual(
                                 sorted(plain(hit) for hit in beside), sorted(plain(hit) for hit in alone), f"{query} {fields}"
                             )
                             self.assertEqual(bool(beside), fields != {"filter": {"app_names": ["theirs"]}} and bool(alone))
-                            if " " in query or not beside:
-                                continue
-                            # The texts that have it, as the one word of the query.
-                            with_it = len(self.hits(pair[1][1], query, 1000))
-                            rare = [math.log(1 + OFTEN / (self.rounded(texts) + 0.5)) for texts in (2 * with_it, with_it)]
-                            for one, other in zip(*map(sorted, scores)):
-                                self.assertAlmostEqual(one / other, rare[0] / rare[1], 9, f"{query} {fields}")
+                            same += len(beside)
+                self.assertGreater(same, 60)
                 print(f"{store}: {same} hits the same with their scores", flush=True)
-
-    def rounded(self, number):
-        """To a power of two, the nearer one."""
-        above = 1 << max(number - 1, 0).bit_length()
-        return above // 2 if number - above // 2 < above - number else above
 
     def fail_with(self, admin, app, id, message):
         admin.call("ExecutionService/CreateExecution", execution_id=id, app_name=app, started_at={"seconds": START})

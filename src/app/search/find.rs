@@ -112,12 +112,6 @@ fn after(place: &[u8]) -> Vec<u8> {
     next
 }
 
-fn nearest_power_of_two(number: u64) -> u64 {
-    let above = number.max(1).next_power_of_two();
-    let below = above / 2;
-    if below > 0 && number - below.min(number) < above - number { below } else { above }
-}
-
 fn order(a: (f64, &EntryKey), b: (f64, &EntryKey)) -> Ordering {
     b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1))
 }
@@ -165,12 +159,10 @@ impl Search {
             None => {
                 let mut texts = Vec::new();
                 for item in &question.query.wanted {
-                    let with = self.index.texts_with(&item.needs(), COUNTED).await?;
-                    // The index is of all apps. Of those that the caller may not see the scores tell no more than
-                    // the order of magnitude.
+                    // The index is of all apps: to whom some are hidden a word counts the same however many texts have it.
                     texts.push(match question.filter.scope.is_all() {
-                        true => with,
-                        false => nearest_power_of_two(with),
+                        true => self.index.texts_with(&item.needs(), COUNTED).await?,
+                        false => COUNTED,
                     });
                 }
                 Place { texts, ..Place::default() }
