@@ -32,8 +32,10 @@ use crate::store::{Change, ChangeLog, Changed, Cursor, Record, RecordKey, Store}
 
 /// Executions, artifacts and configurations asked of the store at a time.
 const RECORDS: usize = 100;
-/// Changed records loaded with their payloads at a time, which may have 12 MiB each.
+/// Changed records loaded with their payloads at a time, of which one may have 12 MiB: so many while they are small, and one
+/// after those that were not.
 const LOADED: usize = 16;
+const LOADED_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long an error waits for a client that does not read.
 const LAST_WITHIN: Duration = Duration::from_secs(3);
@@ -454,8 +456,13 @@ impl Export {
             self.push(Piece::Removed { execution_id, step_id, artifact_id }).await?;
         }
         let mut found: Vec<Record> = Vec::new();
-        for some in batch.what.chunks(LOADED) {
+        let (mut left, mut at_once) = (batch.what.as_slice(), 1);
+        while !left.is_empty() {
+            let some;
+            (some, left) = left.split_at(at_once.min(left.len()));
             let loaded = log.load(some, true).await?;
+            let bytes: usize = loaded.iter().map(|(_, record)| record.weight()).sum();
+            at_once = if bytes > LOADED_BYTES { 1 } else { (at_once * 2).min(LOADED) };
             let there: HashSet<&Changed> = loaded.iter().map(|(changed, _)| changed).collect();
             for changed in some.iter().filter(|changed| !there.contains(changed)) {
                 if let Changed::Record(key) = changed {

@@ -1,6 +1,6 @@
 //! The budget of the process. For bytes of messages: requests as they come, what they decode to, and replies until they
-//! are on the wire. For calls of one request and one reply: so many at a time that report runs, and so many others, which
-//! may take long (`places`).
+//! are on the wire. For calls: so many at a time that report runs, so many others of one reply, which may take long, and few
+//! that go through everything there is (`places`).
 //!
 //! A connection may take bytes as long as it then has no more than a third of what is left. Alone it gets a quarter
 //! of the budget. Each greedy one more takes a quarter of what the others leave, so several leave enough for a client that
@@ -24,6 +24,7 @@ pub struct Budget {
     taken: AtomicUsize,
     reports: Arc<Places>,
     others: Arc<Places>,
+    readings: Arc<Places>,
     /// Names connections.
     next: AtomicU64,
 }
@@ -41,8 +42,13 @@ pub struct Account {
 pub enum Work {
     /// It reports a run.
     Report,
+    /// It sends all that there is, record by record, for as long as its client reads.
+    Reading,
     Other,
 }
+
+/// Readings at a time: each may have some records in hand with all that belongs to them.
+const READINGS: usize = 32;
 
 impl Budget {
     /// So many bytes, and so many calls of each kind at a time.
@@ -52,6 +58,7 @@ impl Budget {
             taken: AtomicUsize::new(0),
             reports: Places::of(calls),
             others: Places::of(calls),
+            readings: Places::of(READINGS),
             next: AtomicU64::new(0),
         })
     }
@@ -92,6 +99,7 @@ impl Account {
     pub async fn place(&self, work: Work, within: Duration) -> Option<Place> {
         let places = match work {
             Work::Report => &self.budget.reports,
+            Work::Reading => &self.budget.readings,
             Work::Other => &self.budget.others,
         };
         places.take(self.number, within).await

@@ -27,6 +27,7 @@ use tower_service::Service;
 use super::budget::{Account, Hold, LOOK_AGAIN, Work};
 use super::catalog;
 use super::codec;
+use super::places::Place;
 use super::status;
 use super::unpack::{self, Encoding, PREFIX_BYTES};
 use super::weight::{Kind, Weights};
@@ -35,6 +36,10 @@ use crate::auth::need::{self, Need};
 
 /// Calls whose work goes on when nobody waits for them any more.
 const GO_ON: [&str; 1] = ["/stepwell.v1.ExecutionService/DeleteExecution"];
+
+/// Calls that send everything, until they end or their client goes.
+const READINGS: [&str; 2] =
+    ["/stepwell.v1.ExportService/Export", "/stepwell.v1.VerifyService/GetDigests"];
 
 /// How long a call waits for a place. Clients that ask again at once are slowed down by it, and a call that is given a
 /// place still has most of its time.
@@ -68,8 +73,10 @@ impl Method {
 }
 
 /// What a method does. Whoever asks whether the server serves is answered however much it has to do.
-fn work(path: &str) -> Option<Work> {
+fn work(path: &str, one_request: bool, one_reply: bool) -> Option<Work> {
     match need::of_path(path) {
+        _ if READINGS.contains(&path) => Some(Work::Reading),
+        _ if !(one_request && one_reply) => None,
         Some(Need::Open) => None,
         Some(Need::Report) => Some(Work::Report),
         Some(_) | None => Some(Work::Other),
@@ -94,7 +101,7 @@ fn methods() -> HashMap<String, Method> {
                         one_reply,
                         kind: Weights::get().request(input),
                         goes_on: GO_ON.contains(&path.as_str()),
-                        place: work(&path).filter(|_| one_request && one_reply),
+                        place: work(&path, one_request, one_reply),
                     };
                     methods.insert(path, known);
                 }
@@ -241,9 +248,13 @@ impl Call {
         } else {
             answering.await
         };
-        drop((held, place));
+        drop(held);
         let Ok(answered) = answered;
-        self.reply(answered).await
+        let mut answered = self.reply(answered).await?;
+        if !self.method.one_reply {
+            answered.body_mut().place = place;
+        }
+        Ok(answered)
     }
 
     /// Takes a request of one message off the wire.
@@ -392,12 +403,22 @@ pub struct ReplyBody {
     /// What there is no room for yet.
     waiting: Option<(Bytes, Pin<Box<Sleep>>)>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Of a call that is worked on for as long as it replies.
+    place: Option<Place>,
     over: bool,
 }
 
 impl ReplyBody {
     fn plain(inner: Body) -> ReplyBody {
-        ReplyBody { inner, first: None, account: None, waiting: None, deadline: None, over: false }
+        ReplyBody {
+            inner,
+            first: None,
+            account: None,
+            waiting: None,
+            deadline: None,
+            place: None,
+            over: false,
+        }
     }
 
     /// The data, once there is room for it.
@@ -437,7 +458,7 @@ impl HttpBody for ReplyBody {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(context).is_ready()
         {
-            (self.over, self.waiting, self.inner) = (true, None, Body::empty());
+            (self.over, self.waiting, self.inner, self.place) = (true, None, Body::empty(), None);
             let mut trailers = HeaderMap::new();
             // Fails only on metadata that is no header; there is none.
             let _ = status::of(&Error::DeadlineExceeded).add_header(&mut trailers);
@@ -529,6 +550,9 @@ mod tests {
         assert_eq!(streams("/stepwell.v1.StepService/StartStep"), (false, false));
         for path in GO_ON {
             assert!(methods[path].goes_on);
+        }
+        for path in READINGS {
+            assert_eq!(methods[path].place, Some(Work::Reading));
         }
     }
 }

@@ -236,7 +236,10 @@ impl State {
                     self.push(data.split_to(whole));
                     continue;
                 }
-                self.pace.begin();
+                // Where nobody may wait between messages, a message that begins is no progress.
+                if self.rules.between {
+                    self.pace.begin();
+                }
             }
             let length = unpack::length(&self.partial);
             let wanted = PREFIX_BYTES + length.unwrap_or(0) - self.partial.len();

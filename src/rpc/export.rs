@@ -20,7 +20,7 @@ use crate::proto;
 use crate::proto::export_response::Record;
 
 /// Pieces that wait for a client that reads slowly. Each may have 12 MiB.
-const WAITING: usize = 4;
+const WAITING: usize = 1;
 
 /// Serves ExportService.
 pub struct ExportRpc {

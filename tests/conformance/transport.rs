@@ -93,6 +93,43 @@ pub async fn more_calls_than_are_worked_on_are_refused_and_harm_no_other(b: Back
     }
 }
 
+pub async fn readings_of_everything_have_few_places_and_give_them_back(b: Backend) {
+    // A quarter of 32 for each connection.
+    const OF_ONE: usize = 8;
+    let s = b.serve().await;
+    s.create("e").await;
+    let follow = || ExportRequest { follow: true, ..Default::default() };
+    let mut open = Vec::new();
+    for _ in 0..OF_ONE {
+        open.push(s.try_export(follow()).await.expect("a place"));
+    }
+    let one_more = s.try_export(follow()).await.map(drop);
+    refused(one_more, Code::ResourceExhausted, "TOO_MANY_CALLS");
+    let one_more = s.try_get_digests(GetDigestsRequest::default()).await.map(drop);
+    refused(one_more, Code::ResourceExhausted, "TOO_MANY_CALLS");
+    // Who writes, reads a record or comes over another connection has nothing to do with it.
+    s.create("f").await;
+    s.execution("e").await;
+    let other = s.second_connection();
+    other.try_export(follow()).await.expect("a place of its own");
+    // One that ends, by itself or because nobody wants it any more, has none.
+    drop(open.pop());
+    for _ in 0..2 * OF_ONE {
+        let mut answers = in_time("digests", async {
+            loop {
+                match s.try_get_digests(GetDigestsRequest::default()).await {
+                    Ok(answers) => break answers,
+                    Err(status) => {
+                        check_refusal(&status, Code::ResourceExhausted, "TOO_MANY_CALLS");
+                    }
+                }
+            }
+        })
+        .await;
+        while in_time("digests", answers.message()).await.expect("they come").is_some() {}
+    }
+}
+
 pub async fn a_call_and_an_unfinished_request_end_in_time(b: Backend) {
     let s = b.serve_with(|config| config.limits.call = Duration::from_millis(600)).await;
     s.create("e").await;

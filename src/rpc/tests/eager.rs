@@ -224,6 +224,36 @@ async fn only_a_client_that_is_waited_for_stands_still() {
     assert!(read(&mut body).await.expect("open").is_ok());
 }
 
+#[tokio::test]
+async fn messages_that_straddle_frames_are_no_progress_where_nobody_may_wait_between_them() {
+    for between in [false, true] {
+        let (frames, receiver) = mpsc::unbounded_channel();
+        let idle = Some(Duration::from_millis(200));
+        let rules = Rules { message_bytes: 1024, idle, between, ..Default::default() };
+        let (mut body, _) = eager(Body::new(Wire(receiver)), rules);
+        let message = framed(b"x");
+        let (head, tail) = message.split_at(1);
+        frames.send(Ok(Bytes::copy_from_slice(head))).expect("open");
+        // Each frame ends a message and begins the next, more often than the client may stand still.
+        let straddling: Bytes = [tail, head].concat().into();
+        let mut whole = 0;
+        let mut every = tokio::time::interval(Duration::from_millis(20));
+        let end = loop {
+            tokio::select! {
+                read = read(&mut body) => match read.expect("it goes on") {
+                    Ok(bytes) => whole += bytes.len() / message.len(),
+                    Err(end) => break Some(end),
+                },
+                _ = every.tick() => drop(frames.send(Ok(straddling.clone()))),
+            }
+            if whole > 100 {
+                break None;
+            }
+        };
+        assert_eq!(end.is_none(), between, "{end:?} after {whole} messages");
+    }
+}
+
 #[test]
 fn all_streams_of_clients_are_read_ahead() {
     let eager = Eager::described(crate::proto::DESCRIPTORS, 1, Duration::ZERO);
