@@ -173,6 +173,43 @@ fn pages_leave_out_no_double() {
 }
 
 #[test]
+fn steps_of_one_number_are_all_listed_and_numbers_that_are_not_whole_are_counted_on_from() {
+    conduct(async |b| {
+        let step = |id: Bson, name: &str| doc! { "execution_id": "e", "step_id": id, "step_name": name, "status": "running" };
+        let twice = ["a", "b", "c"].map(|name| step(1.into(), name));
+        b.steps().await.insert_many(twice).await.expect("stored");
+        b.steps().await.insert_one(step(2.into(), "d")).await.expect("stored");
+        b.executions().await.insert_one(old("e", doc! {})).await.expect("stored");
+        let s = b.serve().await;
+        for page_size in [1, 2, 3, 50] {
+            let mut names = Vec::new();
+            let mut page_token = String::new();
+            loop {
+                let request =
+                    ListStepsRequest { execution_id: "e".into(), page_size, page_token, ..Default::default() };
+                let page = ok(s.try_list_steps(request).await);
+                names.extend(page.steps.into_iter().map(|step| step.step_name));
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    break;
+                }
+            }
+            names.sort();
+            assert_eq!(names, ["a", "b", "c", "d"], "{page_size}");
+        }
+        let decimal: Decimal128 = "12.25".parse().expect("a decimal");
+        for (number, odd) in [(8, Bson::from(7.5)), (13, decimal.into()), (21, Bson::from(20_i64))] {
+            b.steps().await.insert_one(step(odd, "odd")).await.expect("stored");
+            // Another server knows nothing of the steps before.
+            let other = b.serve().await;
+            let request = StartStepRequest { step_id: None, ..start("e", 0) };
+            let started = ok(other.try_start_step(request).await);
+            assert_eq!(started.step_id, Some(number));
+        }
+    });
+}
+
+#[test]
 fn documents_of_any_type_are_changed_and_keep_what_is_not_set() {
     conduct(async |b| {
         let odd: Vec<Bson> = odd_values();

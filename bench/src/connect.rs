@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -14,10 +17,30 @@ pub struct Windows {
     pub connection: u32,
 }
 
+/// The key to call with, where servers ask who calls.
+const KEY: &str = "STEPWELL_KEY";
+
+/// A connection on which every call brings the key, if there is one.
+pub type Channel = InterceptedService<tonic::transport::Channel, Credential>;
+
+/// What every call brings along.
+#[derive(Debug, Clone)]
+pub struct Credential(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Credential {
+    fn call(&mut self, mut request: tonic::Request<()>) -> tonic::Result<tonic::Request<()>> {
+        if let Some(bearer) = &self.0 {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// The server under test.
 #[derive(Debug, Clone)]
 pub struct Server {
     address: String,
+    credential: Credential,
 }
 
 impl Server {
@@ -26,7 +49,16 @@ impl Server {
         let address =
             if given.contains("://") { given.to_owned() } else { format!("http://{given}") };
         Endpoint::from_shared(address.clone()).with_context(|| format!("--server {given}"))?;
-        Ok(Server { address })
+        let bearer = match std::env::var(KEY) {
+            Ok(key) => {
+                let mut bearer = MetadataValue::try_from(format!("Bearer {key}"))
+                    .with_context(|| format!("{KEY} is no key"))?;
+                bearer.set_sensitive(true);
+                Some(bearer)
+            }
+            Err(_) => None,
+        };
+        Ok(Server { address, credential: Credential(bearer) })
     }
 
     pub fn address(&self) -> &str {
@@ -40,7 +72,7 @@ impl Server {
             .tcp_nodelay(true)
             .initial_stream_window_size(windows.stream)
             .initial_connection_window_size(windows.connection);
-        Ok(endpoint.connect_lazy())
+        Ok(InterceptedService::new(endpoint.connect_lazy(), self.credential.clone()))
     }
 
     /// A connection for calls and streams of writes.

@@ -27,7 +27,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 ///
 /// The load generator runs in this process. When server, database and load generator share a machine they
 /// share its cores too: compare ratios measured in one run, not figures of different machines. Any error during a
-/// measurement is printed and makes the exit code 1.
+/// measurement is printed and makes the exit code 1. A key in STEPWELL_KEY is sent with every call.
 #[derive(Debug, Parser)]
 #[command(name = "stepwell-bench", version, max_term_width = 110)]
 struct Args {

@@ -265,7 +265,7 @@ impl Bench<'_> {
     /// A client, and a new execution for it.
     async fn execution(
         &self,
-    ) -> anyhow::Result<(MetricServiceClient<tonic::transport::Channel>, String)> {
+    ) -> anyhow::Result<(MetricServiceClient<crate::connect::Channel>, String)> {
         let channel = self.server.for_writes()?;
         let id = ids::execution_id();
         ExecutionServiceClient::new(channel.clone())
@@ -310,7 +310,7 @@ impl Bench<'_> {
 
     async fn hourly_times(
         &self,
-        metrics: &mut MetricServiceClient<tonic::transport::Channel>,
+        metrics: &mut MetricServiceClient<crate::connect::Channel>,
         id: &str,
     ) -> anyhow::Result<Vec<f64>> {
         let count = self.args.hourly;

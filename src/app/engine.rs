@@ -9,7 +9,7 @@ use super::error::Result;
 use super::lanes::{self, Bounds, Lanes, Work};
 use crate::clock::Clock;
 use crate::domain::value;
-use crate::domain::{ExecutionOp, StepOp};
+use crate::domain::{ExecutionOp, RunError, StepOp};
 use crate::store::{self, Answer, By, Op, Record, Store, Write};
 
 /// Told of what became durable.
@@ -122,21 +122,21 @@ fn weight(write: &Write) -> usize {
     let step = |op: &StepOp| match op {
         StepOp::Plan { fields, .. } | StepOp::Start { fields, .. } => fields_weight(fields),
         StepOp::Update { metadata, output, .. } => {
-            value::size_of_document(metadata) + output.as_ref().map_or(0, value::size)
+            value::weight_of_document(metadata) + output.as_ref().map_or(0, value::weight)
         }
         StepOp::Finish { output, fields, error, .. } => {
             fields_weight(fields)
-                + output.as_ref().map_or(0, value::size)
-                + error.as_ref().map_or(0, |error| error.message.len() + error.stack_trace.len())
+                + output.as_ref().map_or(0, value::weight)
+                + error.as_ref().map_or(0, RunError::weight)
         }
         StepOp::Put(step) => step.weight(),
     };
     256 + match &write.op {
-        Op::Execution(ExecutionOp::Create(create)) => value::size_of_document(&create.metadata),
-        Op::Execution(ExecutionOp::Update { metadata, .. }) => value::size_of_document(metadata),
+        Op::Execution(ExecutionOp::Create(create)) => value::weight_of_document(&create.metadata),
+        Op::Execution(ExecutionOp::Update { metadata, .. }) => value::weight_of_document(metadata),
         Op::Execution(ExecutionOp::Finish { metadata, error, .. }) => {
-            value::size_of_document(metadata)
-                + error.as_ref().map_or(0, |error| error.message.len() + error.stack_trace.len())
+            value::weight_of_document(metadata)
+                + error.as_ref().map_or(0, RunError::weight)
         }
         Op::Execution(ExecutionOp::Put(execution)) => execution.weight(),
         Op::Execution(_) => 0,
@@ -146,8 +146,8 @@ fn weight(write: &Write) -> usize {
 }
 
 fn fields_weight(fields: &crate::domain::step::StepFields) -> usize {
-    value::size_of_document(&fields.metadata)
-        + fields.input.as_ref().map_or(0, value::size)
+    value::weight_of_document(&fields.metadata)
+        + fields.input.as_ref().map_or(0, value::weight)
         + fields.depends_on.len() * 4
         + fields.depends_on_keys.iter().map(|key| 24 + key.len()).sum::<usize>()
 }

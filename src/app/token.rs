@@ -11,8 +11,9 @@ use subtle::ConstantTimeEq as _;
 
 const VERSION: u8 = 1;
 const TAG_BYTES: usize = 16;
-/// Longest token accepted, in characters; ours are far shorter.
-const TOKEN_CHARACTERS: usize = 4096;
+/// Longest token accepted, in characters. Ours are far shorter, but where another program has chosen the id or what stands in
+/// place of the time of the record that a page ends with.
+const TOKEN_CHARACTERS: usize = 1024 * 1024;
 
 /// What a token is for; one of a kind is never good for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

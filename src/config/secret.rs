@@ -58,7 +58,9 @@ pub fn mask_uri(uri: &str) -> String {
         // An `@` in the options (`authSource=a@b`) makes "credentials" of the hosts; then all of it is hidden.
         match credentials.split_once(':') {
             Some((user, _)) => masked.push_str(&format!("{user}:{MASK}@")),
-            None => masked.push_str(&format!("{credentials}@")),
+            // What stands alone is a name to a database, and a token to others.
+            None if scheme.starts_with("mongodb") => masked.push_str(&format!("{credentials}@")),
+            None => masked.push_str(&format!("{MASK}@")),
         }
     }
     match rest.split_once('?') {
@@ -78,8 +80,11 @@ fn mask_option(option: &str) -> String {
         return option.to_owned();
     };
     let lower = name.to_ascii_lowercase();
-    let secret =
-        ["password", "properties", "secret", "token"].iter().any(|word| lower.contains(word));
+    let secret = ["password", "properties", "secret", "token", "signature", "credential"]
+        .iter()
+        .any(|word| lower.contains(word))
+        || lower.ends_with("key")
+        || ["sig", "auth"].contains(&lower.as_str());
     format!("{name}={}", if secret { MASK } else { value })
 }
 
@@ -111,6 +116,8 @@ mod tests {
                 "mongodb://h/?tlsCertificateKeyFilePassword=abc",
                 "mongodb://h/?tlsCertificateKeyFilePassword=***",
             ),
+            ("http://TOKEN@otlp:4317", "http://***@otlp:4317"),
+            ("https://s3/b?X-Amz-Signature=a&sig=b&api_key=c&v=1", "https://s3/b?X-Amz-Signature=***&sig=***&api_key=***&v=1"),
             ("hunter2", "***"),
         ] {
             assert_eq!(mask_uri(uri), masked, "{uri}");

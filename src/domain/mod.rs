@@ -90,6 +90,11 @@ pub struct RunError {
 }
 
 impl RunError {
+    /// Bytes it takes in memory, roughly.
+    pub fn weight(&self) -> usize {
+        self.message.len() + self.stack_trace.len() + value::weight_of_document(&self.details)
+    }
+
     /// Whether it has more than its message.
     pub fn has_more(&self) -> bool {
         !self.code.is_empty() || !self.stack_trace.is_empty() || !self.details.is_empty()

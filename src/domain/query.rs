@@ -51,28 +51,40 @@ impl ExecutionFilter {
 
     /// Tells this filter from others: the same filter has the same identity on every server.
     pub fn identity(&self) -> String {
-        let mut digest = Digest::new("execution_filter").integers("app_ids", &self.app_ids);
-        for name in &self.app_names {
+        let ExecutionFilter {
+            app_ids,
+            app_names,
+            sub_app_ids,
+            user_ids,
+            statuses,
+            started_at_from,
+            started_at_until,
+            min_duration_ms,
+            metadata,
+            scope,
+        } = self;
+        let mut digest = Digest::new("execution_filter").integers("app_ids", app_ids);
+        for name in app_names {
             digest = digest.text("app_name", Some(name));
         }
-        digest = digest.integers("sub_app_ids", &self.sub_app_ids);
-        for id in &self.user_ids {
+        digest = digest.integers("sub_app_ids", sub_app_ids);
+        for id in user_ids {
             digest = digest.text("user_id", Some(id));
         }
-        for status in &self.statuses {
+        for status in statuses {
             digest = digest.text("status", Some(status.as_str()));
         }
         digest = digest
-            .integer("started_at_from", self.started_at_from)
-            .integer("started_at_until", self.started_at_until)
-            .integer("min_duration_ms", self.min_duration_ms);
-        for word in self.scope.words() {
+            .integer("started_at_from", *started_at_from)
+            .integer("started_at_until", *started_at_until)
+            .integer("min_duration_ms", *min_duration_ms);
+        for word in scope.words() {
             digest = digest.text("scope", Some(&word));
         }
-        if self.scope.patterns().is_some_and(<[_]>::is_empty) {
+        if scope.patterns().is_some_and(<[_]>::is_empty) {
             digest = digest.text("scope", Some("nobody"));
         }
-        for (path, wanted) in &self.metadata {
+        for (path, wanted) in metadata {
             for key in path {
                 digest = digest.text("metadata.key", Some(key));
             }
@@ -84,27 +96,40 @@ impl ExecutionFilter {
 
     /// The one meaning of a filter: lists of both stores and watches all come here.
     pub fn matches(&self, execution: &Execution) -> bool {
+        let ExecutionFilter { statuses, min_duration_ms, metadata, .. } = self;
         self.matches_fixed(execution)
-            && any(&self.statuses, execution.status.as_ref())
-            && self
-                .min_duration_ms
+            && any(statuses, execution.status.as_ref())
+            && min_duration_ms
                 .is_none_or(|min| execution.duration_ms.is_some_and(|duration| duration >= min))
-            && self.metadata.iter().all(|(path, wanted)| {
+            && metadata.iter().all(|(path, wanted)| {
                 at_path(&execution.metadata, path).is_some_and(|found| value::same(found, wanted))
             })
     }
 
     /// The part about fields that our own writes never change after the creation.
     pub fn matches_fixed(&self, execution: &Execution) -> bool {
-        self.scope.holds_execution(execution)
-            && any(&self.app_ids, execution.app_id.as_ref())
-            && any(&self.app_names, Some(&execution.app_name))
-            && any(&self.sub_app_ids, execution.sub_app_id.as_ref())
-            && any(&self.user_ids, execution.user_id.as_ref())
-            && (self.started_at_from.is_none() && self.started_at_until.is_none()
+        let ExecutionFilter {
+            app_ids,
+            app_names,
+            sub_app_ids,
+            user_ids,
+            started_at_from,
+            started_at_until,
+            scope,
+            // `matches` looks at these.
+            statuses: _,
+            min_duration_ms: _,
+            metadata: _,
+        } = self;
+        scope.holds_execution(execution)
+            && any(app_ids, execution.app_id.as_ref())
+            && any(app_names, Some(&execution.app_name))
+            && any(sub_app_ids, execution.sub_app_id.as_ref())
+            && any(user_ids, execution.user_id.as_ref())
+            && (started_at_from.is_none() && started_at_until.is_none()
                 || execution.started_at.is_some_and(|at| {
-                    self.started_at_from.is_none_or(|from| at >= from)
-                        && self.started_at_until.is_none_or(|until| at < until)
+                    started_at_from.is_none_or(|from| at >= from)
+                        && started_at_until.is_none_or(|until| at < until)
                 }))
     }
 }

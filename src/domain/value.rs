@@ -96,6 +96,23 @@ pub fn size(value: &Bson) -> usize {
     }
 }
 
+/// Bytes that a value takes in memory, roughly: a null is nothing as BSON and is not nothing here.
+pub fn weight(value: &Bson) -> usize {
+    let more = match value {
+        Bson::Document(document) => weight_of_document(document),
+        Bson::Array(values) => values.iter().map(weight).sum(),
+        other => size(other),
+    };
+    size_of::<Bson>() + more
+}
+
+/// The same of a document.
+pub fn weight_of_document(document: &Document) -> usize {
+    /// Key, hash and place in the index.
+    const ENTRY: usize = 48;
+    document.iter().map(|(key, value)| ENTRY + key.len() + weight(value)).sum()
+}
+
 /// Size of a document as BSON, in bytes.
 pub fn size_of_document(document: &Document) -> usize {
     5 + document.iter().map(|(key, value)| 2 + key.len() + size(value)).sum::<usize>()

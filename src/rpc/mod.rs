@@ -47,7 +47,7 @@ mod weight;
 pub mod whole_requests;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use tonic::Status;
 

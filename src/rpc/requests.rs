@@ -133,7 +133,7 @@ pub fn plan_steps(limits: &Limits, request: proto::PlanStepsRequest) -> Result<A
         .iter()
         .map(|step| {
             let input = step.input.as_ref().map_or(0, prost::Message::encoded_len);
-            prost::Message::encoded_len(step) - input + 64
+            prost::Message::encoded_len(step) - input + request.execution_id.len() + 72
         })
         .sum();
     let reply_limit = limits.page_bytes - limits.page_bytes / 8;

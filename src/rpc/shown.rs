@@ -24,8 +24,12 @@ trait Shown: Message + Sized + 'static {
 }
 
 /// The record, without the fields that make it too large.
-fn fitted<M: Shown>(mut record: M) -> M {
-    while record.encoded_len() > RECORD_BYTES {
+fn fitted<M: Shown>(record: M) -> M {
+    fitted_to(RECORD_BYTES, record)
+}
+
+fn fitted_to<M: Shown>(bytes: usize, mut record: M) -> M {
+    while record.encoded_len() > bytes {
         let largest = M::PARTS.iter().max_by_key(|part| (part.size)(&record));
         let Some(part) = largest.filter(|part| (part.size)(&record) > 0) else { break };
         (part.omit)(&mut record);
@@ -246,6 +250,17 @@ pub fn step(record: &domain::Step) -> proto::Step {
     fitted(records::step(record, false))
 }
 
+/// Many in one answer, without input and output. Where together they are too large, those that are larger than others lose
+/// their largest fields.
+pub fn steps<'a>(records: impl ExactSizeIterator<Item = &'a domain::Step>) -> Vec<proto::Step> {
+    let share = RECORD_BYTES / records.len().max(1);
+    let steps: Vec<proto::Step> = records.map(step).collect();
+    match steps.iter().map(Message::encoded_len).sum::<usize>() > RECORD_BYTES {
+        true => steps.into_iter().map(|step| fitted_to(share, step)).collect(),
+        false => steps,
+    }
+}
+
 /// With input and output as far as the record has them at hand, but for those that are larger than this.
 pub fn step_with_payloads(record: &domain::Step, payload_bytes: usize) -> proto::Step {
     let mut step = records::step(record, true);
@@ -303,6 +318,62 @@ mod tests {
         assert_eq!(fitted(small.clone()).omitted_fields, ["error.stack_trace"]);
         let fits = proto::Execution { metadata: strings(RECORD_BYTES - 100), ..Default::default() };
         assert_eq!(fitted(fits.clone()), fits);
+    }
+
+    #[test]
+    fn many_steps_fit_into_one_answer_and_small_ones_stay_whole() {
+        const MIB: usize = 1024 * 1024;
+        let small = domain::Step {
+            execution_id: "e".to_owned(),
+            step_name: "small".to_owned(),
+            ..Default::default()
+        };
+        let metadata = bson::doc! { "text": "x".repeat(MIB) };
+        let large = domain::Step { step_id: 1, metadata, ..small.clone() };
+        assert_eq!(steps([&small, &large].into_iter()), [step(&small), step(&large)]);
+        let many: Vec<&domain::Step> = [&small].into_iter().chain([&large; 12]).collect();
+        let shown = steps(many.into_iter());
+        assert_eq!(shown[0], step(&small));
+        for step in &shown[1..] {
+            assert_eq!((step.step_id, &step.omitted_fields[..]), (Some(1), &["metadata".to_owned()][..]));
+        }
+        assert!(shown.iter().map(Message::encoded_len).sum::<usize>() <= RECORD_BYTES);
+    }
+
+    /// A field that is new is not forgotten: it can be left out, or it has a limit of its own.
+    #[test]
+    fn every_field_that_may_be_long_is_among_the_parts() {
+        use prost_types::field_descriptor_proto::{Label, Type};
+        fn parts<M: Shown>() -> Vec<&'static str> {
+            M::PARTS.iter().map(|part| part.name).collect()
+        }
+        let set = prost_types::FileDescriptorSet::decode(proto::DESCRIPTORS).unwrap();
+        for (message, parts) in [
+            ("Execution", parts::<proto::Execution>()),
+            ("Step", parts::<proto::Step>()),
+            ("Artifact", parts::<proto::Artifact>()),
+            ("Configuration", parts::<proto::Configuration>()),
+        ] {
+            let mut messages = set.file.iter().flat_map(|file| &file.message_type);
+            let found = messages.find(|found| found.name() == message).unwrap();
+            for field in &found.field {
+                let is_long = match field.r#type() {
+                    Type::String | Type::Bytes => true,
+                    Type::Message => field.type_name() != ".google.protobuf.Timestamp",
+                    _ => field.label() == Label::Repeated,
+                };
+                // Ids have limits of their own, or say which record it is.
+                let is_id = ["execution_id", "artifact_id", "omitted_fields"].contains(&field.name())
+                    || (message, field.name()) == ("Step", "step_key")
+                    || (message, field.name()) == ("Configuration", "version");
+                assert_eq!(
+                    parts.contains(&field.name()),
+                    is_long && !is_id,
+                    "{message}.{}",
+                    field.name()
+                );
+            }
+        }
     }
 
     /// Whatever a field of text, of values or of a list holds, a record goes down to its ids, status, times and numbers.

@@ -49,7 +49,7 @@ impl proto::step_service_server::StepService for Steps {
         };
         match write(&self.app, by, asked).await? {
             Answer::Steps(records) => Ok(Response::new(proto::PlanStepsResponse {
-                steps: records.iter().map(|record| shown::step(record)).collect(),
+                steps: shown::steps(records.iter().map(AsRef::as_ref)),
             })),
             _ => Err(unexpected_answer()),
         }

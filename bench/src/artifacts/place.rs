@@ -4,7 +4,7 @@
 use anyhow::Context as _;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use tonic::transport::Channel;
+use crate::connect::Channel;
 
 use super::pieces::Pieces;
 use crate::connect::Server;

@@ -221,7 +221,7 @@ fn description() -> UploadArtifactRequest {
 
 /// One call after the other.
 async fn call(
-    mut executions: ExecutionServiceClient<tonic::transport::Channel>,
+    mut executions: ExecutionServiceClient<crate::connect::Channel>,
     counted: Arc<Counted>,
     stop: CancellationToken,
 ) {

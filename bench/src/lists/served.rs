@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use tonic::Code;
-use tonic::transport::Channel;
+use crate::connect::Channel;
 
 use super::Asked;
 use super::data::{self, Run, Runs};

@@ -13,7 +13,7 @@ use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tonic::Code;
-use tonic::transport::Channel;
+use crate::connect::Channel;
 
 use super::connect::Server;
 use super::dice::Dice;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tonic::Status;
-use tonic::transport::Channel;
+use crate::connect::Channel;
 
 use super::script::{self, Change, Script};
 use super::{CLIENTS_PER_CONNECTION, Round};

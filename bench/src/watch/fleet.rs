@@ -8,7 +8,7 @@ use anyhow::bail;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
+use crate::connect::Channel;
 use tonic::{Status, Streaming};
 
 use super::codec::{Event, Received, TokenSlot, WatchCodec};

@@ -154,9 +154,22 @@ impl Analytics {
     async fn source(&self, filter: &ExecutionFilter, users: bool) -> Result<Source> {
         let mut direct = self.records_only();
         direct.freshness.unreadable = self.app.unreadable_executions().await?;
-        let unknown_to_rollups = filter.min_duration_ms.is_some()
-            || !filter.metadata.is_empty()
-            || !users && !filter.user_ids.is_empty();
+        let ExecutionFilter {
+            user_ids,
+            min_duration_ms,
+            metadata,
+            // Rollups tell these apart.
+            app_ids: _,
+            app_names: _,
+            sub_app_ids: _,
+            statuses: _,
+            started_at_from: _,
+            started_at_until: _,
+            scope: _,
+        } = filter;
+        let unknown_to_rollups = min_duration_ms.is_some()
+            || !metadata.is_empty()
+            || !users && !user_ids.is_empty();
         if unknown_to_rollups {
             return Ok(direct);
         }

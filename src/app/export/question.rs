@@ -30,10 +30,20 @@ impl Question {
 
     /// Whether an execution may come to match by a change.
     pub(super) fn may_come_to_match(&self) -> bool {
-        let filter = &self.filter;
-        !filter.statuses.is_empty()
-            || filter.min_duration_ms.is_some()
-            || !filter.metadata.is_empty()
+        let ExecutionFilter {
+            statuses,
+            min_duration_ms,
+            metadata,
+            // Of these no execution changes.
+            app_ids: _,
+            app_names: _,
+            sub_app_ids: _,
+            user_ids: _,
+            started_at_from: _,
+            started_at_until: _,
+            scope: _,
+        } = &self.filter;
+        !statuses.is_empty() || min_duration_ms.is_some() || !metadata.is_empty()
     }
 }
 

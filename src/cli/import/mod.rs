@@ -8,6 +8,8 @@ mod reader;
 mod record;
 mod send;
 mod summary;
+#[cfg(test)]
+mod whole_tests;
 
 use std::path::PathBuf;
 

@@ -167,35 +167,44 @@ fn create(
     request: &CreateExecution,
     now: Now,
 ) -> Result<Decision<Execution>, Refusal> {
+    let CreateExecution {
+        app_id,
+        app_name,
+        sub_app_id,
+        sub_app_name,
+        user_id,
+        metadata,
+        started_at,
+        heartbeat_timeout_ms,
+        parent_execution_id,
+        configuration_version,
+    } = request;
     let digest = Digest::new("create_execution")
-        .integer("app_id", request.app_id.map(i64::from))
-        .text("app_name", Some(&request.app_name))
-        .integer("sub_app_id", request.sub_app_id.map(i64::from))
-        .text("sub_app_name", request.sub_app_name.as_deref())
-        .text("user_id", request.user_id.as_deref())
-        .object("metadata", &request.metadata)
-        .integer("started_at", request.started_at)
-        .integer("heartbeat_timeout_ms", request.heartbeat_timeout_ms)
-        .text("parent_execution_id", request.parent_execution_id.as_deref())
-        .text("configuration_version", request.configuration_version.as_deref())
+        .integer("app_id", app_id.map(i64::from))
+        .text("app_name", Some(app_name))
+        .integer("sub_app_id", sub_app_id.map(i64::from))
+        .text("sub_app_name", sub_app_name.as_deref())
+        .text("user_id", user_id.as_deref())
+        .object("metadata", metadata)
+        .integer("started_at", *started_at)
+        .integer("heartbeat_timeout_ms", *heartbeat_timeout_ms)
+        .text("parent_execution_id", parent_execution_id.as_deref())
+        .text("configuration_version", configuration_version.as_deref())
         .finish();
     if let Some(stored) = stored {
         let same = match &stored.digests.create {
             Some(stored) => *stored == digest,
             None => {
-                stored.app_id == request.app_id
-                    && stored.app_name == request.app_name
-                    && stored.sub_app_id == request.sub_app_id
-                    && stored.sub_app_name == request.sub_app_name
-                    && stored.user_id == request.user_id
-                    && value::same(
-                        &stored.metadata.clone().into(),
-                        &request.metadata.clone().into(),
-                    )
-                    && (request.started_at.is_none() || stored.started_at == request.started_at)
-                    && stored.heartbeat_timeout_ms == request.heartbeat_timeout_ms
-                    && stored.parent_execution_id == request.parent_execution_id
-                    && stored.configuration_version == request.configuration_version
+                stored.app_id == *app_id
+                    && stored.app_name == *app_name
+                    && stored.sub_app_id == *sub_app_id
+                    && stored.sub_app_name == *sub_app_name
+                    && stored.user_id == *user_id
+                    && value::same(&stored.metadata.clone().into(), &metadata.clone().into())
+                    && (started_at.is_none() || stored.started_at == *started_at)
+                    && stored.heartbeat_timeout_ms == *heartbeat_timeout_ms
+                    && stored.parent_execution_id == *parent_execution_id
+                    && stored.configuration_version == *configuration_version
             }
         };
         return if same {
@@ -206,20 +215,20 @@ fn create(
     }
     Ok(Decision::Put(Execution {
         execution_id: execution_id.to_owned(),
-        app_id: request.app_id,
-        app_name: request.app_name.clone(),
-        sub_app_id: request.sub_app_id,
-        sub_app_name: request.sub_app_name.clone(),
-        user_id: request.user_id.clone(),
+        app_id: *app_id,
+        app_name: app_name.clone(),
+        sub_app_id: *sub_app_id,
+        sub_app_name: sub_app_name.clone(),
+        user_id: user_id.clone(),
         status: Some(ExecutionStatus::Running),
-        started_at: Some(request.started_at.unwrap_or(now.millis())),
-        metadata: request.metadata.clone(),
+        started_at: Some(started_at.unwrap_or(now.millis())),
+        metadata: metadata.clone(),
         created_at: Some(now.millis()),
         updated_at: Some(now.millis()),
         revision: now.revision_after(0),
-        heartbeat_timeout_ms: request.heartbeat_timeout_ms,
-        parent_execution_id: request.parent_execution_id.clone(),
-        configuration_version: request.configuration_version.clone(),
+        heartbeat_timeout_ms: *heartbeat_timeout_ms,
+        parent_execution_id: parent_execution_id.clone(),
+        configuration_version: configuration_version.clone(),
         digests: Digests { create: Some(digest), ..Digests::default() },
         ..Execution::default()
     }))

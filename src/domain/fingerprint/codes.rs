@@ -173,6 +173,12 @@ const DEVICES: [&str; 12] = [
     "tensorrt", "cudart",
 ];
 
+/// What an error is called, in the languages that programs speak most.
+const ERRORS: [&str; 20] = [
+    "error", "err", "fault", "oserror", "exception", "abort", "fehler", "erreur", "errore", "erro",
+    "fallo", "ошибка", "błąd", "chyba", "fout", "hata", "错误", "錯誤", "エラー", "오류",
+];
+
 /// Classes of SQLSTATE.
 const CLASSES: [&str; 45] = [
     "01", "02", "03", "07", "08", "09", "0A", "0B", "0F", "0L", "0P", "20", "21", "22", "23", "24",
@@ -289,7 +295,7 @@ fn announced(before: &Before, behind: &str) -> bool {
 /// Error 700, error(700), Error: 404 at its end.
 fn of_error(before: &Before, behind: &str) -> bool {
     let word = before.word(0);
-    let is_error = matches!(word, "error" | "err" | "fault" | "oserror" | "exception" | "abort")
+    let is_error = ERRORS.contains(&word)
         || word.len() > 5 && word.ends_with("error")
         || word.ends_with("errort");
     // What these name is a value of the program.
@@ -445,7 +451,8 @@ pub fn is_code(chars: &[char], at: usize, end: usize) -> bool {
         return true;
     }
     let of_device = |index: usize| DEVICES.iter().any(|name| before.word(index).starts_with(name));
-    if matches!(before.word(0), "returned" | "failure" | "failed")
+    if (matches!(before.word(0), "returned" | "failure" | "failed")
+        || ERRORS.contains(&before.word(0)))
         && of_device(1)
         && before.is_close()
     {

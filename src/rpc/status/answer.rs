@@ -40,7 +40,7 @@ impl Answer {
     }
 
     pub fn metadata(mut self, name: &str, value: impl ToString) -> Self {
-        self.metadata.insert(name.to_owned(), value.to_string());
+        self.metadata.insert(name.to_owned(), cut(value.to_string(), NAME_BYTES));
         self
     }
 

@@ -102,21 +102,33 @@ pub fn read_identity(raw: &RawDocument) -> Identity {
 }
 
 fn filter(filter: &ExecutionFilter) -> Document {
-    let statuses: Vec<&str> = filter.statuses.iter().map(|status| status.as_str()).collect();
-    let metadata: Vec<Document> = filter
-        .metadata
+    let ExecutionFilter {
+        app_ids,
+        app_names,
+        sub_app_ids,
+        user_ids,
+        statuses,
+        started_at_from,
+        started_at_until,
+        min_duration_ms,
+        metadata,
+        // Nobody stores one: it is that of whoever has made the subscription.
+        scope: _,
+    } = filter;
+    let statuses: Vec<&str> = statuses.iter().map(|status| status.as_str()).collect();
+    let metadata: Vec<Document> = metadata
         .iter()
         .map(|(path, value)| doc! { "path": path.clone(), "value": value.clone() })
         .collect();
     doc! {
-        "app_ids": filter.app_ids.clone(),
-        "app_names": filter.app_names.clone(),
-        "sub_app_ids": filter.sub_app_ids.clone(),
-        "user_ids": filter.user_ids.clone(),
+        "app_ids": app_ids.clone(),
+        "app_names": app_names.clone(),
+        "sub_app_ids": sub_app_ids.clone(),
+        "user_ids": user_ids.clone(),
         "statuses": statuses,
-        "started_at_from": filter.started_at_from.map(date),
-        "started_at_until": filter.started_at_until.map(date),
-        "min_duration_ms": filter.min_duration_ms,
+        "started_at_from": started_at_from.map(date),
+        "started_at_until": started_at_until.map(date),
+        "min_duration_ms": *min_duration_ms,
         "metadata": metadata,
     }
 }

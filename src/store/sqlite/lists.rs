@@ -266,14 +266,27 @@ fn ranges_decide(filter: &ExecutionFilter) -> bool {
         let mut parts = ranges.iter().flat_map(|range| range.equal.split(" AND "));
         parts.any(|part| part.split(' ').next() == Some(column))
     };
-    (filter.app_ids.is_empty() || has("app_id"))
-        && (filter.app_names.is_empty() || has("app_name"))
-        && (filter.sub_app_ids.is_empty() || has("sub_app_id"))
-        && (filter.user_ids.is_empty() || has("user_id"))
-        && (filter.statuses.is_empty() || has("status"))
-        && filter.min_duration_ms.is_none()
-        && filter.metadata.is_empty()
-        && filter.scope.is_all()
+    let ExecutionFilter {
+        app_ids,
+        app_names,
+        sub_app_ids,
+        user_ids,
+        statuses,
+        // Every stretch is one of time.
+        started_at_from: _,
+        started_at_until: _,
+        min_duration_ms,
+        metadata,
+        scope,
+    } = filter;
+    (app_ids.is_empty() || has("app_id"))
+        && (app_names.is_empty() || has("app_name"))
+        && (sub_app_ids.is_empty() || has("sub_app_id"))
+        && (user_ids.is_empty() || has("user_id"))
+        && (statuses.is_empty() || has("status"))
+        && min_duration_ms.is_none()
+        && metadata.is_empty()
+        && scope.is_all()
 }
 
 /// How many match: entries of the index where it decides, else what is found among the records examined.

@@ -294,6 +294,8 @@ impl Loader<'_> {
             } },
             doc! { "$sort": { "execution_id": -1, "step_id": -1 } },
             doc! { "$group": { "_id": "$execution_id", "greatest": { "$first": "$step_id" } } },
+            // They need not be whole.
+            doc! { "$set": { "greatest": { "$toLong": { "$floor": "$greatest" } } } },
         ];
         let mut greatest: HashMap<String, i32> =
             needs.greatest_step_ids.iter().map(|id| (id.clone(), 0)).collect();

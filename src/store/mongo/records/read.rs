@@ -7,7 +7,7 @@ use super::step::no_payloads;
 use super::{execution, step};
 use crate::domain::query::{Page, StepQuery};
 use crate::domain::{Execution, Step, StepRef};
-use crate::store::mongo::db::values::epoch;
+use crate::store::mongo::db::values::{epoch, field, integer};
 use crate::store::mongo::names::{EXECUTIONS, STEPS};
 use crate::store::{Error, Result};
 
@@ -101,7 +101,14 @@ pub async fn steps(records: &Records, query: &StepQuery) -> Result<Page<Step, i3
     let mut room = query.payloads.unwrap_or(usize::MAX);
     let mut last_examined = None;
     while let Some(raw) = rows.next().await? {
-        if page.records.len() == query.limit || room == 0 {
+        let is_full = page.records.len() == query.limit || room == 0;
+        // A page never ends between documents of one number, which there may be of before this server: the next one begins
+        // after the number.
+        let is_double = || {
+            let last = page.records.last().map(|step: &Step| i64::from(step.step_id));
+            last.is_some() && field(raw, "step_id").and_then(integer) == last
+        };
+        if is_full && !is_double() {
             page.next = page.records.last().map(|step: &Step| step.step_id);
             return Ok(page);
         }

@@ -34,16 +34,29 @@ impl Walk {
             true if self.index.contains_key(field) => Leaves::Keys,
             true => Leaves::Documents,
         };
+        let ExecutionFilter {
+            app_ids,
+            app_names,
+            sub_app_ids,
+            user_ids,
+            statuses,
+            // Every walk goes through this time alone.
+            started_at_from: _,
+            started_at_until: _,
+            min_duration_ms,
+            metadata,
+            scope,
+        } = filter;
         [
-            decided("app_id", !filter.app_ids.is_empty()),
-            decided("app_name", !filter.app_names.is_empty()),
-            decided("sub_app_id", !filter.sub_app_ids.is_empty()),
-            decided("user_id", !filter.user_ids.is_empty()),
-            decided("status", !filter.statuses.is_empty()),
-            decided("duration_ms", filter.min_duration_ms.is_some()),
-            decided("metadata", !filter.metadata.is_empty()),
+            decided("app_id", !app_ids.is_empty()),
+            decided("app_name", !app_names.is_empty()),
+            decided("sub_app_id", !sub_app_ids.is_empty()),
+            decided("user_id", !user_ids.is_empty()),
+            decided("status", !statuses.is_empty()),
+            decided("duration_ms", min_duration_ms.is_some()),
+            decided("metadata", !metadata.is_empty()),
             // No index holds all by which an app is told.
-            if filter.scope.is_all() { Leaves::Nothing } else { Leaves::Documents },
+            if scope.is_all() { Leaves::Nothing } else { Leaves::Documents },
         ]
         .into_iter()
         .max()
