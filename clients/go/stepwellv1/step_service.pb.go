@@ -158,7 +158,7 @@ type PlanStepsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The execution they belong to.
 	ExecutionId string `protobuf:"bytes,1,opt,name=execution_id,json=executionId,proto3" json:"execution_id,omitempty"`
-	// 1 to 1000 steps; none with `configuration_version`.
+	// At least one; at most as many as an execution may have, and as fit into one answer. None with `configuration_version`.
 	Steps []*PlannedStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	// Plan the steps of this version of the configuration of the execution's app and part of it; at most 256
 	// characters. Exactly one of this and `steps` is required.
@@ -221,7 +221,8 @@ func (x *PlanStepsRequest) GetConfigurationVersion() string {
 // Response of PlanSteps.
 type PlanStepsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The stored records, in the order of the request.
+	// The stored records, in the order of the request. Where they were planned before and have grown, those that are too
+	// large for one answer lose their largest fields, which `omitted_fields` names.
 	Steps         []*Step `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -117,7 +117,7 @@ export type PlanStepsRequest = Message<"stepwell.v1.PlanStepsRequest"> & {
   executionId: string;
 
   /**
-   * 1 to 1000 steps; none with `configuration_version`.
+   * At least one; at most as many as an execution may have, and as fit into one answer. None with `configuration_version`.
    *
    * @generated from field: repeated stepwell.v1.PlannedStep steps = 2;
    */
@@ -146,7 +146,8 @@ export const PlanStepsRequestSchema: GenMessage<PlanStepsRequest> = /*@__PURE__*
  */
 export type PlanStepsResponse = Message<"stepwell.v1.PlanStepsResponse"> & {
   /**
-   * The stored records, in the order of the request.
+   * The stored records, in the order of the request. Where they were planned before and have grown, those that are too
+   * large for one answer lose their largest fields, which `omitted_fields` names.
    *
    * @generated from field: repeated stepwell.v1.Step steps = 1;
    */
