@@ -188,6 +188,7 @@ export class Writer {
     const sequence = ++this.sequence;
     const record = toBinary(IngestRequestSchema, create(IngestRequestSchema, { sequence: BigInt(sequence), write }));
     const location = this.persist(record);
+    if (write.case === "finishExecution") this.spool?.unshare(executionId);
     if (location === undefined && !fitsInMemory(write.case, this.memory, record.length + ENTRY_BYTES, this.limits.memoryMaxBytes)) {
       this.drop("the spool cannot be written, and memory is full: some of what is reported is left out");
       if (write.case === "createExecution") remember(this.beheaded, executionId, true, REMEMBERED);
