@@ -1,4 +1,4 @@
-"""The drop-in for the tracker of `jkilelo/ai_apps`: a program written for that one, with its import changed."""
+"""The drop-in for the tracker of `jkilelo/ai_apps`: programs for that one, as they are or with their imports changed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import datetime as dt
 import json
 import os
 import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
-from servers import Server, run_app
+from servers import Server, environment, run_app
 
 import stepwell as sw
 from stepwell.compat.ai_apps import ExecutionStatus, StepStatus, execution_tracker, get_execution_tracker
@@ -17,7 +20,8 @@ from stepwell.compat.ai_apps import ExecutionStatus, StepStatus, execution_track
 #: In the manner of a program of that project.
 PROGRAM = """
 import asyncio
-from stepwell.compat.ai_apps import get_execution_tracker, ExecutionStatus, StepStatus
+from apps.common.services.execution_tracker import get_execution_tracker
+from apps.common.database import ExecutionStatus, StepStatus
 
 async def main():
     tracker = await get_execution_tracker()
@@ -48,29 +52,85 @@ asyncio.run(main())
 """
 
 
-def test_a_program_runs_as_it_is(server: Server, spool: pathlib.Path) -> None:
-    out = run_app(PROGRAM, server.address, spool)
-    assert out.splitlines() == [
-        "True True",
-        "1 crawl True [('links', 7), ('pages', [1, 2])]",
-        "2 judge True []",
-        "failed with no answer",
-        "failed no answer no answer",
-        "2 [1, 2]",
-    ]
+#: What it prints.
+OUT = [
+    "True True",
+    "1 crawl True [('links', 7), ('pages', [1, 2])]",
+    "2 judge True []",
+    "failed with no answer",
+    "failed no answer no answer",
+    "2 [1, 2]",
+]
+
+
+def with_one_import(program: str) -> str:
+    """Two lines that become one."""
+    first, second = (line for line in program.splitlines() if line.startswith("from apps.common."))
+    names = ", ".join(line.partition(" import ")[2] for line in (first, second))
+    return program.replace(first, f"from stepwell.compat.ai_apps import {names}").replace(second, "")
+
+
+def with_one_line_more(program: str) -> str:
+    return f"import stepwell.compat.ai_apps_in_place\n{program}"
+
+
+def run_in_place(program: pathlib.Path, server: Server, spool: pathlib.Path, *arguments: str) -> str:
+    """The program as it is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "stepwell.compat.ai_apps_in_place", str(program), *arguments],
+        env=environment(server.address, spool),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("changed", [with_one_import, with_one_line_more])
+def test_a_program_runs_with_its_imports_changed(server: Server, spool: pathlib.Path, changed: Callable[[str], str]) -> None:
+    assert run_app(changed(PROGRAM), server.address, spool).splitlines() == OUT
+
+
+def test_a_program_runs_as_it_is(server: Server, spool: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    program = tmp_path / "there" / "program.py"
+    program.parent.mkdir()
+    # What is beside it is found, and what it is called with.
+    program.with_name("beside.py").write_text("WORD = 'beside'")
+    program.write_text(f"import sys, beside\nprint(beside.WORD, __name__, sys.argv[1:])\n{PROGRAM}")
+    out = run_in_place(program, server, spool, "--flag", "x")
+    assert out.splitlines() == ["beside __main__ ['--flag', 'x']", *OUT]
+
+
+def test_only_what_is_replaced_is(tmp_path: pathlib.Path) -> None:
+    """Also where the project is there: its tracker and its client of MongoDB are not even imported."""
+    for folder in ("apps", "apps/common", "apps/common/services", "apps/common/database"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("" if folder.count("/") < 2 else "raise RuntimeError('theirs')")
+    (tmp_path / "apps" / "common" / "other.py").write_text("from .database import StepStatus\nWORD = 'theirs'")
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+
+    done = run(
+        "import stepwell.compat.ai_apps_in_place\n"
+        "from apps.common.other import WORD, StepStatus\n"
+        "from apps.common.services.execution_tracker import execution_tracker\n"
+        "print(WORD, StepStatus.__module__, type(execution_tracker).__module__)"
+    )
+    assert done.stdout == "theirs stepwell.compat.ai_apps stepwell.compat.ai_apps\n", done.stderr
+    done = run("import stepwell.compat.ai_apps_in_place\nfrom apps.common.database import MongoDBClient")
+    assert "cannot import name 'MongoDBClient' from 'stepwell.compat.ai_apps'" in done.stderr
+    (tmp_path / "apps/common/database/__init__.py").write_text("")
+    done = run("import apps.common.database\nimport stepwell.compat.ai_apps_in_place")
+    assert "apps.common.database has been imported already" in done.stderr
 
 
 @pytest.mark.skipif(
     "STEPWELL_TEST_AI_APPS" not in os.environ, reason="STEPWELL_TEST_AI_APPS names no program of that project"
 )
 def test_a_program_of_that_project(server: Server, spool: pathlib.Path) -> None:
-    """Its `examples/mongodb_integration_example.py`, word for word but for where it imports the tracker from. It is not
-    ours to have here."""
-    program = pathlib.Path(os.environ["STEPWELL_TEST_AI_APPS"]).read_text()
-    for module in ("apps.common.services.execution_tracker", "apps.common.database"):
-        assert f"from {module} import" in program
-        program = program.replace(f"from {module} import", "from stepwell.compat.ai_apps import")
-    out = run_app(program, server.address, spool)
+    """Its `examples/mongodb_integration_example.py`, word for word. It is not ours to have here."""
+    out = run_in_place(pathlib.Path(os.environ["STEPWELL_TEST_AI_APPS"]), server, spool)
     assert out.splitlines()[-1].endswith("All examples completed!")
     with sw.Api(server.address) as api:
         failed, completed = api.list(app=2, user="demo_user")

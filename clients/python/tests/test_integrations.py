@@ -344,11 +344,15 @@ def test_fastapi_goes_on_with_the_run_of_who_calls(recorded: Recorder) -> None:
         raise RuntimeError("no")
 
     http = TestClient(app, raise_server_exceptions=False)
-    with sw.run("caller") as r, r.step("call") as call:
-        body = http.get("/items/1?q=2", headers=r.carrier()).json()
+    with sw.run("caller") as r:
+        # Its key is its name, and a header only takes ASCII.
+        r.plan("聞く 100 %")
+        with r.step("聞く 100 %") as call:
+            body = http.get("/items/1?q=2", headers={**r.carrier(), "x-other": "Grüße".encode("latin-1")}).json()  # type: ignore[dict-item]
     assert body == {"run": r.id}
     run = next(run for run in recorded.runs if run.id == r.id)
     request = run.step("GET /items/1")
+    assert call.key == "聞く 100 %"
     assert (request.parent_key, request.status, request.output) == (call.key, "completed", {"status": 200})
     assert request.metadata == {"route": "/items/{item}"}
     assert request.input == {"query": "q=2"}

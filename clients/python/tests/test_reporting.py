@@ -393,8 +393,10 @@ def test_going_on_in_another_place(client: sw.Client, api: sw.Api) -> None:
         results = []
 
         def elsewhere() -> None:
-            with sw.attach(carrier) as attached, sw.step("there"):
-                results.append(attached.id)
+            with sw.attach(carrier) as attached:
+                assert attached.carrier() == r.carrier() | {"stepwell-step": outer.key}, "is carried on"
+                with sw.step("there"):
+                    results.append(attached.id)
 
         thread = threading.Thread(target=elsewhere)
         thread.start()

@@ -5,7 +5,7 @@ import { fromBinary } from "@bufbuild/protobuf";
 import { entryOf, type Entry } from "./entry.js";
 import { IngestRequestSchema } from "./gen/stepwell/v1/ingest_service_pb.js";
 import { remember } from "./room.js";
-import type { Segment, Spool } from "./spool.js";
+import { sharedIn, type Segment, type Spool } from "./spool.js";
 
 /** How much is read at a time. */
 const READ_BYTES = 256 * 1024;
@@ -26,6 +26,8 @@ interface Taken {
   at: number;
   /** The runs it has created and not ended. */
   readonly running: Map<string, true>;
+  /** Those of them that others go on with. */
+  readonly shared: Map<string, true>;
   readonly done: (running: string[]) => void;
 }
 
@@ -76,9 +78,12 @@ export class Backlog {
     return true;
   }
 
-  /** The files of a process that has ended. `done` is told which runs it has created and not ended, once all is read. */
+  /**
+   * The files of a process that has ended. `done` is told which runs it has created and not ended, and nobody else goes on
+   * with, once all is read.
+   */
   take(segments: Segment[], done: (running: string[]) => void): void {
-    this.taken.push({ segments, at: 0, running: new Map(), done });
+    this.taken.push({ segments, at: 0, running: new Map(), shared: new Map(), done });
   }
 
   /** The next ones; `number` gives those of other processes numbers of this one. */
@@ -127,14 +132,17 @@ export class Backlog {
     if (taken === undefined || spool === undefined) return;
     if (segment === undefined) {
       this.taken.shift();
-      taken.done([...taken.running.keys()]);
+      taken.done([...taken.running.keys()].filter((id) => !taken.shared.has(id)));
       return;
     }
     const { locations, next } = spool.readFrom(segment, taken.at, segment.size, READ_BYTES);
     taken.at = next;
     for (const { record, location } of locations) {
       const entry = parse(record, number);
-      if (entry === "note") continue;
+      if (entry === "note") {
+        for (const id of sharedIn(record)) remember(taken.shared, id, true, OPEN_RUNS);
+        continue;
+      }
       if (entry === undefined) {
         found.unreadable++;
         continue;

@@ -241,6 +241,15 @@ export class Client {
     remember(this.own, id, true, REMEMBERED);
   }
 
+  /** @internal Others go on with a run that this process has made: its death is not the end of it. */
+  share(id: string): void {
+    try {
+      if (this.state === "open") this.spool?.share(id);
+    } catch {
+      // The disk does not take it: then it does not take what there would be to send either.
+    }
+  }
+
   /** @internal Sends what this process has reported of a run, or of any, before somebody reads it. */
   async flushBeforeReading(server: string, id?: string): Promise<void> {
     if (this.state !== "open" || server !== this.settings.server) return;

@@ -22,6 +22,7 @@ export {
   type RawClients,
   type WatchOptions,
 } from "./api.js";
+export type { Carried, Carrier } from "./carrier.js";
 export type { Client, Stats } from "./client.js";
 export { Cancelled, StepwellError } from "./errors.js";
 export type {

@@ -1,5 +1,6 @@
 /** What runs, steps and artifacts are to an app. */
 
+import type { Carrier } from "./carrier.js";
 import type { ArtifactRecord } from "./records.js";
 import type { Json } from "./values.js";
 
@@ -111,6 +112,11 @@ export interface Run {
    * spool at once; what is large is better given as a `path`.
    */
   artifact(name: string, data: ArtifactData, options?: ArtifactOptions): ArtifactRef;
+  /**
+   * What the headers of a call or a message of a queue have to carry, to be given to {@link attach} in another process: the
+   * run, and the current step of it. Outside of any run nothing.
+   */
+  carrier(): Carrier;
   /** Ends the run well. */
   complete(metadata?: Record<string, unknown>): void;
   /** Ends the run badly. */

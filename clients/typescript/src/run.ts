@@ -8,6 +8,7 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { inspect } from "node:util";
 
+import { carriedBy, carrierOf, type Carried, type Carrier } from "./carrier.js";
 import { Client, type Beating, type Pending } from "./client.js";
 import { Cancelled } from "./errors.js";
 import { errorText } from "./failure.js";
@@ -123,11 +124,27 @@ export function startRun(app: string, options: RunOptions = {}): Run {
   return made;
 }
 
-/** A run that another process has created: reports into it and does not end it, unless one of its ends is called. */
-export function attach(id: string): Run {
-  const attached = new ReportedRun(client(), id, true);
+/**
+ * A run that another process has created: reports into it and does not end it, unless one of its ends is called.
+ *
+ * Takes its id, or what {@link Run.carrier} gave there, also from among other headers; then steps of it are below the step that
+ * was the current one there. Where none is carried, it is a run that does nothing.
+ */
+export function attach(from: string | Carried): Run {
+  const { executionId, stepKey } = carriedIn(from);
+  if (executionId === undefined) return NOTHING;
+  const attached = new ReportedRun(client(), executionId, { stepKey });
   attached.watchOver(undefined);
   return attached;
+}
+
+function carriedIn(from: string | Carried): ReturnType<typeof carriedBy> {
+  try {
+    return typeof from === "string" ? { executionId: from || undefined, stepKey: undefined } : carriedBy(from);
+  } catch (error) {
+    client().fault(error);
+    return { executionId: undefined, stepKey: undefined };
+  }
 }
 
 /** The run in whose context this is called; outside of any, one that does nothing. */
@@ -266,15 +283,18 @@ class ReportedRun implements Run {
   private readonly plannedKeys = new Set<string>();
   /** No step has a greater number, as far as this process knows: the server gives each the next one. */
   private highest: number;
+  /** Other processes report into it too. */
+  private shared: boolean;
 
   constructor(
     readonly client: Client,
     id: string | undefined,
-    /** Another process has made it. */
-    private readonly attached = false,
+    /** Another process has made it; the step of it that is the parent of what is reported here. */
+    private readonly attached?: { readonly stepKey: string | undefined },
   ) {
     this.id = optional(id, Number.POSITIVE_INFINITY) ?? randomUUID();
-    this.highest = attached ? NUMBERS_OF_OTHERS * Math.floor(Math.random() * 1000) : 0;
+    this.shared = attached !== undefined;
+    this.highest = this.shared ? NUMBERS_OF_OTHERS * Math.floor(Math.random() * 1000) : 0;
     this.beating = { id: this.id, cancelRequested: () => this.controller.abort(new Cancelled()) };
   }
 
@@ -339,7 +359,7 @@ class ReportedRun implements Run {
     const { client } = this;
     client.guard(() => {
       const { name_characters } = client.limits;
-      if (this.attached) this.highest += NUMBERS_OF_OTHERS;
+      if (this.shared) this.highest += NUMBERS_OF_OTHERS;
       const made = steps.map((step, at): writes.NewPlannedStep => {
         const said: PlannedStep = typeof step === "string" ? { name: step } : plain(step);
         const name = optional(said.name, name_characters) ?? "step";
@@ -363,7 +383,7 @@ class ReportedRun implements Run {
   metadata(values: Record<string, unknown>): void {
     this.client.guard(() => {
       // Only by the process that has made it: of two with different clocks, one's updates would be dropped.
-      const sequence = this.attached ? undefined : this.client.nextSequence();
+      const sequence = this.attached === undefined ? this.client.nextSequence() : undefined;
       this.client.report(writes.updateExecution(this.id, this.metadataOf(values), undefined, sequence));
     });
   }
@@ -419,6 +439,19 @@ class ReportedRun implements Run {
     return { name, stored };
   }
 
+  carrier(): Carrier {
+    const { client } = this;
+    if (client.settings.mode === "disabled") return {};
+    this.shared = true;
+    if (this.attached === undefined && !this.ended) client.share(this.id);
+    return carrierOf(this.id, parentIn(this)?.key ?? this.attached?.stepKey);
+  }
+
+  /** The step that one is part of if it does not say. */
+  get carriedStep(): string | undefined {
+    return this.attached?.stepKey;
+  }
+
   complete(metadata?: Record<string, unknown>): void {
     if (metadata !== undefined) this.metadata(metadata);
     this.end(ExecutionStatus.COMPLETED);
@@ -461,7 +494,7 @@ class ReportedRun implements Run {
 
   [Symbol.asyncDispose](): Promise<void> {
     // The end of a run is for the process that has made it to say.
-    if (this.attached) this.client.guard(() => this.client.unbeat(this.id));
+    if (this.attached !== undefined) this.client.guard(() => this.client.unbeat(this.id));
     else this.complete();
     return Promise.resolve();
   }
@@ -503,7 +536,7 @@ class ReportedStep implements Step, Pending {
           input: options.input === undefined ? undefined : this.payload("input", options.input),
           metadata: options.metadata === undefined ? undefined : metadataOf(client, options.metadata),
           dependsOn: (options.dependsOn ?? []).map((each) => each.key).filter((key) => key !== ""),
-          parentKey: options.parent?.key || undefined,
+          parentKey: options.parent === null ? undefined : options.parent?.key || this.run.carriedStep,
           startedAt: this.startedAt,
           attempt: this.attempt,
         }),
@@ -718,6 +751,7 @@ const NOTHING: Run = {
   metadata: () => undefined,
   metrics: () => undefined,
   artifact: NO_ARTIFACT,
+  carrier: () => ({}),
   complete: () => undefined,
   fail: () => undefined,
   cancel: () => undefined,

@@ -26,11 +26,14 @@ import {
 import * as path from "node:path";
 
 import { Lock } from "./lock.js";
+import { remember } from "./room.js";
 
 /** A file is closed at this size and the next one begun, so that what is durable can go. */
 const SEGMENT_BYTES = 8 * 1024 * 1024;
 /** Each file is held open: so many of them, and then they get longer. */
 const SEGMENTS = 32;
+/** Runs that others go on with of which is remembered that they do. */
+const SHARED = 10_000;
 /** How often to look whether the files are still there. */
 const LOOK_MS = 1000;
 /** No record is longer: a server takes 16 MiB. */
@@ -70,6 +73,8 @@ export class Spool {
   private closed = false;
   private blobs = 0;
   private lookAt = 0;
+  /** Runs of which a file may have the beginning, and which others go on with. */
+  private readonly shared = new Map<string, true>();
   /** Names the lock and the files of this process: no two processes ever have the same. */
   readonly owner = `${Date.now()}-${process.pid}-${randomBytes(4).toString("hex")}`;
 
@@ -109,19 +114,47 @@ export class Spool {
     if (segment === undefined || (segment.size > 0 && segment.size + record.length > most)) {
       segment = this.begin();
     }
-    const note = segment.size === 0 ? noteOf(this.server) : undefined;
-    const framed = Buffer.allocUnsafe(record.length + 5 + (note === undefined ? 0 : note.length + 5));
-    let head = 0;
-    if (note !== undefined) {
-      head = writeLength(framed, note.length);
-      framed.set(note, head);
-      head += note.length;
+    this.write(segment, segment.size === 0 ? [this.head(), record] : [record]);
+    segment.live++;
+    const offset = segment.size - record.length;
+    return { segment, start: offset - writeLength(new Uint8Array(5), record.length), offset, length: record.length };
+  }
+
+  /**
+   * Others go on with a run of this process: whoever takes its files does not end it. Written down where any file may have
+   * its beginning, and in every file from then on.
+   */
+  share(executionId: string): void {
+    if (this.closed || ![...this.segments].some((segment) => segment.size > 0)) return;
+    remember(this.shared, executionId, true, SHARED);
+    const segment = this.current ?? this.begin();
+    this.write(segment, [segment.size === 0 ? this.head() : noteOf({ shared: [executionId] })]);
+  }
+
+  /** The run is over. */
+  unshare(executionId: string): void {
+    this.shared.delete(executionId);
+  }
+
+  /** What each file begins with. */
+  private head(): Uint8Array {
+    // Nothing is in any other file: nobody would know these runs.
+    if (this.segments.size === 1) this.shared.clear();
+    const shared = this.shared.size > 0 ? { shared: [...this.shared.keys()] } : {};
+    return noteOf({ stepwell: 1, server: this.server, ...shared });
+  }
+
+  /** All of them, or nothing: throws when the disk does not take them. */
+  private write(segment: Segment, records: readonly Uint8Array[]): void {
+    const framed = Buffer.allocUnsafe(records.reduce((sum, { length }) => sum + length + 5, 0));
+    let end = 0;
+    for (const record of records) {
+      end += writeLength(framed.subarray(end), record.length);
+      framed.set(record, end);
+      end += record.length;
     }
-    const start = segment.size + head;
-    head += writeLength(framed.subarray(head), record.length);
-    framed.set(record, head);
     try {
-      appendFileSync(segment.fd, framed.subarray(0, head + record.length));
+      appendFileSync(segment.fd, framed.subarray(0, end));
     } catch (error) {
       // A part of it may be there.
       try {
@@ -132,10 +165,7 @@ export class Spool {
       }
       throw error;
     }
-    const location = { segment, start, offset: segment.size + head, length: record.length };
-    segment.size += head + record.length;
-    segment.live++;
-    return location;
+    segment.size += end;
   }
 
   /** Reads a record back. */
@@ -194,14 +224,19 @@ export class Spool {
     } else {
       ftruncateSync(segment.fd, 0);
       segment.size = 0;
+      // An older file may have the beginning of a run.
+      if (this.segments.size > 1 && this.shared.size > 0) this.write(segment, [this.head()]);
     }
   }
 
   /** Releases everything. Files with records that are not durable are left to the next process. */
   close(): void {
     this.closed = true;
-    for (const segment of [...this.segments]) {
-      if (segment.live === 0) this.remove(segment);
+    const segments = [...this.segments];
+    const isLeft = segments.some(({ live }) => live > 0);
+    for (const segment of segments) {
+      const says = isLeft && this.shared.size > 0 && segment === this.current;
+      if (segment.live === 0 && !says) this.remove(segment);
       else closeSync(segment.fd);
     }
     this.segments.clear();
@@ -265,7 +300,7 @@ export class Spool {
         const segment = new Segment(file, openSync(file, "r"));
         try {
           const [first] = this.readFrom(segment, 0, fstatSync(segment.fd).size, 1024).locations;
-          server = first === undefined ? undefined : serverIn(first.record);
+          server = first === undefined ? undefined : noteIn(first.record).server;
         } finally {
           closeSync(segment.fd);
         }
@@ -426,17 +461,36 @@ export function addressOf(server: string): string {
 /** Field 1000 of an IngestRequest, with a text. */
 const NOTE_TAG = [0xc2, 0x3e] as const;
 
-function noteOf(server: string): Uint8Array {
-  const text = Buffer.from(JSON.stringify({ stepwell: 1, server }));
+/** What a file says of itself, or of runs in it. */
+interface Note {
+  /** The version of the format. */
+  stepwell?: number;
+  server?: string;
+  shared?: string[];
+}
+
+function noteOf(note: Note): Uint8Array {
+  const text = Buffer.from(JSON.stringify(note));
   const head = Buffer.alloc(7);
   head.set(NOTE_TAG);
   return Buffer.concat([head.subarray(0, 2 + writeLength(head.subarray(2), text.length)), text]);
 }
 
-function serverIn(record: Uint8Array): unknown {
-  if (record[0] !== NOTE_TAG[0] || record[1] !== NOTE_TAG[1]) return undefined;
+function noteIn(record: Uint8Array): { [name in keyof Note]: unknown } {
+  if (record[0] !== NOTE_TAG[0] || record[1] !== NOTE_TAG[1]) return {};
   const text = readLength(record, 2, record.length);
-  return (JSON.parse(Buffer.from(record.subarray(text?.next ?? 0)).toString()) as { server?: unknown }).server;
+  const note: unknown = JSON.parse(Buffer.from(record.subarray(text?.next ?? 0)).toString());
+  return typeof note === "object" && note !== null ? note : {};
+}
+
+/** The runs of which a note says that others go on with them. */
+export function sharedIn(record: Uint8Array): string[] {
+  try {
+    const { shared } = noteIn(record);
+    return Array.isArray(shared) ? shared.map(String) : [];
+  } catch {
+    return [];
+  }
 }
 
 function claim(from: string, to: string): boolean {

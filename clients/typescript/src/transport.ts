@@ -100,6 +100,9 @@ export function openChannel({ server, tls, headers }: Connection, quiet: boolean
     interceptors,
     readMaxBytes: MESSAGE_BYTES,
     writeMaxBytes: MESSAGE_BYTES,
+    // Answers to what is reported are small. To unpack each would take longer than all else, and the threads that do it keep
+    // the process alive.
+    ...(quiet ? { acceptCompression: [] } : {}),
   });
   return { transport, close: () => sessions.close() };
 }
@@ -108,12 +111,16 @@ function pem(text: string): string {
   return text.includes("-----BEGIN") ? text : readFileSync(text, "utf8");
 }
 
-/** How often, and how long, what sends without end leaves the event loop to others. */
-export const BREATH_MS = { every: 500, long: 2, most: 1000 } as const;
+/** How often what sends without end leaves the event loop to others, and for how long. */
+const BREATH_MS = { every: 500, long: 2, look: 5 } as const;
+/** So often it is looked for an answer in vain before it is no longer waited for. */
+const SILENT_LOOKS = 200;
+/** After that, so many times as long until the next time: one that takes long must not hold up all others again and again. */
+const SILENT_FACTOR = 10;
 
 /**
  * Lets the event loop run empty now and then, where the app has nothing more to do: sending keeps it busy, and what is
- * busy never ends. The timer does not count, so `beforeExit` comes.
+ * busy never ends. The timers do not count, so `beforeExit` comes.
  */
 export class Breath {
   private at = Date.now() + BREATH_MS.every;
@@ -122,17 +129,25 @@ export class Breath {
     return Date.now() >= this.at;
   }
 
-  /** It has been due for so long that it is left out this time. */
-  get isLate(): boolean {
-    return Date.now() >= this.at + BREATH_MS.most;
+  /**
+   * First waits for the answers to what is under way, as they keep the event loop busy too: there is an end to them, since nothing
+   * is sent meanwhile. How long they take is counted in turns of the event loop, which may be held up by the app itself.
+   */
+  async take(underWay: () => number, answers: () => number): Promise<void> {
+    let silent = 0;
+    while (underWay() > 0 && silent < SILENT_LOOKS) {
+      const before = answers();
+      await unseen(BREATH_MS.look);
+      silent = answers() === before ? silent + 1 : 0;
+    }
+    await unseen(BREATH_MS.long);
+    this.at = Date.now() + BREATH_MS.every * (silent < SILENT_LOOKS ? 1 : SILENT_FACTOR);
   }
+}
 
-  async take(): Promise<void> {
-    const late = this.isLate;
-    if (!late) await new Promise<void>((resolve) => void setTimeout(resolve, BREATH_MS.long).unref());
-    // One answer that takes long must not hold up all others again and again.
-    this.at = Date.now() + (late ? 10 : 1) * BREATH_MS.every;
-  }
+/** A while that keeps no process alive. */
+function unseen(ms: number): Promise<void> {
+  return new Promise((resolve) => void setTimeout(resolve, ms).unref());
 }
 
 /** A random share of a time, from half of it to all of it. */

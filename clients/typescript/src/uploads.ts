@@ -479,6 +479,9 @@ export class Uploads {
   }
 }
 
+/** An upload is answered once, at its end. */
+const NONE = (): number => 0;
+
 /** The messages of an upload from an offset on. */
 async function* pieces(
   job: Job,
@@ -518,7 +521,7 @@ async function* pieces(
       if (bytesRead === 0) return;
       yield chunk(bytes.subarray(0, bytesRead));
       at += bytesRead;
-      if (breath.isDue) await breath.take();
+      if (breath.isDue) await breath.take(NONE, NONE);
     }
   } finally {
     await file.close();

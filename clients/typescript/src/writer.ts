@@ -26,7 +26,7 @@ import { codeName, detailsOfError, detailsOfStatus, type Details } from "./error
 import { IngestRequestSchema, IngestService, type IngestRequest, type IngestResponse } from "./gen/stepwell/v1/ingest_service_pb.js";
 import { ENTRY_BYTES, fitsInMemory, HELD_SHARE, judge, OBJECT_FACTOR, remember } from "./room.js";
 import type { Location, Segment, Spool } from "./spool.js";
-import { Breath, BREATH_MS, jittered } from "./transport.js";
+import { Breath, jittered } from "./transport.js";
 
 /** Unanswered writes on a stream at most, in number and bytes. */
 const WINDOW_WRITES = 2000;
@@ -92,6 +92,7 @@ interface Stream {
   /** What its next one has to wait for. */
   waitMs: number | undefined;
   answered: boolean;
+  answers: number;
   lastAnswer: number;
   readonly abort: AbortController;
 }
@@ -187,6 +188,7 @@ export class Writer {
     const sequence = ++this.sequence;
     const record = toBinary(IngestRequestSchema, create(IngestRequestSchema, { sequence: BigInt(sequence), write }));
     const location = this.persist(record);
+    if (write.case === "finishExecution") this.spool?.unshare(executionId);
     if (location === undefined && !fitsInMemory(write.case, this.memory, record.length + ENTRY_BYTES, this.limits.memoryMaxBytes)) {
       this.drop("the spool cannot be written, and memory is full: some of what is reported is left out");
       if (write.case === "createExecution") remember(this.beheaded, executionId, true, REMEMBERED);
@@ -507,6 +509,7 @@ export class Writer {
       again: [],
       waitMs: undefined,
       answered: false,
+      answers: 0,
       lastAnswer: Date.now(),
       abort: new AbortController(),
     };
@@ -526,6 +529,7 @@ export class Writer {
       });
       for await (const answer of answers) {
         stream.lastAnswer = Date.now();
+        stream.answers++;
         this.answer(stream, answer);
       }
     } catch (error) {
@@ -566,15 +570,17 @@ export class Writer {
 
   private async *requests(stream: Stream): AsyncGenerator<IngestRequest> {
     const breath = new Breath();
-    while (!stream.draining && !this.stopped && !this.resting) {
+    const goesOn = (): boolean => !stream.draining && !this.stopped && !this.resting;
+    while (goesOn()) {
       if (breath.isDue) {
-        // Answers that come in keep the event loop busy too.
-        if (stream.inflight.size === 0 || breath.isLate) await breath.take();
-        else await this.somethingToSend(stream, BREATH_MS.most);
+        await breath.take(
+          () => (goesOn() ? stream.inflight.size : 0),
+          () => stream.answers,
+        );
         continue;
       }
       const [executionId] = this.heartbeats;
-      if (executionId !== undefined) {
+      if (executionId !== undefined && stream.inflight.size < 2 * WINDOW_WRITES) {
         this.heartbeats.delete(executionId);
         const sequence = ++this.sequence;
         const message = create(IngestRequestSchema, {
@@ -607,9 +613,9 @@ export class Writer {
   }
 
   /** Waits until there may be something to send; `false` when there was nothing for long. */
-  private somethingToSend(stream: Stream, ms: number = IDLE_MS): Promise<boolean> {
+  private somethingToSend(stream: Stream): Promise<boolean> {
     return new Promise((resolve) => {
-      const timer = setTimeout(() => settle(stream.inflight.size > 0), ms);
+      const timer = setTimeout(() => settle(stream.inflight.size > 0), IDLE_MS);
       timer.unref();
       const settle = (goOn: boolean): void => {
         clearTimeout(timer);

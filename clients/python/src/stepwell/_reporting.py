@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -222,7 +223,7 @@ def attach(id: str | Mapping[str, str]) -> Run:
     if not id or not owner.enabled:
         return NullRun(owner)
     attached = Run(owner, id=id, attached=True)
-    attached._parent_step_key = str(carried) if carried else None
+    attached._parent_step_key = urllib.parse.unquote(str(carried)) if carried else None
     return attached
 
 

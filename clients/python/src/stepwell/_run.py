@@ -12,6 +12,7 @@ import mimetypes
 import os
 import pathlib
 import random
+import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 #: The headers, or keys of a message, that carry a run to another process.
 CARRIED_RUN = "stepwell-run"
 CARRIED_STEP = "stepwell-step"
+#: What a header takes as it is of the key of a step, which may be any text: what ASCII can print. A % begins an encoding.
+_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 #: Numbers of steps that are left to who else reports into a run, before a plan takes the next.
 NUMBERS_OF_OTHERS = 1000
 
@@ -409,8 +412,11 @@ class Run:
             self._shared = True
             self._client.share(self.id)
             current = _context.step_var.get()
-            if current is not None and current.run.id == self.id:
-                carried[CARRIED_STEP] = current.key
+            inside = current is not None and current.run.id == self.id
+            # Whoever is attached carries on what it was given.
+            key = current.key if current is not None and inside else self._parent_step_key
+            if key:
+                carried[CARRIED_STEP] = urllib.parse.quote(key, safe=_SAFE, errors="replace")
         except Exception as error:
             self._noticed(error)
         return carried

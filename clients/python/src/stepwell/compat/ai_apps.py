@@ -2,7 +2,8 @@
 
     from stepwell.compat.ai_apps import ExecutionStatus, StepStatus, get_execution_tracker
 
-What a program imports from `apps.common.services.execution_tracker` and from `apps.common.database` is all in here.
+What a program imports from `apps.common.services.execution_tracker` and from `apps.common.database` is all in here; to leave
+both lines as they are too see `stepwell.compat.ai_apps_in_place`.
 
 Reporting never raises into the app nor waits for the server. Reading does wait, and raises `ValueError` for an execution
 that does not exist. What is better than in the original: `log_artifact` stores the bytes, an execution that is left by

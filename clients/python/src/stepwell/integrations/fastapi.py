@@ -35,7 +35,7 @@ class StepwellMiddleware:
             await self.app(scope, receive, send)
             return
         name = f"{scope.get('method', '')} {scope.get('path', '')}"
-        carried = quietly(lambda: {k.decode().lower(): v.decode() for k, v in scope["headers"]}, {})
+        carried = quietly(lambda: {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}, {})
         owner: Run | None = quietly(lambda: self._run(carried, name))
         if not owner:
             await self.app(scope, receive, send)
