@@ -185,8 +185,12 @@ fn steps_of_one_number_are_all_listed_and_numbers_that_are_not_whole_are_counted
             let mut names = Vec::new();
             let mut page_token = String::new();
             loop {
-                let request =
-                    ListStepsRequest { execution_id: "e".into(), page_size, page_token, ..Default::default() };
+                let request = ListStepsRequest {
+                    execution_id: "e".into(),
+                    page_size,
+                    page_token,
+                    ..Default::default()
+                };
                 let page = ok(s.try_list_steps(request).await);
                 names.extend(page.steps.into_iter().map(|step| step.step_name));
                 page_token = page.next_page_token;
@@ -198,7 +202,8 @@ fn steps_of_one_number_are_all_listed_and_numbers_that_are_not_whole_are_counted
             assert_eq!(names, ["a", "b", "c", "d"], "{page_size}");
         }
         let decimal: Decimal128 = "12.25".parse().expect("a decimal");
-        for (number, odd) in [(8, Bson::from(7.5)), (13, decimal.into()), (21, Bson::from(20_i64))] {
+        for (number, odd) in [(8, Bson::from(7.5)), (13, decimal.into()), (21, Bson::from(20_i64))]
+        {
             b.steps().await.insert_one(step(odd, "odd")).await.expect("stored");
             // Another server knows nothing of the steps before.
             let other = b.serve().await;

@@ -135,8 +135,7 @@ fn weight(write: &Write) -> usize {
         Op::Execution(ExecutionOp::Create(create)) => value::weight_of_document(&create.metadata),
         Op::Execution(ExecutionOp::Update { metadata, .. }) => value::weight_of_document(metadata),
         Op::Execution(ExecutionOp::Finish { metadata, error, .. }) => {
-            value::weight_of_document(metadata)
-                + error.as_ref().map_or(0, RunError::weight)
+            value::weight_of_document(metadata) + error.as_ref().map_or(0, RunError::weight)
         }
         Op::Execution(ExecutionOp::Put(execution)) => execution.weight(),
         Op::Execution(_) => 0,

@@ -117,7 +117,10 @@ mod tests {
                 "mongodb://h/?tlsCertificateKeyFilePassword=***",
             ),
             ("http://TOKEN@otlp:4317", "http://***@otlp:4317"),
-            ("https://s3/b?X-Amz-Signature=a&sig=b&api_key=c&v=1", "https://s3/b?X-Amz-Signature=***&sig=***&api_key=***&v=1"),
+            (
+                "https://s3/b?X-Amz-Signature=a&sig=b&api_key=c&v=1",
+                "https://s3/b?X-Amz-Signature=***&sig=***&api_key=***&v=1",
+            ),
             ("hunter2", "***"),
         ] {
             assert_eq!(mask_uri(uri), masked, "{uri}");

@@ -335,7 +335,10 @@ mod tests {
         let shown = steps(many.into_iter());
         assert_eq!(shown[0], step(&small));
         for step in &shown[1..] {
-            assert_eq!((step.step_id, &step.omitted_fields[..]), (Some(1), &["metadata".to_owned()][..]));
+            assert_eq!(
+                (step.step_id, &step.omitted_fields[..]),
+                (Some(1), &["metadata".to_owned()][..])
+            );
         }
         assert!(shown.iter().map(Message::encoded_len).sum::<usize>() <= RECORD_BYTES);
     }
@@ -363,7 +366,8 @@ mod tests {
                     _ => field.label() == Label::Repeated,
                 };
                 // Ids have limits of their own, or say which record it is.
-                let is_id = ["execution_id", "artifact_id", "omitted_fields"].contains(&field.name())
+                let is_id = ["execution_id", "artifact_id", "omitted_fields"]
+                    .contains(&field.name())
                     || (message, field.name()) == ("Step", "step_key")
                     || (message, field.name()) == ("Configuration", "version");
                 assert_eq!(

@@ -1,10 +1,10 @@
 //! Where artifacts go: through the server, or straight to a storage. Each place takes the same bytes and gives them
 //! back.
 
+use crate::connect::Channel;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use crate::connect::Channel;
 
 use super::pieces::Pieces;
 use crate::connect::Server;

@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::connect::Channel;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use tonic::Code;
-use crate::connect::Channel;
 
 use super::Asked;
 use super::data::{self, Run, Runs};

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::connect::Channel;
 use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tonic::Code;
-use crate::connect::Channel;
 
 use super::connect::Server;
 use super::dice::Dice;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::connect::Channel;
 use tokio::task::JoinSet;
 use tonic::Status;
-use crate::connect::Channel;
 
 use super::script::{self, Change, Script};
 use super::{CLIENTS_PER_CONNECTION, Round};

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::connect::Channel;
 use anyhow::bail;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
-use crate::connect::Channel;
 use tonic::{Status, Streaming};
 
 use super::codec::{Event, Received, TokenSlot, WatchCodec};

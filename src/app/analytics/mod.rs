@@ -167,9 +167,8 @@ impl Analytics {
             started_at_until: _,
             scope: _,
         } = filter;
-        let unknown_to_rollups = min_duration_ms.is_some()
-            || !metadata.is_empty()
-            || !users && !user_ids.is_empty();
+        let unknown_to_rollups =
+            min_duration_ms.is_some() || !metadata.is_empty() || !users && !user_ids.is_empty();
         if unknown_to_rollups {
             return Ok(direct);
         }

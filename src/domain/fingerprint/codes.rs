@@ -175,8 +175,26 @@ const DEVICES: [&str; 12] = [
 
 /// What an error is called, in the languages that programs speak most.
 const ERRORS: [&str; 20] = [
-    "error", "err", "fault", "oserror", "exception", "abort", "fehler", "erreur", "errore", "erro",
-    "fallo", "ошибка", "błąd", "chyba", "fout", "hata", "错误", "錯誤", "エラー", "오류",
+    "error",
+    "err",
+    "fault",
+    "oserror",
+    "exception",
+    "abort",
+    "fehler",
+    "erreur",
+    "errore",
+    "erro",
+    "fallo",
+    "ошибка",
+    "błąd",
+    "chyba",
+    "fout",
+    "hata",
+    "错误",
+    "錯誤",
+    "エラー",
+    "오류",
 ];
 
 /// Classes of SQLSTATE.
