@@ -28,6 +28,8 @@ const REST: u32 = 20;
 const SOURCE_SILENT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a mirror that is ended waits for the target to take in how far it is.
+const LAST_WITHIN: Duration = Duration::from_secs(2);
 
 /// A mirror that runs.
 pub struct Running {
@@ -73,7 +75,6 @@ enum Ended {
     Broke(String),
     /// From the beginning.
     Expired,
-    Signal,
     /// Somebody has finished the mirror.
     Finished,
 }
@@ -121,24 +122,34 @@ impl Running {
 
     /// Until a signal ends it, or somebody finishes the mirror.
     pub async fn run(mut self) -> Result<Exit> {
-        let mut signal = std::pin::pin!(ended_by_signal());
+        // Whatever it waits for by then: what is not told to be here is brought once more.
+        let finished = tokio::select! {
+            () = ended_by_signal() => None,
+            finished = self.until_finished() => Some(finished),
+        };
+        match finished {
+            Some(finished) => {
+                finished?;
+                message(&format!("mirror {} is finished", self.name));
+            }
+            None => {
+                self.quiet = false;
+                self.as_of = None;
+                // The target may be away.
+                let _ = tokio::time::timeout(LAST_WITHIN, self.tell()).await;
+            }
+        }
+        Ok(Exit::Done)
+    }
+
+    async fn until_finished(&mut self) -> Result<()> {
         loop {
             let ended = match self.stream().await {
-                Ok(mut stream) => self.follow(&mut stream, signal.as_mut()).await?,
+                Ok(mut stream) => self.follow(&mut stream).await?,
                 Err(status) => self.broken(&status)?,
             };
             match ended {
-                Ended::Signal => {
-                    self.quiet = false;
-                    self.as_of = None;
-                    // What is not told now is brought once more.
-                    let _ = self.tell().await;
-                    return Ok(Exit::Done);
-                }
-                Ended::Finished => {
-                    message(&format!("mirror {} is finished", self.name));
-                    return Ok(Exit::Done);
-                }
+                Ended::Finished => return Ok(()),
                 Ended::Expired => {
                     message(
                         "note: the log of the source no longer reaches back to where this mirror was: everything is \
@@ -156,10 +167,6 @@ impl Running {
                     self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                     while Instant::now() < until {
                         tokio::select! {
-                            () = signal.as_mut() => {
-                                let _ = self.tell().await;
-                                return Ok(Exit::Done);
-                            }
                             () = tokio::time::sleep_until(until) => {}
                             answer = self.target.answer(), if !self.target.is_idle() => {
                                 self.answered(answer?).await?;
@@ -167,8 +174,7 @@ impl Running {
                         }
                     }
                     if self.tell_in_turn().await? {
-                        message(&format!("mirror {} is finished", self.name));
-                        return Ok(Exit::Done);
+                        return Ok(());
                     }
                 }
             }
@@ -196,15 +202,10 @@ impl Running {
     }
 
     /// Reads and writes until the stream ends.
-    async fn follow(
-        &mut self,
-        stream: &mut Streaming<proto::ExportResponse>,
-        mut signal: std::pin::Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Ended> {
+    async fn follow(&mut self, stream: &mut Streaming<proto::ExportResponse>) -> Result<Ended> {
         loop {
             let tell_at = self.told + if self.moved { TELL } else { TELL_ANYWAY };
             tokio::select! {
-                () = signal.as_mut() => return Ok(Ended::Signal),
                 read = stream.message(), if !self.target.is_full() => match read {
                     Ok(Some(answer)) => {
                         self.pause = FIRST_PAUSE;
