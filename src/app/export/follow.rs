@@ -33,7 +33,8 @@ const PIECES: usize = 2;
 pub(super) struct Sent {
     /// By execution: count and sum of the hashes of its points.
     points: HashMap<u64, (u64, u64)>,
-    configurations: HashMap<u64, u64>,
+    /// By scope and version: the hash of what it is, and whether it is the active one.
+    configurations: HashMap<u64, HashMap<u64, (u64, bool)>>,
 }
 
 fn hash(value: impl std::hash::Hash) -> u64 {
@@ -49,18 +50,16 @@ fn hash_of_point(point: &MetricPoint) -> u64 {
     hash((point.at, point.step_id, &point.step_key, metrics))
 }
 
-fn hash_of_configuration(record: &Configuration) -> (u64, u64) {
-    let about = hash((record.scope().identity(), &record.version));
+fn hash_of_configuration(record: &Configuration) -> u64 {
     let document = record.configuration.to_vec().unwrap_or_default();
-    let what = hash((
+    hash((
         &record.app_name,
         &record.sub_app_name,
         document,
         record.active,
         record.created_at,
         &record.created_by,
-    ));
-    (about, what)
+    ))
 }
 
 impl Sent {
@@ -79,8 +78,14 @@ impl Sent {
 
     /// Whether this version was not sent as it is, which it is from now on.
     pub fn is_new(&mut self, record: &Configuration) -> bool {
-        let (about, what) = hash_of_configuration(record);
-        self.configurations.insert(about, what) != Some(what)
+        let versions = self.configurations.entry(hash(record.scope().identity())).or_default();
+        let what = hash_of_configuration(record);
+        let before = versions.insert(hash(&record.version), (what, record.active));
+        if !record.active && before.is_some_and(|(_, was_active)| was_active) {
+            // Whoever took it in as the active one made it that instead of another, which may be that again as it was before.
+            versions.retain(|_, (_, active)| !*active);
+        }
+        before.map(|(what, _)| what) != Some(what)
     }
 }
 
@@ -280,5 +285,37 @@ impl Export {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_back_between_two_looks_is_sent() {
+        let version = |version: &str, active| Configuration {
+            app_id: Some(1),
+            app_name: "app".to_owned(),
+            sub_app_id: None,
+            sub_app_name: None,
+            version: version.to_owned(),
+            configuration: bson::Document::new(),
+            active,
+            created_at: None,
+            created_by: None,
+        };
+        let mut sent = Sent::default();
+        let mut look =
+            |all: [(&str, bool); 2]| all.map(|(name, active)| sent.is_new(&version(name, active)));
+        assert_eq!(look([("1", true), ("2", false)]), [true, true]);
+        assert_eq!(look([("1", true), ("2", false)]), [false, false]);
+        // It was switched to the second one and back, and the look fell in between.
+        assert_eq!(look([("1", true), ("2", true)]), [false, true]);
+        assert_eq!(look([("1", true), ("2", false)]), [false, true]);
+        assert_eq!(look([("1", true), ("2", false)]), [true, false]);
+        // Two at once, which should not be, go on as they are.
+        assert_eq!(look([("1", true), ("2", true)]), [false, true]);
+        assert_eq!(look([("1", true), ("2", true)]), [false, false]);
     }
 }
