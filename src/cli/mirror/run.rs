@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tonic_types::{RpcStatusExt as _, StatusExt as _};
 
-use super::gone;
+use super::gone::{self, Gone};
 use super::refused::Refused;
 use super::target::{Entry, Kind, Target};
 use crate::cli::connection::{self, Connection, call};
@@ -56,10 +56,12 @@ pub struct Running {
     lost_position: i64,
     looking: Option<Looking>,
     look_at: Instant,
+    /// What is gone at the source, with the place of each delete. It waits until all is here that was read of it before.
+    gone: Option<(Gone, i64)>,
 }
 
 /// The executions that are gone, or why they could not be looked for.
-type Looked = std::result::Result<Vec<String>, Status>;
+type Looked = std::result::Result<Gone, Status>;
 
 /// A look for what is gone that is under way.
 struct Looking {
@@ -117,6 +119,7 @@ impl Running {
             lost_position: 0,
             looking: None,
             look_at: Instant::now(),
+            gone: None,
         }
     }
 
@@ -217,7 +220,7 @@ impl Running {
                 answer = self.target.answer(), if !self.target.is_idle() => {
                     self.answered(answer?).await?;
                 }
-                looked = looked(&mut self.looking) => self.look_ended(looked).await?,
+                looked = looked(&mut self.looking) => self.look_ended(looked),
                 () = tokio::time::sleep_until(tell_at) => {}
             }
             self.pass();
@@ -254,6 +257,7 @@ impl Running {
                 let age = Duration::from_millis(marker.age_ms.unsigned_abs());
                 let now = Instant::now();
                 let as_of = now.checked_sub(age).unwrap_or(now);
+                self.delete_gone(marker.position).await;
                 let kind = Kind::Marker { position: marker.position, as_of };
                 self.target.push(Entry::new(kind, token, position, None)).await;
                 return Ok(());
@@ -317,7 +321,8 @@ impl Running {
     /// Looks what is gone at the source, once what was there before is copied.
     fn look_in_turn(&mut self) {
         let following = self.progress.phase() == proto::MirrorPhase::Following;
-        if !self.lost || !following || self.looking.is_some() || Instant::now() < self.look_at {
+        let is_looking = self.looking.is_some() || self.gone.is_some();
+        if !self.lost || !following || is_looking || Instant::now() < self.look_at {
             return;
         }
         self.lost = false;
@@ -328,23 +333,31 @@ impl Running {
         self.looking = Some(Looking { began: Instant::now(), position, look: tokio::spawn(look) });
     }
 
-    async fn look_ended(&mut self, looked: Looked) -> Result<()> {
-        let Some(Looking { began, position, .. }) = self.looking.take() else { return Ok(()) };
+    fn look_ended(&mut self, looked: Looked) {
+        let Some(Looking { began, position, .. }) = self.looking.take() else { return };
         self.look_at = Instant::now() + LOOK_AGAIN.max(began.elapsed() * REST);
-        let gone = match looked {
-            Ok(gone) => gone,
+        match looked {
+            Ok(gone) if gone.execution_ids.is_empty() => {}
+            Ok(gone) => self.gone = Some((gone, position)),
             Err(status) => {
                 message(&format!("note: what is gone is looked for again: {}", status.message()));
                 self.lost = true;
-                return Ok(());
             }
-        };
-        for execution_id in gone {
+        }
+    }
+
+    /// Deletes what is gone, if the source was read as far: points and artifacts that were read before they went, and come
+    /// after the delete, would stay.
+    async fn delete_gone(&mut self, reached: i64) {
+        if self.gone.as_ref().is_none_or(|(gone, _)| gone.position > reached) {
+            return;
+        }
+        let Some((gone, position)) = self.gone.take() else { return };
+        for execution_id in gone.execution_ids {
             let request = proto::DeleteExecutionRequest { execution_id, force: true };
             let write = Some(Write::DeleteExecution(request));
             self.target.push(Entry::new(Kind::Gone, None, position, write)).await;
         }
-        Ok(())
     }
 
     async fn delete_artifact(&mut self, artifact_id: String) -> Result<()> {
@@ -489,7 +502,7 @@ impl Running {
     /// For how long at most something has been missing here.
     fn lag_ms(&self) -> Option<i64> {
         let behind = self.as_of?.elapsed();
-        let looking = self.lost || self.looking.is_some();
+        let looking = self.lost || self.looking.is_some() || self.gone.is_some();
         if self.quiet && !looking && self.target.is_idle() && !self.came && behind < SOURCE_SILENT {
             return Some(0);
         }
