@@ -145,6 +145,8 @@ pub struct Export {
     held: Option<(Option<u64>, Piece)>,
     sent: Sent,
     ahead: Ahead,
+    /// Changed records loaded at a time.
+    at_once: usize,
     /// For who may not see every app: executions that were told of. Of a delete the log keeps no more than the id, and
     /// only who was told of the execution is told that it is gone.
     told: Option<HashSet<String>>,
@@ -253,6 +255,7 @@ impl Exports {
             held: None,
             sent: Sent::default(),
             ahead: Ahead::default(),
+            at_once: 1,
             told,
             out,
         })
@@ -466,13 +469,13 @@ impl Export {
             self.push(Piece::Removed { execution_id, step_id, artifact_id }).await?;
         }
         let mut found: Vec<Record> = Vec::new();
-        let (mut left, mut at_once) = (batch.what.as_slice(), 1);
+        let mut left = batch.what.as_slice();
         while !left.is_empty() {
             let some;
-            (some, left) = left.split_at(at_once.min(left.len()));
+            (some, left) = left.split_at(self.at_once.min(left.len()));
             let loaded = log.load(some, true).await?;
             let bytes: usize = loaded.iter().map(|(_, record)| record.weight()).sum();
-            at_once = if bytes > LOADED_BYTES { 1 } else { (at_once * 2).min(LOADED) };
+            self.at_once = if bytes > LOADED_BYTES { 1 } else { (self.at_once * 2).min(LOADED) };
             let there: HashSet<&Changed> = loaded.iter().map(|(changed, _)| changed).collect();
             for changed in some.iter().filter(|changed| !there.contains(changed)) {
                 if let Changed::Record(key) = changed {
