@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::batch::{Batch, Name, named};
 use self::follow::Sent;
+use self::parts::{Ahead, READ_AHEAD};
 pub use self::question::wants_configuration;
 pub use self::question::{Part, Question};
 use super::token::{Kind, Tokens};
@@ -143,6 +144,9 @@ pub struct Export {
     /// Not sent yet: its token may be the one after it.
     held: Option<(Option<u64>, Piece)>,
     sent: Sent,
+    ahead: Ahead,
+    /// Changed records loaded at a time.
+    at_once: usize,
     /// For who may not see every app: executions that were told of. Of a delete the log keeps no more than the id, and
     /// only who was told of the execution is told that it is gone.
     told: Option<HashSet<String>>,
@@ -250,6 +254,8 @@ impl Exports {
             standing,
             held: None,
             sent: Sent::default(),
+            ahead: Ahead::default(),
+            at_once: 1,
             told,
             out,
         })
@@ -346,7 +352,13 @@ impl Export {
                     examine: self.exports.app.limits().page_examined_records,
                 };
             let page = self.exports.store().executions(&query).await?;
-            for record in page.records {
+            let first = |index: usize| index.is_multiple_of(READ_AHEAD);
+            let ids: Vec<String> =
+                page.records.iter().map(|record| record.execution_id.clone()).collect();
+            for (index, record) in page.records.into_iter().enumerate() {
+                if first(index) {
+                    self.read_ahead(ids[index..].iter().take(READ_AHEAD)).await?;
+                }
                 let key = key_of(ExecutionKey::of(&record));
                 if self.question.wants(Part::Executions) {
                     self.push(Piece::Execution(Arc::new(record))).await?;
@@ -446,6 +458,7 @@ impl Export {
         log: &dyn ChangeLog,
         changes: &[Change],
     ) -> std::result::Result<(), Ended> {
+        self.ahead.clear();
         let mut batch = Batch::of(changes, self.question.may_come_to_match());
         let told: HashSet<Name> = batch.deleted.iter().cloned().collect();
         for (execution_id, step_id, artifact_id) in std::mem::take(&mut batch.deleted) {
@@ -456,13 +469,13 @@ impl Export {
             self.push(Piece::Removed { execution_id, step_id, artifact_id }).await?;
         }
         let mut found: Vec<Record> = Vec::new();
-        let (mut left, mut at_once) = (batch.what.as_slice(), 1);
+        let mut left = batch.what.as_slice();
         while !left.is_empty() {
             let some;
-            (some, left) = left.split_at(at_once.min(left.len()));
+            (some, left) = left.split_at(self.at_once.min(left.len()));
             let loaded = log.load(some, true).await?;
             let bytes: usize = loaded.iter().map(|(_, record)| record.weight()).sum();
-            at_once = if bytes > LOADED_BYTES { 1 } else { (at_once * 2).min(LOADED) };
+            self.at_once = if bytes > LOADED_BYTES { 1 } else { (self.at_once * 2).min(LOADED) };
             let there: HashSet<&Changed> = loaded.iter().map(|(changed, _)| changed).collect();
             for changed in some.iter().filter(|changed| !there.contains(changed)) {
                 if let Changed::Record(key) = changed {
@@ -476,7 +489,22 @@ impl Export {
             }
             found.extend(loaded.into_iter().map(|(_, record)| record));
             let matching = self.matching(log, &found).await?;
+            let whole: Vec<String> = found
+                .iter()
+                .filter(|record| record.key().is_execution())
+                .map(|record| record.key().execution_id)
+                .filter(|id| batch.whole.contains(id) && matching.get(id) == Some(&true))
+                .collect();
+            let mut whole = whole.chunks(READ_AHEAD);
             for record in found.drain(..) {
+                let is_whole =
+                    record.key().is_execution() && batch.whole.contains(&record.key().execution_id);
+                if is_whole
+                    && self.ahead.is_empty()
+                    && let Some(some) = whole.next()
+                {
+                    self.read_ahead(some.iter()).await?;
+                }
                 self.record(record, &matching, &batch.whole).await?;
             }
         }
@@ -528,6 +556,8 @@ impl Export {
                     self.push(Piece::Execution(execution)).await?;
                 }
                 let mut within = if whole.contains(&execution_id) {
+                    // Of one that was there before, nobody may have any more what was sent.
+                    self.sent.begin_points(&execution_id);
                     Within::Steps(None)
                 } else {
                     Within::Nothing

@@ -17,16 +17,34 @@ pub struct Stored {
     pub created: bool,
 }
 
+/// What a stored version says of mirrored writes before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct MirroredBefore {
+    /// The place of the latest one.
+    pub position: Option<i64>,
+    /// Whether the source said by it that the version is the active one. `None`: that does not count any more, as another one
+    /// was made active by the source since.
+    pub active: Option<bool>,
+}
+
+impl MirroredBefore {
+    /// Whether the source says something new of which one is active. Of the same once more, as a mirror that begins anew says
+    /// it, nothing is made active: somebody may have switched here meanwhile.
+    pub fn is_switch(&self, record: &Configuration) -> bool {
+        self.active != Some(record.active)
+    }
+}
+
 /// What becomes of a mirrored write over a version that is stored. Through the API a version never changes, so whoever
 /// stored it is whether a mirror did.
 pub(super) fn mirrored_configuration(
     stored: &Configuration,
-    before: Option<i64>,
+    before: MirroredBefore,
     record: &Configuration,
     position: i64,
 ) -> Result<Verdict> {
     let same = || Ok(stored.same_content(record));
-    mirrored::judge(Mirrored { position: before, untouched: true }, position, same)
+    mirrored::judge(Mirrored { position: before.position, untouched: true }, position, same)
 }
 
 pub(super) fn configuration_conflict(record: &Configuration) -> Refusal {
@@ -61,7 +79,8 @@ pub trait ConfigurationStore: Send + Sync + 'static {
     async fn put_configuration(&self, record: Configuration) -> Result<Stored>;
 
     /// Stores a version that a mirror brings, active or not, or replaces by it what is stored of it if a mirror brought
-    /// that from a lesser position, or it is the same. What is not newer is the answer as it is.
+    /// that from a lesser position, or it is the same. What is not newer is the answer as it is. Which one is active changes
+    /// only where the source says something else of it than before.
     /// `Refusal::MirrorConflict` where somebody else has stored the version with other content.
     async fn mirror_configuration(&self, record: Configuration, position: i64) -> Result<Stored>;
 

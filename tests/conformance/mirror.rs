@@ -218,12 +218,12 @@ pub async fn an_export_goes_on_with_what_changes(b: Backend) {
         metrics: [("m".to_owned(), 1.5)].into(),
         ..Default::default()
     };
-    s.record_metrics(RecordMetricsRequest {
+    let recorded = RecordMetricsRequest {
         execution_id: "e".into(),
         points: vec![point],
         ..Default::default()
-    })
-    .await;
+    };
+    s.record_metrics(recorded.clone()).await;
     s.publish_configuration(PublishConfigurationRequest {
         configuration: Some(Configuration {
             app_id: Some(1),
@@ -259,6 +259,19 @@ pub async fn an_export_goes_on_with_what_changes(b: Backend) {
                 Record::Configuration(_) | Record::Points(_) => {}
                 other => panic!("{other:?}"),
             }
+        }
+    }
+    // Of an execution that was there before, the same points are new: with it they have gone wherever they were brought.
+    s.create("e").await;
+    s.record_metrics(recorded).await;
+    loop {
+        match following.record().await.1 {
+            Record::Points(found) => {
+                assert_eq!(found.points.len(), 1);
+                break;
+            }
+            Record::Execution(_) | Record::Removed(_) | Record::Configuration(_) => {}
+            other => panic!("{other:?}"),
         }
     }
     let filter = ExecutionFilter { app_names: vec!["app".into()], ..Default::default() };

@@ -232,6 +232,27 @@ pub async fn artifacts_and_configurations_are_replaced_too(b: Backend) {
     );
     let other = s.get_configuration(get(Some("v2"))).await;
     assert_eq!((other.active, plain_meta(&other.configuration)), (false, json!({ "n": 1 })));
+    // Switched here: what the source says once more undoes nothing, what it says anew does.
+    let activate = ActivateConfigurationRequest {
+        app_id: Some(1),
+        version: "v2".into(),
+        ..Default::default()
+    };
+    s.activate_configuration(activate).await;
+    mirror(&s, vec![(40, configuration("v1", 2, true))]).await;
+    mirror(&s, vec![(40, configuration("v2", 1, false))]).await;
+    assert_eq!(s.get_configuration(get(None)).await.version, "v2");
+    mirror(&s, vec![(50, configuration("v1", 3, true))]).await;
+    assert_eq!(s.get_configuration(get(None)).await.version, "v2");
+    let first = s.get_configuration(get(Some("v1"))).await;
+    assert_eq!((first.active, plain_meta(&first.configuration)), (false, json!({ "n": 3 })));
+    mirror(&s, vec![(60, configuration("v1", 3, false))]).await;
+    mirror(&s, vec![(70, configuration("v1", 3, true))]).await;
+    assert_eq!(s.get_configuration(get(None)).await.version, "v1");
+    // Of two that the source called the active one after the other, the first one may be that again.
+    mirror(&s, vec![(80, configuration("v2", 1, true))]).await;
+    mirror(&s, vec![(90, configuration("v1", 3, true))]).await;
+    assert_eq!(s.get_configuration(get(None)).await.version, "v1");
     // One that somebody published here is not overwritten.
     let own = Configuration {
         app_id: Some(2),

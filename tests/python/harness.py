@@ -110,10 +110,12 @@ class Process:
 
 class Server(Process):
     """`stepwell serve`, SERVING when the constructor returns. `data` is a folder that stays when the server goes;
-    `credentials` are those of the channel, where the server speaks TLS."""
+    `credentials` are those of the channel, where the server speaks TLS. `address` is that of one that is gone."""
 
-    def __init__(self, mongodb_uri=None, database=None, http=False, env=None, args=(), data=None, credentials=None):
-        self.address = f"127.0.0.1:{free_port()}"
+    def __init__(
+        self, mongodb_uri=None, database=None, http=False, env=None, args=(), data=None, credentials=None, address=None
+    ):
+        self.address = address or f"127.0.0.1:{free_port()}"
         self.http = f"127.0.0.1:{free_port()}" if http else None
         self.kept = data is not None
         self.data = data or tempfile.mkdtemp(prefix="stepwell-data-")

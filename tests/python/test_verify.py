@@ -2,9 +2,14 @@
 and with differences planted, at rest and while both change.
 
 $STEPWELL_DATA_SETS may name a folder with real run records (see test_real_data); without one records are made up.
+$STEPWELL_VERIFY_EXECUTIONS says how many executions, each with ten steps, two databases of MongoDB have that are compared as a
+whole (2,000); how long that takes, and the memory at most, are printed:
+
+    STEPWELL_VERIFY_EXECUTIONS=1000000 python -m unittest test_verify.Large
 """
 
 import base64
+import concurrent.futures
 import datetime
 import hashlib
 import json
@@ -16,13 +21,19 @@ import struct
 import subprocess
 import tempfile
 import threading
+import time
 import unittest
+import uuid
 
 import bson
 import harness
+import pymongo
 from test_moving import made_up
 
 SETS = os.environ.get("STEPWELL_DATA_SETS")
+LARGE = int(os.environ.get("STEPWELL_VERIFY_EXECUTIONS", "2000"))
+STEPS_EACH = 10
+DIFFERENCES = 100
 EXECUTIONS, STEPS, ARTIFACTS, METRICS, CONFIGURATIONS = range(1, 6)
 EPOCH = datetime.datetime(1970, 1, 1)
 
@@ -396,6 +407,134 @@ class Verify(unittest.TestCase):
         code, _, _, done = self.verify("mongodb://127.0.0.1:1/?", self.grpc(self.a))
         self.assertEqual(code, 2)
         self.assertIn("name of the database", done.stderr)
+
+
+def name_of(n):
+    """The id of the execution of this number: as any other UUID, and never twice."""
+    return str(uuid.UUID(int=(n + 1) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128, version=4))
+
+
+def load(uri, database, numbers):
+    """Executions of these numbers with their steps, as servers store them."""
+    start = datetime.datetime(2026, 3, 1, 12)
+    with pymongo.MongoClient(uri, w=1, journal=False) as client:
+        for begin in range(numbers.start, numbers.stop, 500):
+            executions, steps = [], []
+            for n in range(begin, min(begin + 500, numbers.stop)):
+                identity, revision = name_of(n), bson.Int64(1_772_366_400_000_000 + n)
+                began = start + datetime.timedelta(milliseconds=n)
+                ended = began + datetime.timedelta(milliseconds=n % 10_000)
+                executions.append({
+                    "execution_id": identity, "app_id": None, "app_name": f"app-{n % 20}", "sub_app_id": None,
+                    "sub_app_name": None, "user_id": f"user-{n % 1000}", "status": "completed", "started_at": began,
+                    "completed_at": ended, "duration_ms": bson.Int64(n % 10_000), "error": None,
+                    "metadata": {"n": float(n), "tags": ["a", "b"]}, "created_at": began, "updated_at": ended,
+                    "revision": revision, "last_change": f"{identity}//{revision}",
+                })
+                for step_id in range(1, 1 + STEPS_EACH):
+                    steps.append({
+                        "execution_id": identity, "step_id": step_id, "step_name": f"step {step_id}", "step_version": None,
+                        "status": "completed", "started_at": began, "completed_at": ended,
+                        "duration_ms": bson.Int64(n % 10_000), "input": {"query": {"n": float(n), "texts": ["x" * (n % 200)]}},
+                        "output": {"answer": f"of {n} and {step_id}", "score": n / 7}, "error": None, "retry_count": 0,
+                        "metadata": {}, "revision": revision, "created_at": began, "updated_at": ended,
+                        "last_change": f"{identity}/{step_id}/{revision}",
+                    })
+            client[database].executions.insert_many(executions, ordered=False)
+            client[database].execution_steps.insert_many(steps, ordered=False)
+
+
+class Large(unittest.TestCase):
+    maxDiff = 2000
+
+    def verify(self, *args):
+        """The exit code of a comparison, its summary and the lines of its report; time and memory are printed."""
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            command = [harness.binary(), "verify", *args, "--output", "json", "--report", str(folder / "report")]
+            began = time.monotonic()
+            with open(folder / "out", "wb") as out, open(folder / "error", "wb") as error:
+                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=error)
+                _, status, used = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            took = time.monotonic() - began
+            self.assertIn(child.returncode, (0, 1), (folder / "error").read_text())
+            lines = [json.loads(line) for line in (folder / "report").read_text().splitlines()]
+            summary = json.loads((folder / "out").read_text().splitlines()[-1])
+        print(f"{LARGE} executions with {STEPS_EACH} steps each, {len(lines)} differences: {took:.1f} s, "
+              f"{used.ru_utime + used.ru_stime:.1f} s of CPU, {used.ru_maxrss // 1024} MiB at most")
+        return child.returncode, summary, lines
+
+    def database(self, mongodb, name):
+        mongodb.client.drop_database(name)
+        self.addCleanup(mongodb.client.drop_database, name)
+        return mongodb.client[name]
+
+    def test_every_difference_is_found_among_many_records(self):
+        mongodb = harness.shared_mongodb()
+        a, b = self.database(mongodb, "large_a"), self.database(mongodb, "large_b")
+        began = time.monotonic()
+        pieces = [range(begin, min(begin + 5_000, LARGE)) for begin in range(0, LARGE, 5_000)]
+        with concurrent.futures.ProcessPoolExecutor(2) as workers:
+            list(workers.map(load, [mongodb.uri] * len(pieces), ["large_a"] * len(pieces), pieces))
+        for name in ("executions", "execution_steps"):
+            a[name].aggregate([{"$out": {"db": "large_b", "coll": name}}])
+        for database in (a, b):
+            database.executions.create_index("execution_id", unique=True)
+            database.execution_steps.create_index([("execution_id", 1), ("step_id", 1)], unique=True)
+        print(f"loaded in {time.monotonic() - began:.0f} s")
+        sides = [mongodb.uri.replace("/?", f"/{name}?") for name in ("large_a", "large_b")]
+        code, summary, lines = self.verify(*sides)
+        self.assertEqual((code, summary["result"], lines), (0, "equal", []))
+        counts = {name: summary["collections"][name]["A"] for name in ("executions", "execution_steps")}
+        self.assertEqual(counts, {"executions": LARGE, "execution_steps": LARGE * STEPS_EACH})
+        planted = self.plant(a, b)
+        code, summary, lines = self.verify(*sides)
+        kinds = {"execution": "executions", "step": "execution_steps"}
+        found = [
+            (kinds[line["kind"]], line["execution_id"], line.get("step_id"),
+             tuple(line["fields"]) if "fields" in line else f"missing_in_{line['missing_in']}")
+            for line in lines
+        ]
+        self.assertEqual((code, len(found)), (1, DIFFERENCES))
+        self.assertEqual(set(found), planted)
+
+    def plant(self, a, b):
+        """Each of another record, so that none hides another."""
+        chance, planted = random.Random(9), set()
+        numbers = chance.sample(range(LARGE), DIFFERENCES)
+        for n, number in enumerate(numbers):
+            identity, step_id = name_of(number), chance.randint(1, STEPS_EACH)
+            execution, step = {"execution_id": identity}, {"execution_id": identity, "step_id": step_id}
+            of_execution, of_step = ("executions", identity, None), ("execution_steps", identity, step_id)
+            side = chance.choice([a, b])
+            match n % 7:
+                case 0:
+                    done = side.executions.update_one(execution, {"$set": {"user_id": "planted"}}).modified_count
+                    planted.add((*of_execution, ("user_id",)))
+                case 1:
+                    change = {"status": "failed", "error": "planted", "metadata.n": 0.5}
+                    done = side.executions.update_one(execution, {"$set": change}).modified_count
+                    planted.add((*of_execution, ("status", "error", "metadata")))
+                case 2:
+                    done = side.execution_steps.update_one(step, {"$set": {"input.query.texts.0": "planted"}}).modified_count
+                    planted.add((*of_step, ("input",)))
+                case 3:
+                    change = {"$inc": {"retry_count": 1}, "$set": {"completed_at": None}}
+                    done = side.execution_steps.update_one(step, change).modified_count
+                    planted.add((*of_step, ("completed_at", "retry_count")))
+                case 4:
+                    done = side.executions.delete_one(execution).deleted_count
+                    planted.add((*of_execution, "missing_in_A" if side is a else "missing_in_B"))
+                case 5:
+                    done = side.execution_steps.delete_one(step).deleted_count
+                    planted.add((*of_step, "missing_in_A" if side is a else "missing_in_B"))
+                case 6:
+                    more = {**side.execution_steps.find_one(step, {"_id": 0}), "step_id": STEPS_EACH + 1}
+                    done = side.execution_steps.insert_one(more).acknowledged
+                    planted.add(("execution_steps", identity, STEPS_EACH + 1, "missing_in_B" if side is a else "missing_in_A"))
+            self.assertTrue(done, numbers)
+        return planted
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::store::{Change, ChangeKind, Changed, RecordKey};
+use crate::store::{Change, ChangeKind, Changed, Collection, RecordKey};
 
 /// An execution, and a step or an artifact of it.
 pub(super) type Name = (String, Option<i32>, Option<String>);
@@ -60,7 +60,50 @@ impl Batch {
             .into_iter()
             .filter(|name| name.1.is_none() && name.2.is_none() || !gone.contains(&name.0))
             .collect();
-        let what = records.into_values().chain(unknown).collect();
+        let mut what: Vec<Changed> = records.into_values().chain(unknown).collect();
+        what.sort_by_key(|changed| !is_execution(changed));
         Batch { deleted, what, whole, lost }
+    }
+}
+
+fn is_execution(changed: &Changed) -> bool {
+    match changed {
+        Changed::Record(key) => key.is_execution(),
+        Changed::Unknown { collection, .. } => *collection == Collection::Executions,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Cursor;
+
+    #[test]
+    fn executions_come_before_what_belongs_to_them_even_where_it_is_not_known_which_they_are() {
+        let change = |what: Changed| Change {
+            cursor: Cursor(Vec::new()),
+            at: 0,
+            what,
+            kind: ChangeKind::Created,
+            revision: None,
+            status_changed: true,
+            metadata_changed: true,
+            failed: None,
+            standing: None,
+            body: None,
+            document_id: None,
+        };
+        let unknown = |collection, id| Changed::Unknown { collection, id: vec![id] };
+        let changes = [
+            change(unknown(Collection::Steps, 1)),
+            change(Changed::Record(RecordKey::step("a", 1))),
+            // A large one, whose document is not in the log.
+            change(unknown(Collection::Executions, 2)),
+            change(Changed::Record(RecordKey::step("b", 1))),
+            change(Changed::Record(RecordKey::execution("b"))),
+        ];
+        let what = Batch::of(&changes, false).what;
+        let executions: Vec<bool> = what.iter().map(is_execution).collect();
+        assert_eq!(executions, [true, true, false, false, false]);
     }
 }

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
+use super::parts::{POINTS, some_of};
 use super::{At, Ended, Export, Part, Piece, Within, wants_configuration};
 use crate::app::Error;
 use crate::domain::access::AppScope;
 use crate::domain::configuration::{AppRef, ConfigurationQuery};
 use crate::domain::{Artifact, Configuration, MetricPoint, Step};
 use crate::store::scan::Scanned;
-use crate::store::{Changed, Cursor, RecordKey};
+use crate::store::{self, Changed, Cursor, RecordKey};
 
 /// How often it is asked where the log is.
 const ASK: Duration = Duration::from_millis(250);
@@ -33,7 +35,8 @@ const PIECES: usize = 2;
 pub(super) struct Sent {
     /// By execution: count and sum of the hashes of its points.
     points: HashMap<u64, (u64, u64)>,
-    configurations: HashMap<u64, u64>,
+    /// By scope and version: the hash of what it is, and whether it is the active one.
+    configurations: HashMap<u64, HashMap<u64, (u64, bool)>>,
 }
 
 fn hash(value: impl std::hash::Hash) -> u64 {
@@ -49,22 +52,20 @@ fn hash_of_point(point: &MetricPoint) -> u64 {
     hash((point.at, point.step_id, &point.step_key, metrics))
 }
 
-fn hash_of_configuration(record: &Configuration) -> (u64, u64) {
-    let about = hash((record.scope().identity(), &record.version));
+fn hash_of_configuration(record: &Configuration) -> u64 {
     let document = record.configuration.to_vec().unwrap_or_default();
-    let what = hash((
+    hash((
         &record.app_name,
         &record.sub_app_name,
         document,
         record.active,
         record.created_at,
         &record.created_by,
-    ));
-    (about, what)
+    ))
 }
 
 impl Sent {
-    /// Points of an execution that are sent now, from its first one on.
+    /// Points of an execution that are sent from its first one on.
     pub fn begin_points(&mut self, execution_id: &str) {
         self.points.remove(&hash(execution_id));
     }
@@ -79,9 +80,21 @@ impl Sent {
 
     /// Whether this version was not sent as it is, which it is from now on.
     pub fn is_new(&mut self, record: &Configuration) -> bool {
-        let (about, what) = hash_of_configuration(record);
-        self.configurations.insert(about, what) != Some(what)
+        let versions = self.configurations.entry(hash(record.scope().identity())).or_default();
+        let what = hash_of_configuration(record);
+        let before = versions.insert(hash(&record.version), (what, record.active));
+        if !record.active && before.is_some_and(|(_, was_active)| was_active) {
+            // Whoever took it in as the active one made it that instead of another, which may be that again as it was before.
+            versions.retain(|_, (_, active)| !*active);
+        }
+        before.map(|(what, _)| what) != Some(what)
     }
+}
+
+/// Executions of which points are missed, and how long it took to look through all points.
+struct Differing {
+    execution_ids: Vec<String>,
+    took: Duration,
 }
 
 /// When something is looked at next.
@@ -97,13 +110,12 @@ impl Turn {
 }
 
 impl Export {
-    /// Steps, artifacts and points whose execution is not stored, and how many documents are no records.
+    /// Steps and artifacts whose execution is not stored, and how many documents are no records. Points come by themselves,
+    /// of whatever execution they are.
     pub(super) async fn without_execution(&mut self) -> Result<u64, Ended> {
         let mut unreadable = self.exports.store().unreadable_executions().await?;
         for part in [Part::Steps, Part::Artifacts, Part::Points] {
-            let (out, mut pieces) = mpsc::channel(PIECES);
-            let scan = Arc::clone(self.exports.scan());
-            let scanning = tokio::spawn(async move { scan.scan(part, out).await });
+            let (mut pieces, scanning) = self.scan(part);
             while let Some(piece) = pieces.recv().await {
                 self.orphans(piece).await?;
             }
@@ -117,8 +129,9 @@ impl Export {
         let of = |scanned: &Scanned| match scanned {
             Scanned::Step(step) => step.execution_id.clone(),
             Scanned::Artifact(artifact) => artifact.execution_id.clone(),
-            Scanned::Point { execution_id, .. } => execution_id.clone(),
-            Scanned::Execution(_) | Scanned::Configuration(_) => String::new(),
+            Scanned::Point { .. } | Scanned::Execution(_) | Scanned::Configuration(_) => {
+                String::new()
+            }
         };
         let ids: HashSet<String> = piece.iter().map(of).filter(|id| !id.is_empty()).collect();
         let there = self.there(&ids).await?;
@@ -129,12 +142,9 @@ impl Export {
             let piece = match scanned {
                 Scanned::Step(step) => Piece::Step(Arc::<Step>::new(step)),
                 Scanned::Artifact(artifact) => Piece::Artifact(Arc::<Artifact>::new(artifact)),
-                Scanned::Point { execution_id, point } => {
-                    let points = vec![point];
-                    self.sent.points(&execution_id, &points);
-                    Piece::Points { execution_id, points }
+                Scanned::Point { .. } | Scanned::Execution(_) | Scanned::Configuration(_) => {
+                    continue;
                 }
-                Scanned::Execution(_) | Scanned::Configuration(_) => continue,
             };
             self.push(piece).await?;
         }
@@ -166,6 +176,7 @@ impl Export {
         let mut ask_at = clock.instant();
         let mut points = Turn { next: clock.instant(), least: LOOK_AT_POINTS };
         let mut configurations = Turn { next: clock.instant(), least: LOOK_AT_CONFIGURATIONS };
+        let mut differing: Option<Differing> = None;
         loop {
             let through = reader.cursor();
             let reached = log.complete_through(&through);
@@ -178,9 +189,24 @@ impl Export {
                     configurations.taken(now, clock.instant());
                 }
                 let now = clock.instant();
-                if now >= points.next {
-                    self.changed_points().await?;
-                    points.taken(now, clock.instant());
+                if let Some(found) = differing.take() {
+                    let began = now.checked_sub(found.took).unwrap_or(now);
+                    self.points_of(found).await?;
+                    points.taken(began, clock.instant());
+                } else if now >= points.next {
+                    let found = self.differing_points().await?;
+                    if found.execution_ids.is_empty() {
+                        points.taken(now, clock.instant());
+                    } else {
+                        // Executions that were made meanwhile come before their points: of one that comes and goes before
+                        // it was read, points would stay wherever they were sent.
+                        differing = Some(found);
+                        asked = None;
+                        ask_at = clock.instant();
+                    }
+                }
+                if differing.is_some() {
+                    continue;
                 }
                 let age = clock.elapsed(at);
                 self.push(Piece::CaughtUp { position, age }).await?;
@@ -239,19 +265,18 @@ impl Export {
         Ok(())
     }
 
-    /// The points of executions that have others than were sent.
-    async fn changed_points(&mut self) -> Result<(), Ended> {
+    /// Executions that have other points than were sent.
+    async fn differing_points(&mut self) -> Result<Differing, Ended> {
+        let clock = Arc::clone(self.exports.clock());
+        let began = clock.instant();
         if !self.question.wants(Part::Points) {
-            return Ok(());
+            return Ok(Differing { execution_ids: Vec::new(), took: Duration::ZERO });
         }
         let mut found: HashMap<u64, (u64, u64)> = HashMap::new();
         let mut names: HashMap<u64, String> = HashMap::new();
-        let (out, mut pieces) = mpsc::channel(PIECES);
-        let scan = Arc::clone(self.exports.scan());
-        let scanning = tokio::spawn(async move { scan.scan(Part::Points, out).await });
+        let (mut pieces, scanning) = self.scan(Part::Points);
         while let Some(piece) = pieces.recv().await {
-            for scanned in piece {
-                let Scanned::Point { execution_id, point } = scanned else { continue };
+            for (execution_id, point) in points_in(piece) {
                 let id = hash(&execution_id);
                 let (count, sum) = found.entry(id).or_default();
                 *count += 1;
@@ -262,23 +287,116 @@ impl Export {
             names.retain(|id, _| self.sent.points.get(id) != found.get(id));
         }
         scanning.await.map_err(|_| Error::ShuttingDown)??;
-        let differing: Vec<u64> = found
-            .iter()
-            .filter(|(id, sum)| self.sent.points.get(id) != Some(sum))
-            .map(|(id, _)| *id)
-            .collect();
         self.sent.points.retain(|id, _| found.contains_key(id));
-        for id in differing {
-            let Some(execution_id) = names.remove(&id) else { continue };
-            let mut within = Within::Points(None);
-            while within != Within::Nothing {
-                let (pieces, next) = self.some_of(&execution_id, &within).await?;
-                for (_, piece) in pieces {
-                    self.push(piece).await?;
+        Ok(Differing { execution_ids: names.into_values().collect(), took: clock.elapsed(began) })
+    }
+
+    /// Sends the points of these executions.
+    async fn points_of(&mut self, found: Differing) -> Result<(), Ended> {
+        let clock = Arc::clone(self.exports.clock());
+        let began = clock.instant();
+        let mut left = found.execution_ids.into_iter();
+        while clock.elapsed(began) <= found.took
+            && let Some(execution_id) = left.next()
+        {
+            self.points_of_one(&execution_id).await?;
+        }
+        // Of many, or without an index, it is faster to look through all of them once more.
+        self.points_of_many(left.collect()).await
+    }
+
+    async fn points_of_one(&mut self, execution_id: &str) -> Result<(), Ended> {
+        self.sent.begin_points(execution_id);
+        let mut within = Within::Points(None);
+        while within != Within::Nothing {
+            let (exports, question) = (&self.exports, &self.question);
+            let (pieces, next) = some_of(exports, question, execution_id, &within).await?;
+            for (_, piece) in pieces {
+                if let Piece::Points { points, .. } = &piece {
+                    self.sent.points(execution_id, points);
                 }
-                within = next;
+                self.push(piece).await?;
             }
+            within = next;
         }
         Ok(())
+    }
+
+    async fn points_of_many(&mut self, execution_ids: HashSet<String>) -> Result<(), Ended> {
+        if execution_ids.is_empty() {
+            return Ok(());
+        }
+        execution_ids.iter().for_each(|id| self.sent.begin_points(id));
+        let (mut pieces, scanning) = self.scan(Part::Points);
+        while let Some(piece) = pieces.recv().await {
+            let mut by_execution: HashMap<String, Vec<MetricPoint>> = HashMap::new();
+            for (execution_id, point) in points_in(piece) {
+                if execution_ids.contains(&execution_id) {
+                    by_execution.entry(execution_id).or_default().push(point);
+                }
+            }
+            for (execution_id, mut points) in by_execution {
+                points.sort_by_key(|point| point.at);
+                self.sent.points(&execution_id, &points);
+                for some in points.chunks(POINTS) {
+                    let (execution_id, points) = (execution_id.clone(), some.to_vec());
+                    self.push(Piece::Points { execution_id, points }).await?;
+                }
+            }
+        }
+        scanning.await.map_err(|_| Error::ShuttingDown)??;
+        Ok(())
+    }
+
+    /// Everything of a kind.
+    fn scan(&self, part: Part) -> (mpsc::Receiver<Vec<Scanned>>, Scanning) {
+        let (out, pieces) = mpsc::channel(PIECES);
+        let scan = Arc::clone(self.exports.scan());
+        (pieces, tokio::spawn(async move { scan.scan(part, out).await }))
+    }
+}
+
+/// With how many documents are no records.
+type Scanning = JoinHandle<store::Result<u64>>;
+
+/// Of another program: without a number there is nothing to tell.
+fn points_in(piece: Vec<Scanned>) -> impl Iterator<Item = (String, MetricPoint)> {
+    piece.into_iter().filter_map(|scanned| match scanned {
+        Scanned::Point { execution_id, point } if !point.metrics.is_empty() => {
+            Some((execution_id, point))
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_back_between_two_looks_is_sent() {
+        let version = |version: &str, active| Configuration {
+            app_id: Some(1),
+            app_name: "app".to_owned(),
+            sub_app_id: None,
+            sub_app_name: None,
+            version: version.to_owned(),
+            configuration: bson::Document::new(),
+            active,
+            created_at: None,
+            created_by: None,
+        };
+        let mut sent = Sent::default();
+        let mut look =
+            |all: [(&str, bool); 2]| all.map(|(name, active)| sent.is_new(&version(name, active)));
+        assert_eq!(look([("1", true), ("2", false)]), [true, true]);
+        assert_eq!(look([("1", true), ("2", false)]), [false, false]);
+        // It was switched to the second one and back, and the look fell in between.
+        assert_eq!(look([("1", true), ("2", true)]), [false, true]);
+        assert_eq!(look([("1", true), ("2", false)]), [false, true]);
+        assert_eq!(look([("1", true), ("2", false)]), [true, false]);
+        // Two at once, which should not be, go on as they are.
+        assert_eq!(look([("1", true), ("2", true)]), [false, true]);
+        assert_eq!(look([("1", true), ("2", true)]), [false, false]);
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tonic_types::{RpcStatusExt as _, StatusExt as _};
 
-use super::gone;
+use super::gone::{self, Gone};
 use super::refused::Refused;
 use super::target::{Entry, Kind, Target};
 use crate::cli::connection::{self, Connection, call};
@@ -28,6 +28,8 @@ const REST: u32 = 20;
 const SOURCE_SILENT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a mirror that is ended waits for the target to take in how far it is.
+const LAST_WITHIN: Duration = Duration::from_secs(2);
 
 /// A mirror that runs.
 pub struct Running {
@@ -54,10 +56,12 @@ pub struct Running {
     lost_position: i64,
     looking: Option<Looking>,
     look_at: Instant,
+    /// What is gone at the source, with the place of each delete. It waits until all is here that was read of it before.
+    gone: Option<(Gone, i64)>,
 }
 
 /// The executions that are gone, or why they could not be looked for.
-type Looked = std::result::Result<Vec<String>, Status>;
+type Looked = std::result::Result<Gone, Status>;
 
 /// A look for what is gone that is under way.
 struct Looking {
@@ -73,7 +77,6 @@ enum Ended {
     Broke(String),
     /// From the beginning.
     Expired,
-    Signal,
     /// Somebody has finished the mirror.
     Finished,
 }
@@ -116,29 +119,40 @@ impl Running {
             lost_position: 0,
             looking: None,
             look_at: Instant::now(),
+            gone: None,
         }
     }
 
     /// Until a signal ends it, or somebody finishes the mirror.
     pub async fn run(mut self) -> Result<Exit> {
-        let mut signal = std::pin::pin!(ended_by_signal());
+        // Whatever it waits for by then: what is not told to be here is brought once more.
+        let finished = tokio::select! {
+            () = ended_by_signal() => None,
+            finished = self.until_finished() => Some(finished),
+        };
+        match finished {
+            Some(finished) => {
+                finished?;
+                message(&format!("mirror {} is finished", self.name));
+            }
+            None => {
+                self.quiet = false;
+                self.as_of = None;
+                // The target may be away.
+                let _ = tokio::time::timeout(LAST_WITHIN, self.tell()).await;
+            }
+        }
+        Ok(Exit::Done)
+    }
+
+    async fn until_finished(&mut self) -> Result<()> {
         loop {
             let ended = match self.stream().await {
-                Ok(mut stream) => self.follow(&mut stream, signal.as_mut()).await?,
+                Ok(mut stream) => self.follow(&mut stream).await?,
                 Err(status) => self.broken(&status)?,
             };
             match ended {
-                Ended::Signal => {
-                    self.quiet = false;
-                    self.as_of = None;
-                    // What is not told now is brought once more.
-                    let _ = self.tell().await;
-                    return Ok(Exit::Done);
-                }
-                Ended::Finished => {
-                    message(&format!("mirror {} is finished", self.name));
-                    return Ok(Exit::Done);
-                }
+                Ended::Finished => return Ok(()),
                 Ended::Expired => {
                     message(
                         "note: the log of the source no longer reaches back to where this mirror was: everything is \
@@ -156,10 +170,6 @@ impl Running {
                     self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                     while Instant::now() < until {
                         tokio::select! {
-                            () = signal.as_mut() => {
-                                let _ = self.tell().await;
-                                return Ok(Exit::Done);
-                            }
                             () = tokio::time::sleep_until(until) => {}
                             answer = self.target.answer(), if !self.target.is_idle() => {
                                 self.answered(answer?).await?;
@@ -167,8 +177,7 @@ impl Running {
                         }
                     }
                     if self.tell_in_turn().await? {
-                        message(&format!("mirror {} is finished", self.name));
-                        return Ok(Exit::Done);
+                        return Ok(());
                     }
                 }
             }
@@ -196,15 +205,10 @@ impl Running {
     }
 
     /// Reads and writes until the stream ends.
-    async fn follow(
-        &mut self,
-        stream: &mut Streaming<proto::ExportResponse>,
-        mut signal: std::pin::Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Ended> {
+    async fn follow(&mut self, stream: &mut Streaming<proto::ExportResponse>) -> Result<Ended> {
         loop {
             let tell_at = self.told + if self.moved { TELL } else { TELL_ANYWAY };
             tokio::select! {
-                () = signal.as_mut() => return Ok(Ended::Signal),
                 read = stream.message(), if !self.target.is_full() => match read {
                     Ok(Some(answer)) => {
                         self.pause = FIRST_PAUSE;
@@ -216,7 +220,7 @@ impl Running {
                 answer = self.target.answer(), if !self.target.is_idle() => {
                     self.answered(answer?).await?;
                 }
-                looked = looked(&mut self.looking) => self.look_ended(looked).await?,
+                looked = looked(&mut self.looking) => self.look_ended(looked),
                 () = tokio::time::sleep_until(tell_at) => {}
             }
             self.pass();
@@ -253,6 +257,7 @@ impl Running {
                 let age = Duration::from_millis(marker.age_ms.unsigned_abs());
                 let now = Instant::now();
                 let as_of = now.checked_sub(age).unwrap_or(now);
+                self.delete_gone(marker.position).await;
                 let kind = Kind::Marker { position: marker.position, as_of };
                 self.target.push(Entry::new(kind, token, position, None)).await;
                 return Ok(());
@@ -316,7 +321,8 @@ impl Running {
     /// Looks what is gone at the source, once what was there before is copied.
     fn look_in_turn(&mut self) {
         let following = self.progress.phase() == proto::MirrorPhase::Following;
-        if !self.lost || !following || self.looking.is_some() || Instant::now() < self.look_at {
+        let is_looking = self.looking.is_some() || self.gone.is_some();
+        if !self.lost || !following || is_looking || Instant::now() < self.look_at {
             return;
         }
         self.lost = false;
@@ -327,23 +333,31 @@ impl Running {
         self.looking = Some(Looking { began: Instant::now(), position, look: tokio::spawn(look) });
     }
 
-    async fn look_ended(&mut self, looked: Looked) -> Result<()> {
-        let Some(Looking { began, position, .. }) = self.looking.take() else { return Ok(()) };
+    fn look_ended(&mut self, looked: Looked) {
+        let Some(Looking { began, position, .. }) = self.looking.take() else { return };
         self.look_at = Instant::now() + LOOK_AGAIN.max(began.elapsed() * REST);
-        let gone = match looked {
-            Ok(gone) => gone,
+        match looked {
+            Ok(gone) if gone.execution_ids.is_empty() => {}
+            Ok(gone) => self.gone = Some((gone, position)),
             Err(status) => {
                 message(&format!("note: what is gone is looked for again: {}", status.message()));
                 self.lost = true;
-                return Ok(());
             }
-        };
-        for execution_id in gone {
+        }
+    }
+
+    /// Deletes what is gone, if the source was read as far: points and artifacts that were read before they went, and come
+    /// after the delete, would stay.
+    async fn delete_gone(&mut self, reached: i64) {
+        if self.gone.as_ref().is_none_or(|(gone, _)| gone.position > reached) {
+            return;
+        }
+        let Some((gone, position)) = self.gone.take() else { return };
+        for execution_id in gone.execution_ids {
             let request = proto::DeleteExecutionRequest { execution_id, force: true };
             let write = Some(Write::DeleteExecution(request));
             self.target.push(Entry::new(Kind::Gone, None, position, write)).await;
         }
-        Ok(())
     }
 
     async fn delete_artifact(&mut self, artifact_id: String) -> Result<()> {
@@ -488,7 +502,7 @@ impl Running {
     /// For how long at most something has been missing here.
     fn lag_ms(&self) -> Option<i64> {
         let behind = self.as_of?.elapsed();
-        let looking = self.lost || self.looking.is_some();
+        let looking = self.lost || self.looking.is_some() || self.gone.is_some();
         if self.quiet && !looking && self.target.is_idle() && !self.came && behind < SOURCE_SILENT {
             return Some(0);
         }

@@ -13,7 +13,8 @@ use crate::domain::mirrored::Verdict;
 use crate::domain::query::Page;
 use crate::domain::{Configuration, Millis, Refusal};
 use crate::store::configurations::{
-    ConfigurationStore, Listed, Stored, configuration_conflict, is_listed, mirrored_configuration,
+    ConfigurationStore, Listed, MirroredBefore, Stored, configuration_conflict, is_listed,
+    mirrored_configuration,
 };
 use crate::store::{Error, Result};
 
@@ -22,7 +23,7 @@ const NO_TIME: i64 = i64::MIN;
 
 /// The row comes first, the document last.
 pub(super) const COLUMNS: &str = "id, app_id, app_name, sub_app_id, sub_app_name, version, active, created_at, \
-     created_by, configuration, published_active, mirrored_position";
+     created_by, configuration, published_active, mirrored_position, mirrored_active";
 
 /// A record with its row.
 struct Found {
@@ -30,7 +31,7 @@ struct Found {
     record: Configuration,
     /// Whether it was made active by who stored it.
     published_active: bool,
-    mirrored_position: Option<i64>,
+    mirrored: MirroredBefore,
 }
 
 impl Found {
@@ -68,7 +69,8 @@ fn found(row: &Row<'_>) -> Result<Found> {
         created_by: row.get(8)?,
         configuration: document.ok_or_else(corrupt)?,
     };
-    Ok(Found { row: id, record, published_active: row.get(10)?, mirrored_position: row.get(11)? })
+    let mirrored = MirroredBefore { position: row.get(11)?, active: row.get(12)? };
+    Ok(Found { row: id, record, published_active: row.get(10)?, mirrored })
 }
 
 /// The record in a row of `COLUMNS`.
@@ -220,28 +222,31 @@ fn mirror(
     let there = of_version(connection, &scope, &record.version)?;
     let stored = match there {
         None => {
+            let active = record.active;
             let stored = match put(connection, at, record)? {
                 Ok(stored) => stored,
                 Err(refusal) => return Ok(Err(refusal)),
             };
             let found = of_version(connection, &scope, &stored.record.version)?;
             if let Some(Found { row, .. }) = found {
-                note_mirrored(connection, row, position)?;
+                note_mirrored(connection, &scope, row, position, active)?;
             }
             return Ok(Ok(stored));
         }
         Some(there) => there,
     };
-    match mirrored_configuration(&stored.record, stored.mirrored_position, &record, position)? {
+    match mirrored_configuration(&stored.record, stored.mirrored, &record, position)? {
         Verdict::Late => return Ok(Ok(Stored { record: stored.record, created: false })),
         Verdict::Replaces => {}
         Verdict::Conflict => return Ok(Err(configuration_conflict(&record))),
     }
     let document = record.configuration.to_vec().map_err(Error::failed)?;
+    let is_switch = stored.mirrored.is_switch(&record);
+    let active = if is_switch { record.active } else { stored.record.active };
     connection
         .prepare_cached(
             "UPDATE configurations SET app_name = ?2, sub_app_name = ?3, created_at = ?4, created_by = ?5, \
-                 configuration = ?6, active = 0 WHERE id = ?1",
+                 configuration = ?6, active = ?7 WHERE id = ?1",
         )?
         .execute(params![
             stored.row,
@@ -250,17 +255,38 @@ fn mirror(
             record.created_at.unwrap_or(NO_TIME),
             record.created_by,
             document,
+            active && !is_switch,
         ])?;
-    note_mirrored(connection, stored.row, position)?;
-    if record.active {
-        activate(connection, &scope, stored.row)?;
+    if is_switch {
+        if record.active {
+            activate(connection, &scope, stored.row)?;
+        }
+        note_mirrored(connection, &scope, stored.row, position, record.active)?;
+    } else {
+        let sql = "UPDATE configurations SET mirrored_position = ?2 WHERE id = ?1";
+        connection.prepare_cached(sql)?.execute(params![stored.row, position])?;
     }
-    Ok(Ok(Stored { record, created: false }))
+    Ok(Ok(Stored { record: Configuration { active, ..record }, created: false }))
 }
 
-fn note_mirrored(connection: &Connection, row: i64, position: i64) -> Result<()> {
-    let sql = "UPDATE configurations SET mirrored_position = ?2 WHERE id = ?1";
-    connection.prepare_cached(sql)?.execute(params![row, position])?;
+/// Notes what the source says of a version.
+fn note_mirrored(
+    connection: &Connection,
+    scope: &Scope,
+    row: i64,
+    position: i64,
+    active: bool,
+) -> Result<()> {
+    let sql =
+        "UPDATE configurations SET mirrored_position = ?2, mirrored_active = ?3 WHERE id = ?1";
+    connection.prepare_cached(sql)?.execute(params![row, position, active])?;
+    if active {
+        let others =
+            Conditions::new().in_scope(scope).and("mirrored_active = 1 AND id <> ?", [row.into()]);
+        let sql =
+            format!("UPDATE configurations SET mirrored_active = NULL WHERE {}", others.text());
+        connection.prepare_cached(&sql)?.execute(params_from_iter(&others.values))?;
+    }
     Ok(())
 }
 

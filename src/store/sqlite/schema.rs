@@ -411,6 +411,9 @@ const MIGRATIONS: &[&str] = &["
         version INTEGER NOT NULL,
         state   TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
+", "
+    -- Whether the source of a mirror said last that it is the active one; NULL: that is not known any more.
+    ALTER TABLE configurations ADD COLUMN mirrored_active INTEGER;
 "];
 
 /// Pages of the write-ahead log after which a commit moves it into the database file.

@@ -6,6 +6,7 @@ use bson::{Bson, Document, doc};
 use crate::domain::Configuration;
 use crate::domain::configuration::Scope;
 use crate::store::Result;
+use crate::store::configurations::MirroredBefore;
 use crate::store::mongo::db::Index;
 use crate::store::mongo::db::values::{
     any, date, field, integer, millis, object, raw, small, text,
@@ -46,8 +47,7 @@ pub struct Found {
     pub id: Bson,
     /// Whatever stands there, for the place in a list.
     pub created_at: Bson,
-    /// The place that the latest mirrored write of it had.
-    pub mirrored_position: Option<i64>,
+    pub mirrored: MirroredBefore,
     pub record: Configuration,
 }
 
@@ -56,7 +56,10 @@ pub fn found(raw: &RawDocument) -> Found {
     Found {
         id: value("_id").unwrap_or(Bson::Null),
         created_at: value("created_at").unwrap_or(Bson::Null),
-        mirrored_position: field(raw, "mirrored_position").and_then(integer),
+        mirrored: MirroredBefore {
+            position: field(raw, "mirrored_position").and_then(integer),
+            active: field(raw, "mirrored_active").and_then(RawBsonRef::as_bool),
+        },
         record: Configuration {
             app_id: field(raw, "app_id").and_then(small),
             app_name: field(raw, "app_name").and_then(text).unwrap_or_default(),
@@ -120,6 +123,14 @@ pub fn of_version(scope: &Scope, version: &str) -> Document {
 pub fn others(scope: &Scope, id: &Bson) -> Document {
     let mut filter = in_scope(scope);
     filter.insert("active", true);
+    filter.insert("_id", doc! { "$ne": id });
+    filter
+}
+
+/// Those that the source of a mirror has called the active one.
+pub fn others_mirrored(scope: &Scope, id: &Bson) -> Document {
+    let mut filter = in_scope(scope);
+    filter.insert("mirrored_active", true);
     filter.insert("_id", doc! { "$ne": id });
     filter
 }

@@ -9,7 +9,8 @@ use mongodb::options::Hint;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::documents::{
-    Found, by_app, by_name, by_time, found, in_scope, of_version, published_id, switch_id,
+    Found, by_app, by_name, by_time, found, in_scope, of_version, others_mirrored, published_id,
+    switch_id,
 };
 use super::switch::{Switched, Why, finish, insert, stored, switch};
 use crate::domain::access::AppScope;
@@ -145,12 +146,16 @@ async fn mirror(room: &Configurations, record: Configuration, position: i64) -> 
             continue;
         };
         let _turn = room.turn().await?;
-        match mirrored_configuration(&there.record, there.mirrored_position, &record, position)? {
+        match mirrored_configuration(&there.record, there.mirrored, &record, position)? {
             Verdict::Late => return Ok(Stored { record: there.record, created }),
             Verdict::Replaces => {}
             Verdict::Conflict => return Err(configuration_conflict(&record).into()),
         }
-        if record.active {
+        let is_switch = there.mirrored.is_switch(&record);
+        if is_switch && record.active {
+            let all = ready.own(CONFIGURATIONS);
+            let no_more = doc! { "$unset": { "mirrored_active": "" } };
+            ready.call(all.update_many(others_mirrored(&scope, &there.id), no_more)).await?;
             switch(&ready, &scope, &record.version, Why::Activated).await?;
         }
         let mut set = doc! {
@@ -160,15 +165,17 @@ async fn mirror(room: &Configurations, record: Configuration, position: i64) -> 
             "created_at": record.created_at.map(date),
             "created_by": record.created_by.as_deref(),
             "mirrored_position": position,
+            "mirrored_active": record.active,
         };
-        if !record.active {
+        if is_switch && !record.active {
             set.insert("active", false);
         }
-        let this = doc! { "_id": &there.id, "mirrored_position": there.mirrored_position };
+        let this = doc! { "_id": &there.id, "mirrored_position": there.mirrored.position };
         let replaced = ready.own(CONFIGURATIONS);
         let replaced = replaced.update_one(this, doc! { "$set": set });
         if ready.call(replaced).await?.matched_count > 0 {
-            return Ok(Stored { record, created });
+            let active = if is_switch { record.active } else { there.record.active };
+            return Ok(Stored { record: Configuration { active, ..record }, created });
         }
     }
     Err(Error::Contention)
