@@ -189,7 +189,9 @@ def test_watching_many(shared: Server, spool: pathlib.Path) -> None:
     with sw.run(app) as r, r.step("s"):
         pass
     watcher.until(lambda e: e.kind == "execution" and e.record.status == "completed")
-    assert any(is_step("s", "running")(e) or is_step("s", "completed")(e) for e in watcher.seen)
+    # The first that is told of a run may be how it is by now, and what it had comes after it.
+    if not any(is_step("s", "completed")(e) for e in watcher.seen):
+        watcher.until(is_step("s", "completed"))
 
 
 async def test_the_asynchronous_one(server: Server, spool: pathlib.Path) -> None:
