@@ -12,7 +12,7 @@ import { IngestRequestSchema } from "../src/gen/stepwell/v1/ingest_service_pb.js
 import * as sw from "../src/index.js";
 import { Spool, type Location } from "../src/spool.js";
 import { createExecution } from "../src/writes.js";
-import { command, eventually, folder, program, reporting, Server, spooled, STORES } from "./harness.js";
+import { command, eventually, folder, later, program, reporting, Server, spooled, STORES } from "./harness.js";
 
 interface Did {
   id: string;
@@ -38,6 +38,7 @@ describe.each(STORES)("on %s", (store) => {
     const server = await Server.started(store);
     const client = reporting(server);
     const other = program("carried.mjs", { server: server.address, spool: folder() });
+    later(() => other.signal("SIGKILL"));
     await other.printed("listens");
     const url = `http://127.0.0.1:${/listens (\d+)/.exec(other.out)?.[1] ?? ""}/`;
     const call = async (headers: Record<string, string>): Promise<Did> => (await (await fetch(url, { headers })).json()) as Did;
