@@ -21,22 +21,21 @@ use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::budget::{Account, Hold, LOOK_AGAIN};
-use super::unpack::{self, Encoding, PREFIX_BYTES};
+use super::pace::Pace;
+use super::unpack::{self, Encoding, PREFIX_BYTES, Packed};
 use super::weight::{Kind, Weights};
 use super::{codec, status};
 use crate::app::Error;
 
 /// The one stream whose client never has a reason to pause.
 const UPLOAD: &str = "/stepwell.v1.ArtifactService/UploadArtifact";
-/// What has to come in the time that a client may keep the server waiting.
-const PROGRESS_BYTES: usize = 64 * 1024;
 /// The largest frame of HTTP/2 that a client may send.
 const FRAME_BYTES: usize = 16 * 1024;
 
@@ -76,6 +75,9 @@ struct State {
     partial: BytesMut,
     /// What is to come of a message that is too large: whoever reads it says so.
     through: usize,
+    /// The message that is unpacked next, and what came in one frame with it and after it.
+    packed: Option<Packed>,
+    rest: Bytes,
     /// After all bytes.
     end: Option<End>,
     /// For everything above, and what was handed over last.
@@ -97,33 +99,6 @@ struct Rules {
     /// How long the client may keep the server waiting, and whether it may between messages.
     idle: Option<Duration>,
     between: bool,
-}
-
-/// How fast a client sends while the server waits for it.
-struct Pace {
-    /// Since when fewer than `PROGRESS_BYTES` have come.
-    since: Instant,
-    bytes: usize,
-    /// When the reader went away with what it was given.
-    away: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Pace {
-    fn new() -> Pace {
-        Pace { since: Instant::now(), bytes: 0, away: None, timer: None }
-    }
-
-    fn begin(&mut self) {
-        (self.since, self.bytes, self.timer) = (Instant::now(), 0, None);
-    }
-
-    fn came(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        if self.bytes >= PROGRESS_BYTES {
-            self.begin();
-        }
-    }
 }
 
 enum End {
@@ -158,9 +133,15 @@ struct Shared {
 }
 
 impl State {
+    /// Bytes of everything that is there.
+    fn all(&self) -> usize {
+        let packed = self.packed.as_ref().map_or(0, Packed::len) + self.rest.len();
+        self.bytes + self.partial.len() + packed + self.lent
+    }
+
     /// Whether there is room for so many bytes beside what is there; else it is looked again later.
     fn room(&mut self, bytes: usize, waker: &Waker) -> bool {
-        let all = self.bytes + self.partial.len() + self.lent + bytes;
+        let all = self.all() + bytes;
         let Some(hold) = &mut self.hold else { return true };
         if hold.resize(all) {
             self.short = None;
@@ -177,7 +158,7 @@ impl State {
 
     /// Gives back what is not needed any more.
     fn settle(&mut self) {
-        let all = self.bytes + self.partial.len() + self.lent;
+        let all = self.all();
         if let Some(hold) = &mut self.hold
             && hold.bytes() > all
         {
@@ -196,6 +177,14 @@ impl State {
         {
             return Poll::Pending;
         }
+        if let Some(packed) = self.packed.take() {
+            return self.unpack(packed, waker);
+        }
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            self.add(rest);
+            return Poll::Ready(());
+        }
         if !self.room(FRAME_BYTES, waker) {
             return Poll::Pending;
         }
@@ -207,7 +196,10 @@ impl State {
         match frame.map(|frame| frame.map(Frame::into_data)) {
             None => self.end = Some(End::Closed),
             Some(Err(error)) => self.end = Some(End::Failed(error)),
-            Some(Ok(Ok(data))) => self.add(data),
+            Some(Ok(Ok(data))) => {
+                self.pace.came(data.len());
+                self.add(data);
+            }
             Some(Ok(Err(frame))) => {
                 self.end = Some(frame.into_trailers().map_or(End::Closed, End::Trailers));
             }
@@ -221,8 +213,24 @@ impl State {
         Poll::Ready(())
     }
 
+    /// Takes in a message that is compressed, once there is room for what it expands to.
+    fn unpack(&mut self, mut packed: Packed, waker: &Waker) -> Poll<()> {
+        let Some(encoding) = self.rules.encoding else { return Poll::Ready(()) };
+        let (limit, held) = (self.rules.message_bytes, packed.len());
+        match packed.unpacked(encoding, limit, |bytes| self.room(held + bytes, waker)) {
+            Ok(Some(message)) => self.push(message),
+            Ok(None) => {
+                self.packed = Some(packed);
+                return Poll::Pending;
+            }
+            Err(status) => self.end = Some(End::Failed(status)),
+        }
+        self.settle();
+        Poll::Ready(())
+    }
+
+    /// Takes in bytes of the wire, up to the next message that has to be unpacked.
     fn add(&mut self, mut data: Bytes) {
-        self.pace.came(data.len());
         while !data.is_empty() {
             if self.through > 0 {
                 let now = data.split_to(data.len().min(self.through));
@@ -252,18 +260,11 @@ impl State {
                 self.through = length;
             } else if self.partial.len() == PREFIX_BYTES + length {
                 let message = std::mem::take(&mut self.partial).freeze();
-                match self.rules.encoding.filter(|_| message[0] == 1) {
-                    None => self.push(message),
-                    Some(encoding) => {
-                        match unpack::unpacked(&message, encoding, self.rules.message_bytes) {
-                            Ok(message) => self.push(message),
-                            Err(status) => {
-                                self.end = Some(End::Failed(status));
-                                return;
-                            }
-                        }
-                    }
+                if message[0] == 1 && self.rules.encoding.is_some() {
+                    (self.packed, self.rest) = (Some(Packed::new(message)), data);
+                    return;
                 }
+                self.push(message);
             }
         }
     }
@@ -328,7 +329,7 @@ impl State {
         let length = piece.as_ref().map_or(0, Bytes::len);
         self.bytes -= length;
         self.lent += length;
-        self.pace.away = Some(Instant::now());
+        self.pace.goes_away();
         Poll::Ready(piece)
     }
 
@@ -338,15 +339,10 @@ impl State {
         if (self.rules.between && self.partial.is_empty() && self.through == 0)
             || self.short.is_some()
         {
-            self.pace.timer = None;
+            self.pace.stop();
             return false;
         }
-        let due = self.pace.since + idle;
-        let timer = self.pace.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
-        }
-        timer.as_mut().poll(&mut Context::from_waker(waker)).is_ready()
+        self.pace.is_over(idle, waker)
     }
 }
 
@@ -368,9 +364,7 @@ impl http_body::Body for EagerBody {
         if std::mem::take(&mut state.lent) > 0 {
             state.settle();
         }
-        if let Some(away) = state.pace.away.take() {
-            state.pace.since += away.elapsed();
-        }
+        state.pace.comes_back();
         loop {
             let full = state.bytes >= TAKEN_BYTES;
             if let Some(piece) = ready!(state.next(waker)) {
@@ -407,8 +401,9 @@ impl http_body::Body for EagerBody {
 
     fn is_end_stream(&self) -> bool {
         let state = self.0.state.lock();
-        state.bytes == 0
-            && state.partial.is_empty()
+        state.bytes + state.partial.len() == 0
+            && state.packed.is_none()
+            && state.rest.is_empty()
             && match state.end {
                 None | Some(End::Closed) => state.inner.is_end_stream(),
                 Some(_) => false,
@@ -478,6 +473,8 @@ fn eager(inner: Body, rules: Rules) -> (EagerBody, Taking) {
         bytes: 0,
         partial: BytesMut::new(),
         through: 0,
+        packed: None,
+        rest: Bytes::new(),
         end: None,
         lent: 0,
         short: None,

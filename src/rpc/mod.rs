@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod mirrors;
 pub mod notifications;
 pub mod observe;
+mod pace;
 mod places;
 pub mod put_digests;
 pub mod records;

@@ -45,6 +45,38 @@ pub fn length(bytes: &[u8]) -> Option<usize> {
     Some(prefix.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)))
 }
 
+/// A whole message, with its prefix, that waits to be unpacked until there is room for what it expands to.
+pub struct Packed {
+    message: Bytes,
+    /// What it is known to expand to, once there was too little room for that.
+    wants: usize,
+}
+
+impl Packed {
+    pub fn new(message: Bytes) -> Packed {
+        Packed { message, wants: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.message.len()
+    }
+
+    /// The message as it was before it was compressed. `None`: there is no room for so many bytes yet.
+    pub fn unpacked(
+        &mut self,
+        encoding: Encoding,
+        limit: usize,
+        mut room: impl FnMut(usize) -> bool,
+    ) -> Result<Option<Bytes>, Status> {
+        if !room(self.wants) {
+            return Ok(None);
+        }
+        let message = unpacked(&self.message, encoding, limit)?;
+        self.wants = message.len();
+        Ok(room(self.wants).then_some(message))
+    }
+}
+
 /// A message, with its prefix, as it was before it was compressed.
 pub fn unpacked(message: &[u8], encoding: Encoding, limit: usize) -> Result<Bytes, Status> {
     let packed = message.get(PREFIX_BYTES..).unwrap_or_default();
@@ -123,6 +155,22 @@ mod tests {
         }
         assert!(unpacked(&framed(b"neither"), Encoding::Gzip, 100).is_err());
         assert!(unpacked(&framed(b"neither"), Encoding::Zstd, 100).is_err());
+    }
+
+    #[test]
+    fn a_message_waits_for_room_and_is_unpacked_once_more_only_when_there_is() {
+        let mut packed = Packed::new(framed(&gzip(&[1; 100])).into());
+        let mut asked = Vec::new();
+        let mut without = |bytes: usize| {
+            asked.push(bytes);
+            bytes < 100
+        };
+        for _ in 0..3 {
+            assert!(packed.unpacked(Encoding::Gzip, 100, &mut without).expect("whole").is_none());
+        }
+        assert_eq!(asked, [0, 105, 105, 105]);
+        let message = packed.unpacked(Encoding::Gzip, 100, |_| true).expect("whole");
+        assert_eq!(message.expect("room").len(), 105);
     }
 
     #[test]

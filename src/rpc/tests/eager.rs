@@ -93,6 +93,43 @@ async fn no_more_is_taken_than_the_bound_until_some_is_read() {
     working.abort();
 }
 
+fn packed(message: &[u8]) -> Vec<u8> {
+    let packed = zstd::encode_all(message, 3).expect("memory");
+    let length = u32::try_from(packed.len()).expect("small");
+    [&[1][..], &length.to_be_bytes(), &packed].concat()
+}
+
+#[tokio::test]
+async fn compressed_messages_of_one_frame_are_unpacked_as_they_are_wanted() {
+    const MIB: usize = 1024 * 1024;
+    let (frames, receiver) = mpsc::unbounded_channel();
+    let rules =
+        Rules { encoding: Some(Encoding::Zstd), message_bytes: 16 * MIB, ..Default::default() };
+    let (mut body, taking) = eager(Body::new(Wire(receiver)), rules);
+    // A plain one, an empty one, bombs, and the beginning of the next in the same frame.
+    let bomb = packed(&vec![0; 15 * MIB]);
+    let frame = [&framed(b"plain")[..], &packed(b""), &bomb.repeat(7), &packed(b"last")].concat();
+    assert!(frame.len() < FRAME_BYTES, "{}", frame.len());
+    let (now, later) = frame.split_at(frame.len() - 3);
+    frames.send(Ok(Bytes::copy_from_slice(now))).expect("open");
+    let mut all = Vec::new();
+    while all.len() < 7 * 15 * MIB {
+        taking.poll(&Context::from_waker(Waker::noop()));
+        assert!(waiting(&taking) < 16 * MIB, "{}", waiting(&taking));
+        let bytes = read(&mut body).await.expect("open").expect("bytes");
+        assert!(bytes.len() < 16 * MIB, "{}", bytes.len());
+        all.extend_from_slice(&bytes);
+    }
+    frames.send(Ok(Bytes::copy_from_slice(later))).expect("open");
+    drop(frames);
+    while let Some(more) = read(&mut body).await {
+        all.extend_from_slice(&more.expect("bytes"));
+    }
+    let zeros = framed(&vec![0; 15 * MIB]).repeat(7);
+    let expected = [&framed(b"plain")[..], &framed(b""), &zeros, &framed(b"last")].concat();
+    assert!(all == expected, "in order, and whole");
+}
+
 #[tokio::test]
 async fn small_and_large_frames_stay_in_order_and_the_end_comes_last() {
     let (frames, mut body, taking) = wire();
