@@ -127,9 +127,21 @@ impl Stage {
         most
     }
 
-    /// No cursor and no connection is kept for those who do not read.
+    /// How many files of artifacts are open.
+    fn open_files(&self) -> usize {
+        let artifacts = self.backend.data_dir().join("artifacts");
+        let open = std::fs::read_dir("/proc/self/fd").expect("descriptors");
+        let links = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.starts_with(&artifacts)).count()
+    }
+
+    /// No cursor, no connection and no descriptor is kept for those who do not read.
     async fn nothing_is_held(&self, cursors: i64) {
         if self.own.is_none() {
+            eventually("no file is open for those who do not read", async || {
+                (self.open_files() == 0).then_some(())
+            })
+            .await;
             return;
         }
         eventually("no cursor is open for those who do not read", async || {

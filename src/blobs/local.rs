@@ -177,16 +177,18 @@ impl Storage for Local {
     }
 
     fn read(&self, path: &str, range: Range<u64>, _at_once_bytes: usize) -> Pieces {
+        // Opened for each piece anew: a reader that does not read keeps no descriptor.
         let names = self.names(path);
-        let open = async move {
+        let found = async move {
             let names = names?;
-            let open = move || metadata(&names.complete).and_then(|_| File::open(&names.complete));
-            blocking(open).await.map(Arc::new)
+            let complete = names.complete.clone();
+            blocking(move || metadata(&complete)).await?;
+            Ok(names)
         };
-        let pieces = stream::once(open).flat_map(move |opened| match opened {
+        let pieces = stream::once(found).flat_map(move |found| match found {
             Err(error) => stream::once(async { Err(error) }).boxed(),
-            Ok(file) => stream::try_unfold(range.clone(), move |left| {
-                let file = Arc::clone(&file);
+            Ok(names) => stream::try_unfold(range.clone(), move |left| {
+                let complete = names.complete.clone();
                 async move {
                     let want = (left.end - left.start).min(PIECE_BYTES as u64);
                     if want == 0 {
@@ -194,7 +196,7 @@ impl Storage for Local {
                     }
                     let piece = blocking(move || {
                         let mut piece = vec![0; want as usize];
-                        match file.read_exact_at(&mut piece, left.start) {
+                        match File::open(complete)?.read_exact_at(&mut piece, left.start) {
                             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
                             Err(error) => Err(error),
                             Ok(()) => Ok(Some(piece)),

@@ -1,6 +1,6 @@
 //! The budget of the process. For bytes of messages: requests as they come, what they decode to, and replies until they
-//! are on the wire. For calls: so many at a time that report runs, so many others of one reply, which may take long, and few
-//! that go through everything there is (`places`).
+//! are on the wire. For calls: so many at a time that report runs, so many others of one reply, which may take long, few
+//! that go through everything there is, and so many uploads (`places`).
 //!
 //! A connection may take bytes as long as it then has no more than a third of what is left. Alone it gets a quarter
 //! of the budget. Each greedy one more takes a quarter of what the others leave, so several leave enough for a client that
@@ -25,6 +25,7 @@ pub struct Budget {
     reports: Arc<Places>,
     others: Arc<Places>,
     readings: Arc<Places>,
+    uploads: Arc<Places>,
     /// Names connections.
     next: AtomicU64,
 }
@@ -44,11 +45,15 @@ pub enum Work {
     Report,
     /// It sends all that there is, record by record, for as long as its client reads.
     Reading,
+    /// It brings the bytes of an artifact.
+    Upload,
     Other,
 }
 
 /// Readings at a time: each may have some records in hand with all that belongs to them.
 const READINGS: usize = 32;
+/// Uploads at a time: each may have a file open, and descriptors for files are few where the limit of them is low.
+const UPLOADS: usize = 256;
 
 impl Budget {
     /// So many bytes, and so many calls of each kind at a time.
@@ -59,6 +64,7 @@ impl Budget {
             reports: Places::of(calls),
             others: Places::of(calls),
             readings: Places::of(READINGS),
+            uploads: Places::of(UPLOADS),
             next: AtomicU64::new(0),
         })
     }
@@ -100,6 +106,7 @@ impl Account {
         let places = match work {
             Work::Report => &self.budget.reports,
             Work::Reading => &self.budget.readings,
+            Work::Upload => &self.budget.uploads,
             Work::Other => &self.budget.others,
         };
         places.take(self.number, within).await

@@ -41,6 +41,9 @@ const GO_ON: [&str; 1] = ["/stepwell.v1.ExecutionService/DeleteExecution"];
 const READINGS: [&str; 2] =
     ["/stepwell.v1.ExportService/Export", "/stepwell.v1.VerifyService/GetDigests"];
 
+/// The call that brings bytes for as long as its client sends them.
+const UPLOAD: &str = "/stepwell.v1.ArtifactService/UploadArtifact";
+
 /// How long a call waits for a place. Clients that ask again at once are slowed down by it, and a call that is given a
 /// place still has most of its time.
 const PLACE_WITHIN: Duration = Duration::from_secs(2);
@@ -76,6 +79,7 @@ impl Method {
 fn work(path: &str, one_request: bool, one_reply: bool) -> Option<Work> {
     match need::of_path(path) {
         _ if READINGS.contains(&path) => Some(Work::Reading),
+        _ if path == UPLOAD => Some(Work::Upload),
         _ if !(one_request && one_reply) => None,
         Some(Need::Open) => None,
         Some(Need::Report) => Some(Work::Report),

@@ -243,6 +243,7 @@ cases! {
         a_call_and_an_unfinished_request_end_in_time: "3.budgets.time",
         more_calls_than_are_worked_on_are_refused_and_harm_no_other: "3.budgets.calls",
         readings_of_everything_have_few_places_and_give_them_back: "3.budgets.calls",
+        uploads_have_places_and_give_them_back: "3.budgets.calls",
         an_upload_that_stands_still_ends_and_can_be_resumed: "3.budgets.time",
         messages_may_be_compressed: "3.compression",
         limits_hold_for_what_a_message_expands_to: "3.compression" "3.bounds.decoded",

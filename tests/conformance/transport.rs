@@ -130,6 +130,28 @@ pub async fn readings_of_everything_have_few_places_and_give_them_back(b: Backen
     }
 }
 
+pub async fn uploads_have_places_and_give_them_back(b: Backend) {
+    // A quarter of 256 for each connection.
+    const OF_ONE: usize = 64;
+    let s = b.serve().await;
+    s.create("e").await;
+    let mut silent = Deaf::connect(&s.address().to_string(), Windows::WIDE).await;
+    let about = |name: &str, number: usize| describe("e", &format!("{name}-{number}"));
+    let begins = |number: usize| framed(&first(about("silent", number)).encode_to_vec());
+    // Their clients send nothing more, and do not end them.
+    for number in 0..=OF_ONE {
+        silent.begin(UPLOAD, &[], begins(number)).await;
+    }
+    let one_more = silent.first_refusal().await;
+    check_refusal(&one_more, Code::ResourceExhausted, "TOO_MANY_CALLS");
+    // Who does something else, or comes over another connection, has nothing to do with it.
+    s.upload(about("other", 0), &noise(1000, 1)).await;
+    drop(silent);
+    for number in 0..2 * OF_ONE {
+        s.upload(about("whole", number), &noise(10, number as u64)).await;
+    }
+}
+
 pub async fn a_call_and_an_unfinished_request_end_in_time(b: Backend) {
     let s = b.serve_with(|config| config.limits.call = Duration::from_millis(600)).await;
     s.create("e").await;
