@@ -91,7 +91,7 @@ impl Work for Writes {
     }
 
     fn bytes(write: &Write) -> usize {
-        weight(write)
+        weight(&write.op)
     }
 
     fn count(_: &Write) -> usize {
@@ -118,7 +118,7 @@ impl Work for Writes {
 }
 
 /// Bytes a write takes in memory, roughly.
-fn weight(write: &Write) -> usize {
+pub fn weight(op: &Op) -> usize {
     let step = |op: &StepOp| match op {
         StepOp::Plan { fields, .. } | StepOp::Start { fields, .. } => fields_weight(fields),
         StepOp::Update { metadata, output, .. } => {
@@ -131,7 +131,7 @@ fn weight(write: &Write) -> usize {
         }
         StepOp::Put(step) => step.weight(),
     };
-    256 + match &write.op {
+    256 + match op {
         Op::Execution(ExecutionOp::Create(create)) => value::weight_of_document(&create.metadata),
         Op::Execution(ExecutionOp::Update { metadata, .. }) => value::weight_of_document(metadata),
         Op::Execution(ExecutionOp::Finish { metadata, error, .. }) => {

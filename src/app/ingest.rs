@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::configurations::Configurations;
-use super::engine::Pending;
+use super::engine::{self, Pending};
 use super::metrics::{Metrics, Request};
-use super::order::{Order, Place};
+use super::order::{self, Order, Parked, Place};
 use super::{App, Artifacts, Error, Result};
 use crate::audit::Audit;
 use crate::domain::audit::Target;
@@ -52,6 +52,27 @@ pub enum Beside {
     /// A record without its bytes; with the place that a mirror gives it, as `Configuration` has it too.
     Artifact(Artifact, Option<i64>),
     Configuration(Configuration, Option<i64>),
+}
+
+impl Write {
+    /// Bytes it takes in memory, roughly.
+    fn weight(&self) -> usize {
+        match self {
+            Write::Lane { op, .. } => engine::weight(op),
+            Write::Beside(beside) => beside.weight(),
+        }
+    }
+}
+
+impl Beside {
+    fn weight(&self) -> usize {
+        match self {
+            Beside::Plan { .. } | Beside::Delete { .. } => 0,
+            Beside::Points(request) => request.points.iter().map(|point| point.weight()).sum(),
+            Beside::Artifact(record, _) => record.weight(),
+            Beside::Configuration(record, _) => record.weight(),
+        }
+    }
 }
 
 /// What became of a write.
@@ -105,6 +126,13 @@ pub struct Ingest {
     pub in_flight: usize,
 }
 
+/// A write that was read.
+struct Asked {
+    sequence: i64,
+    write: Write,
+    by: By,
+}
+
 /// A write that was begun, or was refused instead.
 enum Begun {
     Queued { pending: Pending, is_heartbeat: bool },
@@ -137,69 +165,87 @@ impl Ingest {
     ) {
         let mut waiting = FuturesUnordered::new();
         let mut order = Order::default();
-        let end = loop {
+        let mut parked = Parked::default();
+        // The last one that was read, while there is no room for it.
+        let mut held: Option<(Place, Asked)> = None;
+        let mut reading = true;
+        let mut end = None;
+        loop {
+            if let Some((place, asked)) = held.take_if(|(place, _)| !order.is_full_for(place)) {
+                order.admit(&place);
+                if order.has_to_wait(&place) || parked.holds_up(&place) {
+                    let bytes = asked.write.weight();
+                    parked.park(place, bytes, asked);
+                    continue;
+                }
+                waiting.push(self.begin_in_turn(&mut order, place, asked).await);
+                continue;
+            }
+            if let Some((place, asked)) = parked.next(&order) {
+                waiting.push(self.begin_in_turn(&mut order, place, asked).await);
+                continue;
+            }
+            if answers.is_closed() && held.is_none() && parked.is_empty() {
+                return;
+            }
+            let has_room = held.is_none()
+                && waiting.len() + parked.len() < self.in_flight
+                && !parked.is_full();
             let message = tokio::select! {
                 biased;
                 Some((answered, ended)) = waiting.next() => {
-                    if answers.send(Ok(answered)).await.is_err() {
-                        return;
-                    }
-                    match order.ended(ended) {
-                        Ok(()) => continue,
-                        Err(error) => break Some(Ended::Failed(error)),
-                    }
-                }
-                () = self.stop.cancelled() => break Some(Ended::Failed(Error::ShuttingDown)),
-                message = messages.next(), if waiting.len() < self.in_flight => message,
-            };
-            let Message { sequence, write, by } = match message {
-                Some(Ok(message)) => message,
-                Some(Err(broken)) => break Some(Ended::Broken(broken)),
-                None => break None,
-            };
-            let write = match write {
-                Ok(write) => write,
-                Err(error) => {
-                    let refused = Answered { sequence, outcome: Err(error) };
-                    if answers.send(Ok(refused)).await.is_err() {
-                        return;
+                    // Nobody may be listening any more.
+                    reading &= answers.send(Ok(answered)).await.is_ok();
+                    parked.ended(&ended);
+                    if let Err(error) = order.ended(ended) {
+                        reading = false;
+                        end.get_or_insert(Ended::Failed(error));
                     }
                     continue;
                 }
-            };
-            let place = place(&write);
-            // In order: what is under way about the same comes first.
-            let mut held_up = Ok(());
-            while held_up.is_ok()
-                && order.has_to_wait(&place)
-                && let Some((answered, ended)) = waiting.next().await
-            {
-                if answers.send(Ok(answered)).await.is_err() {
-                    return;
+                () = self.stop.cancelled(), if reading => Some(Err(Ended::Failed(Error::ShuttingDown))),
+                message = messages.next(), if reading && has_room => {
+                    message.map(|read| read.map_err(Ended::Broken))
                 }
-                held_up = order.ended(ended);
-            }
-            if let Err(error) = held_up {
-                break Some(Ended::Failed(error));
-            }
-            let begun = match order.may_begin(&place) {
-                Ok(()) => self.begin(write, by).await,
-                Err(error) => Begun::Refused(error),
+                else => break,
             };
-            let turn = order.turn(sequence, place);
-            waiting.push(async move {
-                let (outcome, ended) = turn.answer(begun.outcome()).await;
-                (Answered { sequence, outcome }, ended)
-            });
-        };
-        while let Some((answered, _)) = waiting.next().await {
-            if answers.send(Ok(answered)).await.is_err() {
-                return;
+            match message {
+                Some(Ok(Message { sequence, write: Ok(write), by })) => {
+                    held = Some((place(&write), Asked { sequence, write, by }));
+                }
+                Some(Ok(Message { sequence, write: Err(error), .. })) => {
+                    let refused = Answered { sequence, outcome: Err(error) };
+                    reading &= answers.send(Ok(refused)).await.is_ok();
+                }
+                Some(Err(ended)) => {
+                    reading = false;
+                    end = Some(ended);
+                }
+                None => reading = false,
             }
         }
         if let Some(end) = end {
             // The client may be gone.
             let _ = answers.send(Err(end)).await;
+        }
+    }
+
+    /// Begins a write, unless an earlier one has failed for now. What comes of it is its answer, in its turn.
+    async fn begin_in_turn(
+        self: &Arc<Self>,
+        order: &mut Order,
+        place: Place,
+        asked: Asked,
+    ) -> impl Future<Output = (Answered, order::Ended)> + use<> {
+        let Asked { sequence, write, by } = asked;
+        let begun = match order.may_begin(&place) {
+            Ok(()) => self.begin(write, by).await,
+            Err(error) => Begun::Refused(error),
+        };
+        let turn = order.turn(sequence, place);
+        async move {
+            let (outcome, ended) = turn.answer(begun.outcome()).await;
+            (Answered { sequence, outcome }, ended)
         }
     }
 
@@ -321,20 +367,16 @@ fn place(write: &Write) -> Place {
         Write::Lane { execution_id, .. } => return Place::lane(execution_id.clone()),
         Write::Beside(beside) => beside,
     };
+    let bytes = beside.weight();
     match beside {
         Beside::Plan { execution_id, .. } | Beside::Delete { execution_id, .. } => {
             Place::alone(execution_id.clone())
         }
-        Beside::Points(request) => {
-            let bytes = request.points.iter().map(|point| point.weight()).sum();
-            Place::apart(request.execution_id.clone(), bytes)
-        }
-        Beside::Artifact(record, _) => {
-            Place::together(record.execution_id.clone(), record.weight())
-        }
+        Beside::Points(request) => Place::apart(request.execution_id.clone(), bytes),
+        Beside::Artifact(record, _) => Place::together(record.execution_id.clone(), bytes),
         Beside::Configuration(record, _) => {
             let about = format!("configurations of {}", record.scope().identity());
-            Place::apart(about, record.weight())
+            Place::apart(about, bytes)
         }
     }
 }

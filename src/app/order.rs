@@ -3,14 +3,16 @@
 //! asks it before a write begins, and tells it what ended.
 //!
 //! Writes of one execution apply in the order in which they were sent. Most go through the lanes of the engine, which
-//! keep that order. Those that go beside the lanes are kept in order here. Answers about one execution come in the
-//! order of its writes, as their revisions do.
+//! keep that order. Those that go beside the lanes are kept in order here: what has to wait for one of them is parked,
+//! and what is about something else goes on. Answers about one execution come in the order of its writes, as their
+//! revisions do.
 //!
 //! Once a write of an execution has failed for now (`Error::is_for_now`), every later write of that execution on the
 //! same stream is answered `Error::EarlierWriteFailed`: to apply it would leave out the one before. Those that were
 //! under way by then may have been applied, and answer so all the same: the client sends all of them again.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -20,6 +22,8 @@ use super::error::{Error, Result};
 /// Bytes of writes beside the lanes that one stream may have under way, unless one alone has more. Those in the lanes
 /// are bounded for all streams together.
 const BESIDE_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes of the parked writes of one stream with which it is read on.
+const PARKED_BYTES: usize = 8 * 1024 * 1024;
 /// Executions of which the last write is remembered before those that are answered are let go of.
 const REMEMBERED: usize = 1_024;
 /// Executions with a write that failed for now that a stream remembers. With one more it has to end: forgetting one
@@ -111,14 +115,24 @@ impl Order {
         }
     }
 
-    /// Whether a write has to wait until something that is under way has ended.
+    /// Whether there is no room for a write until something has ended.
+    pub fn is_full_for(&self, place: &Place) -> bool {
+        place.way != Way::Lane
+            && self.beside_bytes > 0
+            && self.beside_bytes + place.bytes > BESIDE_BYTES
+    }
+
+    /// Gives a write room, until it has ended. It may still have to wait for its turn.
+    pub fn admit(&mut self, place: &Place) {
+        self.beside_bytes += place.bytes;
+    }
+
+    /// Whether a write has to wait until something that is under way about the same has ended.
     pub fn has_to_wait(&self, place: &Place) -> bool {
         let about = self.beside.get(&place.about);
-        let full = self.beside_bytes > 0 && self.beside_bytes + place.bytes > BESIDE_BYTES;
         match place.way {
-            Way::Lane => about.is_some(),
-            Way::Alone => about.is_some() || full,
-            Way::Together => about.is_some_and(|about| about.alone > 0) || full,
+            Way::Lane | Way::Alone => about.is_some(),
+            Way::Together => about.is_some_and(|about| about.alone > 0),
         }
     }
 
@@ -136,7 +150,6 @@ impl Order {
             let about = self.beside.entry(place.about.clone()).or_default();
             about.alone += usize::from(place.way == Way::Alone);
             about.all += 1;
-            self.beside_bytes += place.bytes;
         }
         let (mut before, mut ended) = (None, None);
         if place.in_order {
@@ -154,10 +167,10 @@ impl Order {
     /// Takes in that a write has ended, before anything else begins. An error: the stream has to end.
     pub fn ended(&mut self, ended: Ended) -> Result<()> {
         let Ended { place, failed } = ended;
+        self.beside_bytes = self.beside_bytes.saturating_sub(place.bytes);
         if place.way != Way::Lane
             && let Some(about) = self.beside.get_mut(&place.about)
         {
-            self.beside_bytes = self.beside_bytes.saturating_sub(place.bytes);
             about.alone -= usize::from(place.way == Way::Alone);
             about.all -= 1;
             if about.all == 0 {
@@ -171,6 +184,85 @@ impl Order {
             }
         }
         Ok(())
+    }
+}
+
+/// Writes of one stream that have to wait for others about the same, in the order in which they were sent.
+pub struct Parked<W> {
+    waiting: HashMap<String, VecDeque<Waiting<W>>>,
+    /// What they are about of which something has ended.
+    freed: Vec<String>,
+    len: usize,
+    bytes: usize,
+}
+
+struct Waiting<W> {
+    place: Place,
+    bytes: usize,
+    write: W,
+}
+
+impl<W> Default for Parked<W> {
+    fn default() -> Self {
+        Parked { waiting: HashMap::new(), freed: Vec::new(), len: 0, bytes: 0 }
+    }
+}
+
+impl<W> Parked<W> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether as much waits as may.
+    pub fn is_full(&self) -> bool {
+        self.bytes >= PARKED_BYTES
+    }
+
+    /// Whether a write has to wait for one that waits here.
+    pub fn holds_up(&self, place: &Place) -> bool {
+        self.len > 0 && self.waiting.contains_key(&place.about)
+    }
+
+    /// Parks a write of so many bytes behind those about the same. Something about it is under way.
+    pub fn park(&mut self, place: Place, bytes: usize, write: W) {
+        self.len += 1;
+        self.bytes += bytes;
+        let behind = self.waiting.entry(place.about.clone()).or_default();
+        behind.push_back(Waiting { place, bytes, write });
+    }
+
+    /// Takes in that a write has ended.
+    pub fn ended(&mut self, ended: &Ended) {
+        if self.len > 0 && self.waiting.contains_key(&ended.place.about) {
+            self.freed.push(ended.place.about.clone());
+        }
+    }
+
+    /// A write that has to wait no longer.
+    pub fn next(&mut self, order: &Order) -> Option<(Place, W)> {
+        while let Some(about) = self.freed.pop() {
+            let Entry::Occupied(mut waiting) = self.waiting.entry(about) else { continue };
+            match waiting.get().front() {
+                Some(first) if order.has_to_wait(&first.place) => continue,
+                _ => {}
+            }
+            let first = waiting.get_mut().pop_front();
+            match waiting.get().is_empty() {
+                true => drop(waiting.remove()),
+                // The one behind it may begin too.
+                false => self.freed.push(waiting.key().clone()),
+            }
+            if let Some(Waiting { place, bytes, write }) = first {
+                self.len -= 1;
+                self.bytes -= bytes;
+                return Some((place, write));
+            }
+        }
+        None
     }
 }
 
@@ -310,6 +402,7 @@ mod tests {
             [true, true, true, false],
         ]) {
             let mut order = Order::default();
+            order.admit(&place);
             let turn = order.turn(1, place.clone());
             assert_eq!(waiting(&order, "e"), expected, "{place:?}");
             assert_eq!(waiting(&order, "other"), [false; 4], "{place:?}");
@@ -323,13 +416,66 @@ mod tests {
     async fn what_is_beside_the_lanes_is_bounded_in_bytes() {
         let mut order = Order::default();
         let huge = || Place::together("a".into(), 2 * BESIDE_BYTES);
-        assert!(!order.has_to_wait(&huge()), "one alone may have more");
+        assert!(!order.is_full_for(&huge()), "one alone may have more");
+        order.admit(&huge());
+        assert!(order.is_full_for(&Place::apart("b".into(), 1)));
+        assert!(!order.is_full_for(&lane("b")), "the lanes have a bound of their own");
         let turn = order.turn(1, huge());
-        assert!(order.has_to_wait(&Place::apart("b".into(), 1)));
-        assert!(!order.has_to_wait(&lane("b")), "the lanes have a bound of their own");
         let (_, ended) = turn.answer(ready(Ok(()))).await;
         order.ended(ended).expect("fine");
-        assert!(!order.has_to_wait(&Place::apart("b".into(), 1)));
+        assert!(!order.is_full_for(&Place::apart("b".into(), 1)));
+    }
+
+    /// Which writes begin now.
+    fn begin(parked: &mut Parked<i64>, order: &mut Order) -> Vec<(i64, Turn)> {
+        std::iter::from_fn(|| {
+            let (place, sequence) = parked.next(order)?;
+            Some((sequence, order.turn(sequence, place)))
+        })
+        .collect()
+    }
+
+    #[tokio::test]
+    async fn what_has_to_wait_begins_in_its_order_and_holds_up_nothing_else() {
+        let (mut order, mut parked) = (Order::default(), Parked::default());
+        let alone = order.turn(1, Place::alone("e".into()));
+        for (sequence, place) in [
+            (2, lane("e")),
+            (3, lane("e")),
+            (4, Place::together("e".into(), 1)),
+            (5, Place::together("e".into(), 1)),
+            (6, lane("e")),
+        ] {
+            assert!(order.has_to_wait(&place) || parked.holds_up(&place), "{sequence}");
+            parked.park(place, 1, sequence);
+        }
+        assert!(!order.has_to_wait(&lane("other")) && !parked.holds_up(&lane("other")));
+        assert!(begin(&mut parked, &mut order).is_empty(), "nothing has ended");
+        let end = async |turn: Turn, parked: &mut Parked<i64>, order: &mut Order| {
+            let (_, ended) = turn.answer(ready(Ok(()))).await;
+            parked.ended(&ended);
+            order.ended(ended).expect("fine");
+            begin(parked, order)
+        };
+        let mut begun = end(alone, &mut parked, &mut order).await;
+        let numbers: Vec<i64> = begun.iter().map(|(sequence, _)| *sequence).collect();
+        assert_eq!(numbers, [2, 3, 4, 5], "the last one waits for those beside the lanes");
+        assert!(parked.holds_up(&lane("e")), "and what comes now waits for it");
+        for (sequence, turn) in begun.drain(..) {
+            let next = end(turn, &mut parked, &mut order).await;
+            let numbers: Vec<i64> = next.iter().map(|(sequence, _)| *sequence).collect();
+            assert_eq!(numbers, if sequence == 5 { vec![6] } else { vec![] }, "after {sequence}");
+        }
+        assert!(parked.is_empty() && parked.waiting.is_empty() && parked.bytes == 0);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes() {
+        let mut parked = Parked::default();
+        parked.park(lane("a"), PARKED_BYTES - 1, ());
+        assert!(!parked.is_full());
+        parked.park(lane("b"), 1, ());
+        assert!(parked.is_full());
     }
 
     #[tokio::test]
