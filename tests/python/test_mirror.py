@@ -161,6 +161,8 @@ class Program:
         database.executions.create_index("execution_id", unique=True)
         database.execution_steps.create_index([("execution_id", 1), ("step_id", 1)], unique=True)
         database.execution_artifacts.create_index("execution_id")
+        database.execution_metrics.create_index("execution_id")
+        database.app_configurations.create_index("app_id")
         self.writers = [App(database, seed) for seed in range(1, 1 + max(1, round(RATE / WRITER_RATE)))]
         self.broken = []
 

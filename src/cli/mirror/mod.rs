@@ -1,5 +1,6 @@
 //! `stepwell mirror`: brings what another database holds into a server, and goes on bringing what changes there.
 
+mod deletions;
 mod gone;
 mod refused;
 mod run;

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tonic_types::{RpcStatusExt as _, StatusExt as _};
 
+use super::deletions::{Deleted, Deletions};
 use super::gone::{self, Gone};
 use super::refused::Refused;
 use super::target::{Entry, Kind, Target};
@@ -26,8 +27,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const REST: u32 = 20;
 /// After so long without a word the source may have moved on.
 const SOURCE_SILENT: Duration = Duration::from_secs(5);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a mirror that is ended waits for the target to take in how far it is.
 const LAST_WITHIN: Duration = Duration::from_secs(2);
 
@@ -58,6 +59,7 @@ pub struct Running {
     look_at: Instant,
     /// What is gone at the source, with the place of each delete. It waits until all is here that was read of it before.
     gone: Option<(Gone, i64)>,
+    deletions: Deletions,
 }
 
 /// The executions that are gone, or why they could not be looked for.
@@ -120,6 +122,7 @@ impl Running {
             looking: None,
             look_at: Instant::now(),
             gone: None,
+            deletions: Deletions::default(),
         }
     }
 
@@ -174,6 +177,7 @@ impl Running {
                             answer = self.target.answer(), if !self.target.is_idle() => {
                                 self.answered(answer?).await?;
                             }
+                            deleted = self.deletions.next() => self.deleted(deleted)?,
                         }
                     }
                     if self.tell_in_turn().await? {
@@ -220,6 +224,7 @@ impl Running {
                 answer = self.target.answer(), if !self.target.is_idle() => {
                     self.answered(answer?).await?;
                 }
+                deleted = self.deletions.next() => self.deleted(deleted)?,
                 looked = looked(&mut self.looking) => self.look_ended(looked),
                 () = tokio::time::sleep_until(tell_at) => {}
             }
@@ -239,7 +244,13 @@ impl Running {
         let (kind, write) = match answer.record {
             Some(Record::Execution(record)) => (Kind::Execution, Write::PutExecution(record)),
             Some(Record::Step(record)) => (Kind::Step, Write::PutStep(record)),
-            Some(Record::Artifact(record)) => (Kind::Artifact, Write::PutArtifact(record)),
+            Some(Record::Artifact(record)) => {
+                while self.deletions.has(&record.artifact_id) {
+                    let deleted = self.deletions.next().await;
+                    self.deleted(deleted)?;
+                }
+                (Kind::Artifact, Write::PutArtifact(record))
+            }
             Some(Record::Configuration(record)) => {
                 (Kind::Configuration, Write::PutConfiguration(record))
             }
@@ -293,15 +304,19 @@ impl Running {
             return Ok(());
         }
         if let Some(artifact_id) = removed.artifact_id {
-            // By a call of its own, once everything before it is done.
-            while !self.target.is_idle() {
+            // By a call of its own, once what came before about the same is done.
+            while self.target.is_putting(&artifact_id) {
                 let answer = self.target.answer().await?;
                 self.answered(answer).await?;
             }
-            self.delete_artifact(artifact_id).await?;
-            self.came = true;
-            self.progress.changed_position = self.progress.changed_position.max(position);
-            self.target.push(Entry::new(Kind::Passed, token, position, None)).await;
+            while self.deletions.is_full() {
+                let deleted = self.deletions.next().await;
+                self.deleted(deleted)?;
+            }
+            let entry = Entry::new(Kind::ArtifactDeletion, token, position, None);
+            let sequence = self.target.push(entry).await;
+            let target = self.target.connection().clone();
+            self.deletions.begin(target, sequence, artifact_id);
             return Ok(());
         }
         if let Some(step_id) = removed.step_id {
@@ -360,23 +375,16 @@ impl Running {
         }
     }
 
-    async fn delete_artifact(&mut self, artifact_id: String) -> Result<()> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let request = proto::DeleteArtifactRequest { artifact_id: artifact_id.clone() };
-            match self.target.connection().artifacts().delete_artifact(call(request)).await {
-                Ok(_) => {
-                    self.counts().deletions += 1;
-                    return Ok(());
-                }
-                Err(status) if status.code() == Code::NotFound => return Ok(()),
-                Err(status) if connection::is_passing(&status) => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                Err(status) => return Err(Failure::Refused(connection::describe(&status))),
-            }
+    /// Takes in that an artifact is deleted.
+    fn deleted(&mut self, deleted: Deleted) -> Result<()> {
+        let position = self.target.entry(deleted.sequence).map_or(0, |entry| entry.position);
+        if deleted.found? {
+            self.counts().deletions += 1;
         }
+        self.progress.changed_position = self.progress.changed_position.max(position);
+        self.target.done(deleted.sequence);
+        self.moved = true;
+        Ok(())
     }
 
     fn counts(&mut self) -> &mut proto::MirrorCounts {
@@ -436,7 +444,7 @@ impl Running {
                     counts.points += points.accepted - points.already_there;
                 }
             }
-            Kind::Adopted | Kind::Marker { .. } | Kind::Passed => return,
+            Kind::Adopted | Kind::ArtifactDeletion | Kind::Marker { .. } | Kind::Passed => return,
         }
         self.progress.changed_position = self.progress.changed_position.max(position);
         self.moved = true;
@@ -503,7 +511,8 @@ impl Running {
     fn lag_ms(&self) -> Option<i64> {
         let behind = self.as_of?.elapsed();
         let looking = self.lost || self.looking.is_some() || self.gone.is_some();
-        if self.quiet && !looking && self.target.is_idle() && !self.came && behind < SOURCE_SILENT {
+        let idle = self.target.is_idle() && self.deletions.is_empty();
+        if self.quiet && !looking && idle && !self.came && behind < SOURCE_SILENT {
             return Some(0);
         }
         Some(i64::try_from(behind.as_millis()).unwrap_or(i64::MAX).max(1))

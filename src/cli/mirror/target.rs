@@ -31,6 +31,8 @@ pub enum Kind {
     Points,
     Configuration,
     Deletion,
+    /// A deletion by a call of its own.
+    ArtifactDeletion,
     /// A deletion that was found by comparing; what is not the mirror's stays.
     Gone,
     /// An execution that is made for steps without one.
@@ -52,6 +54,8 @@ pub struct Entry {
     pub token: Option<String>,
     pub position: i64,
     pub write: Option<Write>,
+    /// Something that is written for it by a call of its own is not done.
+    waits: bool,
     bytes: usize,
     /// The step for which an execution is made.
     pub made_for: Option<i64>,
@@ -65,7 +69,8 @@ impl Entry {
         let request = proto::IngestRequest { sequence: 0, write, mirrored: None };
         let bytes = request.encoded_len();
         let write = request.write;
-        Entry { kind, token, position, write, bytes, made_for: None, adopted: false }
+        let waits = kind == Kind::ArtifactDeletion;
+        Entry { kind, token, position, write, waits, bytes, made_for: None, adopted: false }
     }
 
     fn request(&self, sequence: i64) -> Option<proto::IngestRequest> {
@@ -124,8 +129,16 @@ impl Target {
         self.entries.get_mut(index)
     }
 
-    /// Takes a message in, and sends what it writes.
-    pub async fn push(&mut self, entry: Entry) {
+    /// Whether a write about this artifact is not answered.
+    pub fn is_putting(&self, artifact_id: &str) -> bool {
+        self.entries.iter().any(|entry| match &entry.write {
+            Some(Write::PutArtifact(record)) => record.artifact_id == artifact_id,
+            _ => false,
+        })
+    }
+
+    /// Takes a message in, and sends what it writes. Its number.
+    pub async fn push(&mut self, entry: Entry) -> i64 {
         let sequence = self.first + self.entries.len() as i64;
         let request = entry.request(sequence);
         if request.is_some() {
@@ -136,6 +149,7 @@ impl Target {
         if let Some(request) = request {
             self.send(request).await;
         }
+        sequence
     }
 
     /// Sends the write of an entry once more.
@@ -249,10 +263,11 @@ impl Target {
     /// What is written by an entry is done, or refused for good.
     pub fn done(&mut self, sequence: i64) {
         let mut freed = 0;
-        if let Some(entry) = self.entry(sequence)
-            && entry.write.take().is_some()
-        {
-            freed = entry.bytes;
+        if let Some(entry) = self.entry(sequence) {
+            entry.waits = false;
+            if entry.write.take().is_some() {
+                freed = entry.bytes;
+            }
         }
         if freed > 0 {
             self.bytes -= freed;
@@ -262,7 +277,7 @@ impl Target {
 
     /// Takes out the first message if it is done.
     pub fn pop(&mut self) -> Option<Entry> {
-        self.entries.front().filter(|entry| entry.write.is_none())?;
+        self.entries.front().filter(|entry| entry.write.is_none() && !entry.waits)?;
         self.first += 1;
         self.entries.pop_front()
     }
