@@ -229,17 +229,22 @@ impl Bench<'_> {
         let mut all = Vec::new();
         for clients in self.args.clients.iter().copied().map(usize::from) {
             let (mut server, mut direct, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+            let others = [
+                self.direct.is_some().then_some(Way::Direct),
+                self.beside.is_some().then_some(Way::Beside),
+            ];
+            let mut ways: Vec<Way> = [Some(way)].into_iter().chain(others).flatten().collect();
             for round in 1..=self.args.rounds {
-                let outcome = self.round(way, clients, round).await?;
-                server.push(outcome);
-                if self.direct.is_some() {
-                    let outcome = self.round(Way::Direct, clients, round).await?;
-                    direct.push(outcome);
+                for way in ways.iter().copied() {
+                    let outcome = self.round(way, clients, round).await?;
+                    match way {
+                        Way::Unary | Way::Ingest => server.push(outcome),
+                        Way::Direct => direct.push(outcome),
+                        Way::Beside => beside.push(outcome),
+                    }
                 }
-                if self.beside.is_some() {
-                    let outcome = self.round(Way::Beside, clients, round).await?;
-                    beside.push(outcome);
-                }
+                // Whoever comes later in a round finds the machine otherwise than whoever comes first.
+                ways.reverse();
             }
             let server = Summary::of(way, server);
             let direct = (!direct.is_empty()).then(|| Summary::of(Way::Direct, direct));
