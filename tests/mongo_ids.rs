@@ -138,3 +138,76 @@ fn points_with_any_ids_are_paged_without_loss_or_doubles() {
         });
     }
 }
+
+/// All of a kind, and how many documents are no records.
+async fn digests(s: &Client, kind: ExportKind) -> (Vec<RecordDigest>, i64) {
+    let request = GetDigestsRequest {
+        level: DigestLevel::Records.into(),
+        selections: vec![DigestSelection { kind: kind.into(), ranges: Vec::new() }],
+        ..Default::default()
+    };
+    let mut told = ok(s.try_get_digests(request).await);
+    let mut records = Vec::new();
+    while let Some(answer) = ok(in_time("digests", told.message()).await) {
+        match answer.part.expect("a part") {
+            get_digests_response::Part::Records(some) => records.extend(some.records),
+            get_digests_response::Part::Complete(complete) => {
+                return (records, complete.unreadable);
+            }
+            _ => {}
+        }
+    }
+    panic!("complete is the last");
+}
+
+#[test]
+fn digests_have_everything_once_whatever_its_id() {
+    conduct(async |b| {
+        let id = |number: i32| -> Bson {
+            match number % 6 {
+                0 => number.into(),
+                1 => f64::from(number).into(),
+                2 => format!("{number}").into(),
+                3 => doc! { "n": number }.into(),
+                4 => Bson::Binary(Binary {
+                    subtype: 4.into(),
+                    bytes: i128::from(number).to_be_bytes().into(),
+                }),
+                _ => ObjectId::new().into(),
+            }
+        };
+        // More of each type than are read at a time.
+        let steps = (0..5_000).map(|number| {
+            doc! {
+                "_id": id(number), "execution_id": format!("e{}", number % 7), "step_id": number,
+                "step_name": "s", "status": "running",
+            }
+        });
+        b.steps().await.insert_many(steps).await.expect("stored");
+        b.steps()
+            .await
+            .insert_one(doc! { "_id": Bson::MaxKey, "step_id": 1 })
+            .await
+            .expect("stored");
+        let base = wall_clock_ms() - 10_000;
+        let point = |execution_id: String, number: i32| {
+            doc! {
+                "_id": id(number), "execution_id": execution_id, "metrics": { "n": number },
+                "timestamp": DateTime::from_millis(base + i64::from(number % 50)),
+            }
+        };
+        // Executions of a few, and of more than are read at a time.
+        let few = (0..1_500).map(|number| point(format!("few-{}", number / 3), number));
+        let many = (1_500..5_500).map(|number| point(format!("many-{}", number % 2), number));
+        let s = b.serve().await;
+        let database = b.mongodb().await;
+        let points = database.collection::<Document>("execution_metrics");
+        points.insert_many(few.chain(many)).await.expect("stored");
+        for (kind, expected) in [(ExportKind::Steps, 5_000), (ExportKind::Metrics, 5_500)] {
+            let (records, unreadable) = digests(&s, kind).await;
+            let different: BTreeSet<_> = records.iter().map(|record| &record.digest).collect();
+            assert_eq!((records.len(), different.len()), (expected, expected), "{kind:?}");
+            assert_eq!(unreadable, i64::from(kind == ExportKind::Steps));
+        }
+    });
+}

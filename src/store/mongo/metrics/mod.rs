@@ -33,6 +33,7 @@ use crate::store::{Error, Result};
 pub use delete::{delete, number_of_points, oldest};
 pub use hours::settle;
 pub use points::{read_point, write_point};
+pub use read::page_of;
 pub use room::Metrics;
 pub use setup::{is_there, prepare};
 
