@@ -211,3 +211,34 @@ fn digests_have_everything_once_whatever_its_id() {
         }
     });
 }
+
+#[test]
+fn steps_without_a_usable_number_are_counted_and_not_listed() {
+    conduct(async |b| {
+        let step = doc! { "execution_id": "e", "step_name": "s", "status": "running" };
+        let ids: [Option<Bson>; 6] = [
+            Some(1.into()),
+            Some("x".into()),
+            Some(7.5.into()),
+            Some((1_i64 << 40).into()),
+            Some(doc! { "n": 1 }.into()),
+            None,
+        ];
+        for id in ids {
+            let mut step = step.clone();
+            step.extend(id.map(|id| ("step_id".to_owned(), id)));
+            b.steps().await.insert_one(step).await.expect("stored");
+        }
+        let execution = doc! { "execution_id": "e", "app_name": "app", "status": "running" };
+        b.executions().await.insert_one(execution).await.expect("stored");
+        let s = b.serve().await;
+        let request = ListStepsRequest { execution_id: "e".into(), ..Default::default() };
+        let listed = ok(s.try_list_steps(request).await).steps;
+        assert_eq!(listed.iter().map(|step| step.step_id).collect::<Vec<_>>(), [Some(1)]);
+        let request = ListExecutionsRequest { include_step_counts: true, ..Default::default() };
+        let counts = s.list_executions(request).await.step_counts;
+        assert_eq!(counts.iter().map(|counts| counts.running).collect::<Vec<_>>(), [6]);
+        let (records, unreadable) = digests(&s, ExportKind::Steps).await;
+        assert_eq!((records.len(), unreadable), (1, 5));
+    });
+}
