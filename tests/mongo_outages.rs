@@ -13,17 +13,21 @@ mod large_changes;
 #[expect(dead_code, reason = "the embedded store has a test binary of its own")]
 mod running;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt as _;
 use mongodb::bson::{Document, doc};
 use nix::sys::signal::Signal;
 use running::{Running, Told};
-use stepwell::proto::{CreateExecutionRequest, GetServerInfoRequest};
+use stepwell::proto::{
+    CreateExecutionRequest, GetServerInfoRequest, HeartbeatRequest, IngestRequest, ingest_request,
+};
 use support::client::*;
 use support::mongod::{Mongod, StandIn};
-use support::{eventually, run};
+use support::{eventually, in_time, run};
 use tonic::Code;
 
 const AWAY: Told = Told { code: Code::Unavailable, reason: "STORE_AWAY", outage: "away" };
@@ -257,4 +261,57 @@ fn another_database_at_the_address_is_away_and_never_written_to() {
             }
         });
     }
+}
+
+/// Writes as small as there are, on each of some streams of one connection.
+const SMALL_STREAMS: usize = 3;
+const SMALL_WRITES: i64 = 90_000;
+
+/// Each of them in a frame of its own, as fast as the connection takes them.
+fn small_writes(sent: Arc<AtomicUsize>) -> impl futures::Stream<Item = IngestRequest> {
+    let (mut sequence, mut flushed) = (0, true);
+    futures::stream::poll_fn(move |context| {
+        flushed = !flushed;
+        if flushed {
+            // The client sends what it has before it asks again.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if sequence == SMALL_WRITES {
+            // Until the test ends.
+            return Poll::Pending;
+        }
+        sequence += 1;
+        sent.fetch_add(1, Ordering::SeqCst);
+        let beat = HeartbeatRequest { execution_id: "e".to_owned() };
+        let write = Some(ingest_request::Write::Heartbeat(beat));
+        Poll::Ready(Some(IngestRequest { sequence, write, mirrored: None }))
+    })
+}
+
+#[test]
+fn small_writes_on_a_few_streams_before_a_frozen_store_end_no_connection() {
+    run(async {
+        let mut mongod = Mongod::start();
+        let server = Running::on_mongodb(&mongod.uri()).await;
+        server.client.create("e").await;
+        mongod.signal(Signal::SIGSTOP);
+        let sent = Arc::<AtomicUsize>::default();
+        let mut streams = Vec::new();
+        for _ in 0..SMALL_STREAMS {
+            let writes = small_writes(Arc::clone(&sent));
+            streams.push(ok(server.client.ingest().ingest(writes).await).into_inner());
+        }
+        eventually("all is sent", async || {
+            (sent.load(Ordering::SeqCst) == SMALL_STREAMS * SMALL_WRITES as usize).then_some(())
+        })
+        .await;
+        mongod.signal(Signal::SIGCONT);
+        for answers in &mut streams {
+            for _ in 0..1_000 {
+                let answer = ok(in_time("an answer", answers.message()).await);
+                assert!(answer.expect("the stream goes on").result.is_some());
+            }
+        }
+    });
 }

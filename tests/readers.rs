@@ -21,18 +21,22 @@ use support::client::*;
 use support::deaf::{Deaf, Windows};
 use support::mongod::Mongod;
 use support::server::Server;
+use support::values::*;
 use support::*;
 
 const WATCH: &str = "/stepwell.v1.ExecutionService/WatchExecution";
 const WATCH_ALL: &str = "/stepwell.v1.ExecutionService/WatchExecutions";
 const DOWNLOAD: &str = "/stepwell.v1.ArtifactService/DownloadArtifact";
 const INGEST: &str = "/stepwell.v1.IngestService/Ingest";
+const DIGESTS: &str = "/stepwell.v1.VerifyService/GetDigests";
 const RETENTION: &str = "/stepwell.v1.AdminService/RunRetention";
 const REBUILD: &str = "/stepwell.v1.AdminService/RebuildAnalytics";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
 const WATCHES: usize = 200;
 const DOWNLOADS: usize = 150;
+/// As many as the server works on for one connection.
+const DIGESTS_AT_ONCE: usize = 8;
 const STEPS: i32 = 60;
 /// What an honest client finds prompt, beside all other tests.
 const PROMPT: Duration = Duration::from_secs(8);
@@ -56,8 +60,13 @@ impl Stage {
             Some(own) => Backend::on(&own.uri()),
             None => Backend::fresh(kind),
         };
-        let server =
-            backend.serve_with(|config| config.mongodb.max_pool_size = Some(CONNECTIONS)).await;
+        let server = backend
+            .serve_with(|config| {
+                config.mongodb.max_pool_size = Some(CONNECTIONS);
+                // Whoever does not read is not sent away before it was looked at what is held for them.
+                config.limits.reply_idle = Duration::from_secs(3600);
+            })
+            .await;
         server.create("e").await;
         for step_id in 1..=STEPS {
             server.start("e", step_id).await;
@@ -291,6 +300,39 @@ fn other_streams_of_which_not_a_byte_is_read() {
         }
         // There is one at a time.
         deaf.ask(RETENTION, &[RunRetentionRequest { dry_run: true }], false).await;
+        deaf.answered().await;
+        vec![deaf]
+    });
+}
+
+#[test]
+fn digests_of_which_not_a_byte_is_read() {
+    on_both(async |stage| {
+        let now = wall_clock_ms();
+        // More than a database gives at once, and than waits on its way to a client.
+        for request in 0..4 {
+            let points = (0..5_000).map(|number| MetricPoint {
+                timestamp: Some(time(now - 5_000 * request - number)),
+                metrics: [("n".to_owned(), number as f64)].into(),
+                ..Default::default()
+            });
+            let points = points.collect();
+            let execution_id = "e".to_owned();
+            stage
+                .server
+                .record_metrics(RecordMetricsRequest { execution_id, points, request_id: None })
+                .await;
+        }
+        let kind = ExportKind::Metrics.into();
+        let question = GetDigestsRequest {
+            level: DigestLevel::Fields.into(),
+            selections: vec![DigestSelection { kind, ranges: Vec::new() }],
+            ..Default::default()
+        };
+        let mut deaf = stage.connect(Windows::ZERO).await;
+        for _ in 0..DIGESTS_AT_ONCE {
+            deaf.ask(DIGESTS, std::slice::from_ref(&question), false).await;
+        }
         deaf.answered().await;
         vec![deaf]
     });

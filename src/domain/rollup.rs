@@ -17,7 +17,7 @@ use super::{Execution, ExecutionStatus, Millis};
 
 /// Changes with what executions count as by these rules: the buckets of durations, the fingerprints of errors. Rollups
 /// made by other rules are made anew.
-pub const RULES: i64 = 3;
+pub const RULES: i64 = 4;
 
 /// A quarter of an hour.
 pub const QUARTER_MS: i64 = 15 * 60 * 1000;

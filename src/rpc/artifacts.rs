@@ -51,6 +51,13 @@ fn chunk_of(message: proto::UploadArtifactRequest) -> Result<Bytes> {
     }
 }
 
+/// What comes next in a call, unless the call is over. Whatever is read after that may be the client's answer to the end
+/// that it was told of, and was not sent for the call: not even where it was there before anybody looked.
+async fn unless_over<T>(over: &CancellationToken, next: impl Future<Output = T>) -> Option<T> {
+    let next = over.run_until_cancelled(next).await?;
+    (!over.is_cancelled()).then_some(next)
+}
+
 #[tonic::async_trait]
 impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
     async fn upload_artifact(
@@ -77,7 +84,7 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         let chunks = stream::unfold(inbound, move |mut inbound| {
             let (breaks, over) = (Arc::clone(&breaks), over.clone());
             async move {
-                let message = over.run_until_cancelled(inbound.message()).await;
+                let message = unless_over(&over, inbound.message()).await;
                 let chunk = match message {
                     None => Err(Error::BrokenOff),
                     Some(Ok(message)) => chunk_of(message?),
@@ -206,5 +213,28 @@ impl proto::artifact_service_server::ArtifactService for ArtifactCalls {
         let deleted = self.artifacts.delete(&request.artifact_id, &scope).await;
         deleted.map_err(|error| status::of(&error))?;
         Ok(Response::new(proto::DeleteArtifactResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_read_once_a_call_is_over_is_not_of_the_call() {
+        let over = CancellationToken::new();
+        assert_eq!(unless_over(&over, ready("a chunk")).await, Some("a chunk"));
+        // The deadline has passed, the client was told so and has closed its side: the end of the file is there to be read.
+        over.cancel();
+        assert_eq!(unless_over(&over, ready("the end")).await, None);
+        // Also where the call is over while somebody is reading.
+        let over = CancellationToken::new();
+        let end = async {
+            over.cancel();
+            "the end"
+        };
+        assert_eq!(unless_over(&over, end).await, None);
     }
 }

@@ -26,7 +26,7 @@ use tonic::body::Body;
 use tower_service::Service;
 
 use super::budget::Account;
-use super::eager::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::eager::{CONNECTION_WINDOW, LACKING_BYTES, STREAM_WINDOW};
 use crate::auth::caller::Caller;
 
 /// Calls given up by their client before they were looked at, beyond which the connection is closed as an attack
@@ -295,6 +295,7 @@ where
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(LACKING_BYTES)
         .max_concurrent_streams(settings.streams)
         .max_header_list_size(16 * 1024)
         .max_pending_accept_reset_streams(PENDING_RESETS);

@@ -2,10 +2,10 @@
 //!
 //! HTTP/2 flow control is what slows a client down, and it counts bytes. The library also counts DATA frames smaller
 //! than 256 bytes that nobody has taken yet, and ends the whole connection (GOAWAY, `too_many_data_frames`) when
-//! what they lack to 256 bytes adds up to half the connection's window: an honest client that sends small
+//! what they lack to 256 bytes adds up to `LACKING_BYTES`: an honest client that sends small
 //! records as fast as its window allows, while the store is slow. So frames are taken as they come, whether or not
-//! the handler wants the next message, until `TAKEN_BYTES` of a stream wait; and the windows are such that what a few
-//! stalled streams have left on the wire stays below the library's count.
+//! the handler wants the next message, until `TAKEN_BYTES` of a stream wait; and a few streams may have their windows full
+//! of the smallest messages on the wire, since nobody may have come to take them yet.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Ready;
@@ -50,16 +50,17 @@ const SMALL_BYTES: usize = 4 * 1024;
 /// Small messages gathered in one piece, at least.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// A message of Ingest with an id of its own is hardly smaller.
-const SMALL_MESSAGE: u32 = 64;
+/// The library counts what frames lack to this.
+const SMALL_FRAME: u32 = 256;
+/// No write of Ingest takes less: its prefix, a sequence, and an id of one character.
+const SMALLEST_MESSAGE: u32 = 12;
 /// So many streams of a connection may stand still with their windows full of such messages, one in each frame.
-const STALLED_STREAMS: u32 = 8;
-/// What the library lets the frames of a connection lack.
-const LACKING: u32 = CONNECTION_WINDOW / 2;
-const _: () = assert!(
-    STALLED_STREAMS * (STREAM_WINDOW / SMALL_MESSAGE) * (256 - SMALL_MESSAGE) <= LACKING,
-    "what stalled streams have left on the wire must not end their connection"
-);
+const STALLED_STREAMS: u32 = 4;
+/// What frames that nobody has taken may lack, all of a connection together. The library would take half of the window of
+/// the connection, which two such streams use up.
+pub const LACKING_BYTES: usize = (STALLED_STREAMS
+    * (STREAM_WINDOW / SMALLEST_MESSAGE)
+    * (SMALL_FRAME - SMALLEST_MESSAGE)) as usize;
 
 /// The body of a request that is read ahead.
 struct State {

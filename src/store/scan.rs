@@ -9,7 +9,7 @@ use crate::domain::plain::Part;
 use crate::domain::{Artifact, Configuration, Execution, MetricPoint, Step};
 
 /// Records in one piece of a scan at most, and bytes after which a piece ends.
-pub const PIECE_RECORDS: usize = 500;
+pub const PIECE_RECORDS: usize = 1_000;
 pub const PIECE_BYTES: usize = 4 * 1024 * 1024;
 
 /// One stored record.
@@ -44,37 +44,7 @@ impl Scanned {
 pub trait ScanStore: Send + Sync + 'static {
     /// Sends everything of one kind, piece by piece, in the order that is cheapest. What is being deleted is left out;
     /// what belongs to an execution comes whether or not that is stored. What changes meanwhile comes as it was or as it
-    /// is. Ends early when nobody receives it any more. The answer: how many documents have no usable id, so that they
-    /// are no records.
+    /// is. While a piece waits to be received nothing of the database is held for it. Ends early when nobody receives it
+    /// any more. The answer: how many documents have no usable id, so that they are no records.
     async fn scan(&self, part: Part, out: mpsc::Sender<Vec<Scanned>>) -> Result<u64>;
-}
-
-/// Records on their way.
-pub(super) struct Pieces {
-    out: mpsc::Sender<Vec<Scanned>>,
-    piece: Vec<Scanned>,
-    bytes: usize,
-}
-
-impl Pieces {
-    pub fn new(out: mpsc::Sender<Vec<Scanned>>) -> Pieces {
-        Pieces { out, piece: Vec::new(), bytes: 0 }
-    }
-
-    /// Adds a record. The piece, once it is complete.
-    pub fn add(&mut self, record: Scanned) -> Option<Vec<Scanned>> {
-        self.bytes += record.weight();
-        self.piece.push(record);
-        (self.piece.len() >= PIECE_RECORDS || self.bytes >= PIECE_BYTES).then(|| self.take())
-    }
-
-    pub fn take(&mut self) -> Vec<Scanned> {
-        self.bytes = 0;
-        std::mem::take(&mut self.piece)
-    }
-
-    /// False: nobody receives it any more.
-    pub async fn send(&self, piece: Vec<Scanned>) -> bool {
-        piece.is_empty() || self.out.send(piece).await.is_ok()
-    }
 }

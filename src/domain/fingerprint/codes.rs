@@ -2,6 +2,7 @@
 //! devices. Only what stands around a number says that it is one of these.
 
 use super::context::{Before, before};
+use super::exits::is_exit;
 
 /// Words whose number is a code.
 const STRONG: [&str; 27] = [
@@ -435,7 +436,7 @@ pub fn is_code(chars: &[char], at: usize, end: usize) -> bool {
     if of {
         return false;
     }
-    if announced(&before, &behind) {
+    if announced(&before, &behind) || is_exit(&text(&chars[at..end]), sign, &before, &behind) {
         return true;
     }
     if digits > 6 {

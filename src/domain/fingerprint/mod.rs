@@ -2,6 +2,7 @@
 
 mod codes;
 mod context;
+mod exits;
 mod names;
 mod pattern;
 mod settle;

@@ -5,7 +5,7 @@
 //! only way to a collection, `command` sends writes so that they are executed once, `transaction` runs what has to happen
 //! at once, `indexes` says which indexes there have to be and `making` makes them, `values` reads what
 //! documents hold, `failure` judges what went wrong. `names` lists all collections, `role` what may be done in each, and `shards`
-//! how they are spread.
+//! how they are spread, `types` in which order values of all types come.
 
 mod collection;
 mod command;
@@ -22,6 +22,7 @@ pub mod role;
 pub mod shards;
 mod statements;
 mod transaction;
+pub mod types;
 pub mod values;
 mod view;
 

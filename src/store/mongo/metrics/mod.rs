@@ -3,12 +3,13 @@
 //! `setup` makes or adopts the collection, `record` stores points so that a request is stored once, `dirty` says before
 //! into which hours, `read` answers queries, from `hours` where figures of whole hours are good and else from what a
 //! `stretch` of points says, `reach` tells how far a look goes, `ids` gives points identities that sort in order of
-//! arrival.
+//! arrival, `order` sorts also those that others gave.
 
 mod delete;
 mod dirty;
 mod hours;
 mod ids;
+mod order;
 mod pace;
 mod points;
 mod reach;
@@ -32,6 +33,7 @@ use crate::store::{Error, Result};
 pub use delete::{delete, number_of_points, oldest};
 pub use hours::settle;
 pub use points::{read_point, write_point};
+pub use read::page_of;
 pub use room::Metrics;
 pub use setup::{is_there, prepare};
 

@@ -2,15 +2,18 @@
 //!
 //! A time series is read fast along its time and only so: a sort by time and id would unpack everything that
 //! matches. So a page is sorted by time alone, and points of one time are put in order afterwards; those of the
-//! last time, which the page may cut, are asked for by themselves.
+//! last time, which the page may cut, are asked for by themselves. What no ObjectId is, which other programs choose, only
+//! the database can put in its order: `order` asks it to.
 
 use std::ops::ControlFlow;
 
+use bson::oid::ObjectId;
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
 
 use super::dirty::HOUR_MS;
 use super::hours::{self, Known};
 use super::ids::{least, object_id, point_id};
+use super::order::{Passed, in_order};
 use super::points::{at, read_point, time_of, within};
 use super::reach::reach;
 use super::room::Metrics;
@@ -18,13 +21,12 @@ use super::stretch::{INTERVALS_TIME, parts, stretch_of};
 use crate::domain::metric::interval_start;
 use crate::domain::query::Page;
 use crate::domain::{MetricInterval, MetricPoint, Millis};
+use crate::store::Result;
 use crate::store::metrics::{
     Arrived, EachArrived, IntervalKey, IntervalQuery, PointId, PointKey, Span,
 };
-use crate::store::mongo::db::values::id_of;
 use crate::store::mongo::db::{Collection, Connection};
 use crate::store::mongo::names::METRICS;
-use crate::store::{Error, Result};
 
 /// Documents fetched at a time.
 const FETCHED_AT_ONCE: u32 = 2000;
@@ -34,13 +36,6 @@ const STRETCH: i64 = 8;
 const MOST_MS: i64 = 10_000 * HOUR_MS;
 /// Executions asked about in one query.
 const ASKED_AT_ONCE: usize = 500;
-
-/// The key of a point: its time, and its `_id` whatever that is.
-fn key_of(document: &RawDocument) -> Option<PointKey> {
-    let at = time_of(document)?;
-    let id = id_of(document)?;
-    Some(PointKey { at, id: doc! { "_": id }.to_vec().ok()? })
-}
 
 async fn find(
     ready: &Connection,
@@ -61,46 +56,65 @@ pub async fn points(
     limit: usize,
 ) -> Result<Page<(PointKey, MetricPoint), PointKey>> {
     let ready = metrics.ready().await?;
+    page_of(&ready, span, after, limit).await
+}
+
+/// A page of the points of an execution.
+pub async fn page_of(
+    ready: &Connection,
+    span: &Span,
+    after: Option<&PointKey>,
+    limit: usize,
+) -> Result<Page<(PointKey, MetricPoint), PointKey>> {
     let points = &ready.committed(METRICS);
-    let id = span.execution_id.as_str();
+    let of_it = || doc! { "execution_id": &span.execution_id };
     // One more tells whether there is more.
     let wanted = limit + 1;
+    let mut passed = Passed::by(after)?;
     let mut found = Vec::new();
     let mut from = span.from;
     if let Some(after) = after {
-        let last = Document::from_reader(after.id.as_slice()).map_err(|_| Error::BadCursor)?;
-        let last = last.get("_").cloned().ok_or(Error::BadCursor)?;
-        let later = doc! { "$gt": ["$_id", { "$literal": last }] };
-        let same = at(doc! { "execution_id": id, "$expr": later }, after.at);
-        found = find(&ready, points, same, doc! { "_id": 1 }, wanted).await?;
+        found = in_order(ready, points, at(of_it(), after.at), Some(&passed), wanted).await?;
         from = Some(after.at.saturating_add(1));
     }
     if found.len() < wanted {
         let room = wanted - found.len();
-        let filter = within(doc! { "execution_id": id }, from, span.until);
-        let mut later = find(&ready, points, filter, doc! { "timestamp": 1 }, room).await?;
+        let filter = within(of_it(), from, span.until);
+        let mut later = find(ready, points, filter, doc! { "timestamp": 1 }, room).await?;
         let cut = (later.len() == room).then(|| later.iter().filter_map(|raw| time_of(raw)).max());
         let cut = cut.flatten();
         if let Some(cut) = cut {
             later.retain(|raw| time_of(raw).is_some_and(|at| at < cut));
         }
-        later.sort_by_key(|raw| (time_of(raw), raw.get_object_id("_id").ok()));
+        later.sort_by_key(|raw| (time_of(raw), own_id(raw)));
+        let same = |pair: &[RawDocumentBuf]| {
+            time_of(&pair[0]) == time_of(&pair[1]) && own_id(&pair[0]) == own_id(&pair[1])
+        };
+        // In a time series several may have one.
+        if later.iter().any(|raw| own_id(raw).is_none()) || later.windows(2).any(same) {
+            let filter = within(of_it(), from, cut.or(span.until));
+            later = in_order(ready, points, filter, None, room).await?;
+        }
         found.append(&mut later);
         if let Some(cut) = cut {
-            let same = at(doc! { "execution_id": id }, cut);
-            let room = wanted - found.len();
-            found.extend(find(&ready, points, same, doc! { "_id": 1 }, room).await?);
+            let room = wanted.saturating_sub(found.len());
+            found.extend(in_order(ready, points, at(of_it(), cut), None, room.max(1)).await?);
         }
     }
     let more = found.len() > limit;
     let mut records: Vec<(PointKey, MetricPoint)> = Vec::with_capacity(found.len());
     for raw in found.iter().take(limit) {
-        if let (Some(key), Some(point)) = (key_of(raw), read_point(raw)) {
+        if let (Some(key), Some(point)) = (passed.one_more(raw), read_point(raw)) {
             records.push((key, point));
         }
     }
     let next = records.last().filter(|_| more).map(|(key, _)| key.clone());
     Ok(Page { records, next })
+}
+
+/// An id as servers give them, and nearly every program.
+fn own_id(raw: &RawDocument) -> Option<ObjectId> {
+    raw.get_object_id("_id").ok()
 }
 
 pub async fn has_points(metrics: &Metrics, execution_id: &str) -> Result<bool> {
