@@ -57,8 +57,11 @@ fn stands(behind: &str) -> bool {
         let word: String = rest.chars().take_while(|c| c.is_alphanumeric()).collect();
         return behind.starts_with(' ') && GOES_ON.contains(&word.as_str());
     }
-    !matches!(first, '/' | '%' | '_' | '$' | '°' | '€')
-        && !(matches!(first, '.' | ',' | ':' | '-') && next_is_digit())
+    match first {
+        '/' | '%' | '_' | '$' | '°' | '€' => false,
+        '.' | ',' | ':' | '-' => !next_is_digit(),
+        _ => true,
+    }
 }
 
 fn is_counted(before: &Before, behind: &str) -> bool {
