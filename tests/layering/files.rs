@@ -12,8 +12,6 @@ const LINES: usize = 600;
 
 /// Files that are longer, until somebody divides them.
 const LONG: &[(&str, &str)] = &[
-    ("src/domain/rollup.rs", "keys, numbers and sums of rollups together"),
-    ("src/store/sqlite/rollups.rs", "writing and reading rollups together"),
     ("src/store/sqlite/tests.rs", "unit tests of the whole backend"),
     ("src/watch/tests/mod.rs", "one harness and all cases of watching"),
     ("tests/artifacts.rs", "cases, to be divided by what they are about"),

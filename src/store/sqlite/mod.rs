@@ -20,6 +20,8 @@ mod notifications;
 mod read;
 mod remove;
 mod retention;
+mod rollup_rows;
+mod rollup_writes;
 mod rollups;
 mod rows;
 mod scan;

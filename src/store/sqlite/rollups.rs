@@ -6,53 +6,26 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use bson::raw::RawDocument;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
 use super::SqliteStore;
+use super::rollup_rows::{
+    GROUP, NO_TIME, corrupt, counted_columns, counts_as, failure_at, failures_of, group_at,
+};
+use super::rollup_writes::{add, recount, replace, set};
 use crate::domain::access::{self, AppPattern, Name, Number};
 use crate::domain::rollup::{
-    Counted, CountsAs, Deltas, Failure, FailureKey, Group, Level, Outcome, Parts, QUARTERS_OF_DAY,
-    RULES, Rollup, RollupKey,
+    Counted, CountsAs, Failure, FailureKey, Level, Outcome, Parts, RULES, Rollup, RollupKey,
 };
 use crate::domain::{Millis, fingerprint};
 use crate::store::rollups::{
-    FAILURES_OF_ONE, FailureQuery, Recount, RollupBatch, RollupQuery, RollupState, RollupStore,
-    Seen, Selection, failure_id, group_id, read_rollup, rollup_document,
+    FAILURES_OF_ONE, FailureQuery, RollupBatch, RollupQuery, RollupState, RollupStore, Seen,
+    Selection, read_rollup,
 };
 use crate::store::{Cursor, Error, Result};
 
-/// Stored for a time that nobody knows.
-const NO_TIME: i64 = i64::MIN;
-/// Stored for the execution among its steps.
-const NO_STEP: i32 = -1;
 /// Rows of a long answer read at a time, so that none keeps the log of the file from being emptied.
 const PIECE: usize = 2_000;
-
-const GROUP: &str = "app_id, app_name, sub_app_id, sub_app_name, user_id";
-
-fn day_of(quarter: Option<i64>) -> i64 {
-    quarter.map_or(NO_TIME, |quarter| quarter.div_euclid(QUARTERS_OF_DAY))
-}
-
-fn group_at(row: &Row<'_>, first: usize) -> rusqlite::Result<Group> {
-    Ok(Group {
-        app_id: row.get(first)?,
-        app_name: row.get(first + 1)?,
-        sub_app_id: row.get(first + 2)?,
-        sub_app_name: row.get(first + 3)?,
-        user_id: row.get(first + 4)?,
-    })
-}
-
-fn group_values(group: &Group) -> [Value; 5] {
-    [
-        Value::from(group.app_id),
-        Value::from(group.app_name.clone()),
-        Value::from(group.sub_app_id),
-        Value::from(group.sub_app_name.clone()),
-        Value::from(group.user_id.clone()),
-    ]
-}
 
 /// Conditions on the columns of a group, with their parameters.
 fn selected(selection: &Selection) -> (String, Vec<Value>) {
@@ -108,46 +81,6 @@ fn in_pattern(pattern: &AppPattern, values: &mut Vec<Value>) -> String {
     format!("({})", all.join(" AND "))
 }
 
-fn corrupt(id: &str, field: &'static str) -> Error {
-    Error::Corrupt { collection: "rollups", id: id.to_owned(), field }
-}
-
-fn counted_columns() -> String {
-    format!("execution_id, quarter, outcome, duration_ms, {GROUP}")
-}
-
-fn counts_as(row: &Row<'_>) -> Result<(String, CountsAs)> {
-    let execution_id: String = row.get(0)?;
-    let outcome: String = row.get(2)?;
-    let outcome = Outcome::parse(&outcome).ok_or_else(|| corrupt(&execution_id, "outcome"))?;
-    let counts_as = CountsAs {
-        quarter: row.get(1)?,
-        outcome,
-        duration_ms: row.get(3)?,
-        group: group_at(row, 4)?,
-    };
-    Ok((execution_id, counts_as))
-}
-
-fn failures_of(connection: &Connection, execution_id: &str) -> Result<Vec<Failure>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT step_id, step_name, failed_at, fingerprint, message FROM rollup_failures \
-         WHERE execution_id = ?1 ORDER BY step_id",
-    )?;
-    let found = statement.query_map([execution_id], |row| failure_at(row, 0))?;
-    Ok(found.collect::<rusqlite::Result<_>>()?)
-}
-
-fn failure_at(row: &Row<'_>, first: usize) -> rusqlite::Result<Failure> {
-    Ok(Failure {
-        step_id: Some(row.get(first)?).filter(|id| *id != NO_STEP),
-        step_name: row.get(first + 1)?,
-        failed_at: row.get(first + 2)?,
-        fingerprint: row.get(first + 3)?,
-        message: row.get(first + 4)?,
-    })
-}
-
 fn counted_of(
     connection: &Connection,
     (execution_id, counts_as): (String, CountsAs),
@@ -190,173 +123,6 @@ fn state(connection: &Connection) -> Result<RollupState> {
         _ => None,
     };
     Ok(RollupState { cursor, exact_since })
-}
-
-fn set(connection: &Connection, name: &str, value: Value) -> Result<()> {
-    connection
-        .prepare_cached("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)")?
-        .execute(params![name, value])?;
-    Ok(())
-}
-
-fn recount(connection: &Connection, recount: &Recount) -> Result<()> {
-    let Recount { execution_id, before, after } = recount;
-    let none = Vec::new();
-    let old = before.as_ref().map_or(&none, |counted| &counted.failures);
-    let new = after.as_ref().map_or(&none, |counted| &counted.failures);
-    let group_of =
-        |counted: &Option<Counted>| counted.as_ref().map(|counted| counted.counts_as.group.clone());
-    let moved = group_of(before) != group_of(after);
-    let mut remove = connection
-        .prepare_cached("DELETE FROM rollup_failures WHERE execution_id = ?1 AND step_id = ?2")?;
-    for gone in old.iter().filter(|old| !new.iter().any(|new| new.step_id == old.step_id)) {
-        remove.execute(params![execution_id, gone.step_id.unwrap_or(NO_STEP)])?;
-    }
-    let Some(Counted { counts_as, .. }) = after else {
-        connection
-            .prepare_cached("DELETE FROM rollup_counted WHERE execution_id = ?1")?
-            .execute([execution_id])?;
-        return Ok(());
-    };
-    let put = format!(
-        "INSERT OR REPLACE INTO rollup_failures (execution_id, step_id, step_name, failed_at, \
-         fingerprint, message, {GROUP}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
-    );
-    let mut put = connection.prepare_cached(&put)?;
-    for failure in new.iter().filter(|new| moved || !old.contains(new)) {
-        let mut values = vec![
-            Value::from(execution_id.clone()),
-            Value::from(failure.step_id.unwrap_or(NO_STEP)),
-            Value::from(failure.step_name.clone()),
-            Value::from(failure.failed_at),
-            Value::from(failure.fingerprint.clone()),
-            Value::from(failure.message.clone()),
-        ];
-        values.extend(group_values(&counts_as.group));
-        put.execute(params_from_iter(values))?;
-    }
-    let put = format!(
-        "INSERT OR REPLACE INTO rollup_counted (execution_id, day, quarter, outcome, duration_ms, {GROUP}) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
-    );
-    let mut values = vec![
-        Value::from(execution_id.clone()),
-        Value::from(day_of(counts_as.quarter)),
-        Value::from(counts_as.quarter),
-        Value::from(counts_as.outcome.letter().to_owned()),
-        Value::from(counts_as.duration_ms),
-    ];
-    values.extend(group_values(&counts_as.group));
-    connection.prepare_cached(&put)?.execute(params_from_iter(values))?;
-    Ok(())
-}
-
-fn add(connection: &Connection, deltas: &Deltas) -> Result<()> {
-    let mut find = connection.prepare_cached(
-        "SELECT data FROM rollups WHERE level = ?1 AND at = ?2 AND group_id = ?3",
-    )?;
-    let mut change = connection.prepare_cached(
-        "UPDATE rollups SET data = ?4 WHERE level = ?1 AND at = ?2 AND group_id = ?3",
-    )?;
-    let mut remove = connection
-        .prepare_cached("DELETE FROM rollups WHERE level = ?1 AND at = ?2 AND group_id = ?3")?;
-    let insert = format!(
-        "INSERT INTO rollups (level, at, group_id, data, {GROUP}) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
-    );
-    let mut insert = connection.prepare_cached(&insert)?;
-    for (key, delta) in &deltas.rollups {
-        let (level, at) = (key.level.word(), key.at.unwrap_or(NO_TIME));
-        let id = group_id(&key.group);
-        let found: Option<Vec<u8>> =
-            find.query_row(params![level, at, id], |row| row.get(0)).optional()?;
-        let is_new = found.is_none();
-        let mut rollup = match &found {
-            Some(bytes) => {
-                let document = RawDocument::from_bytes(bytes).map_err(|_| corrupt(&id, "data"))?;
-                read_rollup(document, true)
-            }
-            None => Rollup::default(),
-        };
-        rollup.merge(delta);
-        rollup.settle();
-        let data = || -> Result<Vec<u8>> {
-            bson::serialize_to_vec(&rollup_document(&rollup)).map_err(Error::failed)
-        };
-        if rollup.is_empty() {
-            remove.execute(params![level, at, id])?;
-        } else if is_new {
-            let mut values = vec![
-                Value::from(level.to_owned()),
-                Value::from(at),
-                Value::from(id),
-                Value::from(data()?),
-            ];
-            values.extend(group_values(&key.group));
-            insert.execute(params_from_iter(values))?;
-        } else {
-            change.execute(params![level, at, id, data()?])?;
-        }
-    }
-    add_failures(connection, deltas)
-}
-
-fn add_failures(connection: &Connection, deltas: &Deltas) -> Result<()> {
-    let put = format!(
-        "INSERT INTO rollup_failure_counts (level, at, id, outcome, step_name, fingerprint, {GROUP}, \
-         p0, p1, p2, p3) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
-         ON CONFLICT DO UPDATE SET p0 = p0 + excluded.p0, p1 = p1 + excluded.p1, \
-         p2 = p2 + excluded.p2, p3 = p3 + excluded.p3"
-    );
-    let mut put = connection.prepare_cached(&put)?;
-    let mut remove = connection.prepare_cached(
-        "DELETE FROM rollup_failure_counts WHERE level = ?1 AND at = ?2 AND id = ?3 \
-         AND p0 = 0 AND p1 = 0 AND p2 = 0 AND p3 = 0",
-    )?;
-    for (key, parts) in &deltas.failures {
-        let (level, at) = (key.level.word(), key.at.unwrap_or(NO_TIME));
-        let id = failure_id(key);
-        let mut values = vec![
-            Value::from(level.to_owned()),
-            Value::from(at),
-            Value::from(id.clone()),
-            Value::from(key.outcome.letter().to_owned()),
-            Value::from(key.step_name.clone()),
-            Value::from(key.fingerprint.clone()),
-        ];
-        values.extend(group_values(&key.group));
-        values.extend(parts.map(Value::from));
-        put.execute(params_from_iter(values))?;
-        if parts.iter().any(|count| *count < 0) {
-            remove.execute(params![level, at, id])?;
-        }
-    }
-    Ok(())
-}
-
-/// Makes rollups what they should be: takes away what they are, and adds what they should be to nothing.
-fn replace(connection: &Connection, batch: &RollupBatch) -> Result<()> {
-    let mut remove = connection
-        .prepare_cached("DELETE FROM rollups WHERE level = ?1 AND at = ?2 AND group_id = ?3")?;
-    let mut remove_count = connection.prepare_cached(
-        "DELETE FROM rollup_failure_counts WHERE level = ?1 AND at = ?2 AND id = ?3",
-    )?;
-    let mut anew = Deltas::default();
-    for (key, rollup) in &batch.rollups {
-        remove.execute(params![
-            key.level.word(),
-            key.at.unwrap_or(NO_TIME),
-            group_id(&key.group)
-        ])?;
-        anew.rollups.insert(key.clone(), rollup.clone());
-    }
-    for (key, parts) in &batch.failures {
-        let id = failure_id(key);
-        remove_count.execute(params![key.level.word(), key.at.unwrap_or(NO_TIME), id])?;
-        anew.failures.insert(key.clone(), *parts);
-    }
-    anew.settle();
-    add(connection, &anew)
 }
 
 /// Where in a table of rollups a long answer goes on.
