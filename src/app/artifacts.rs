@@ -19,6 +19,7 @@ use super::turns::Active;
 use super::{App, Error, PageAnswer, PageRequest, Result, ids, token};
 use crate::blobs::{self, PIECE_BYTES, Storage, Storages, pieces};
 use crate::clock::Clock;
+use crate::detached::detached;
 use crate::domain::access::AppScope;
 use crate::domain::{Artifact, ArtifactQuery, Millis, Origin, Refusal, StepRef};
 use crate::store::artifacts::{ArtifactStore, Created, Upload};
@@ -228,17 +229,34 @@ impl Artifacts {
             Some(_) => pieces::ahead(storage.read(path, range, AHEAD_AT_ONCE_BYTES), &self.tasks),
             None => pieces::one_by_one(storage.read(path, range, PIECE_BYTES), &self.tasks),
         };
-        let pieces = pieces.map({
-            let artifact_id = artifact_id.clone();
+        let pieces = pieces.then({
+            let (app, store, tasks) =
+                (Arc::clone(&self.app), Arc::clone(&self.store), self.tasks.clone());
+            let (artifact_id, execution_id) = (artifact_id.clone(), artifact.execution_id.clone());
             move |piece| {
                 let _until_the_end = &held;
-                piece.map_err(|error| match error {
-                    blobs::Error::Missing => {
-                        let artifact_id = artifact_id.clone();
-                        Refusal::ArtifactBytesLost { artifact_id }.into()
-                    }
-                    other => Error::Bytes(other),
-                })
+                // They may have gone with their record, since the download began.
+                let gone = matches!(piece, Err(blobs::Error::Missing)).then(|| {
+                    let asked = is_gone(
+                        Arc::clone(&app),
+                        Arc::clone(&store),
+                        artifact_id.clone(),
+                        execution_id.clone(),
+                    );
+                    detached(&tasks, asked)
+                });
+                let artifact_id = artifact_id.clone();
+                async move {
+                    let gone = match gone {
+                        Some(gone) => gone.await?,
+                        None => false,
+                    };
+                    piece.map_err(|error| match error {
+                        blobs::Error::Missing if gone => not_found(&artifact_id),
+                        blobs::Error::Missing => Refusal::ArtifactBytesLost { artifact_id }.into(),
+                        other => Error::Bytes(other),
+                    })
+                }
             }
         });
         let bytes = match digest {
@@ -389,6 +407,17 @@ impl Artifacts {
 
 pub(super) fn not_found(artifact_id: &str) -> Error {
     Refusal::ArtifactNotFound { artifact_id: artifact_id.to_owned() }.into()
+}
+
+/// Whether an artifact has been deleted, or is being.
+async fn is_gone(
+    app: Arc<App>,
+    store: Arc<dyn ArtifactStore>,
+    artifact_id: String,
+    execution_id: String,
+) -> Result<bool> {
+    let is_there = store.artifact(&artifact_id).await?.is_some();
+    Ok(!is_there || app.store().is_being_deleted(&execution_id).await?)
 }
 
 /// The bytes that a part means. What lies beyond the end is nothing.

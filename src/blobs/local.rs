@@ -196,7 +196,8 @@ impl Storage for Local {
                     }
                     let piece = blocking(move || {
                         let mut piece = vec![0; want as usize];
-                        match File::open(complete)?.read_exact_at(&mut piece, left.start) {
+                        metadata(&complete)?;
+                        match File::open(&complete)?.read_exact_at(&mut piece, left.start) {
                             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
                             Err(error) => Err(error),
                             Ok(()) => Ok(Some(piece)),

@@ -409,6 +409,37 @@ pub async fn a_graceful_shutdown_ends_a_download(b: Backend) {
     down.await.expect("the server ends");
 }
 
+pub async fn a_download_of_what_is_deleted_meanwhile_says_so(b: Backend) {
+    let s = b.serve().await;
+    let bytes = noise(32 * MIB, 1);
+    let delete = || DeleteExecutionRequest { execution_id: "e".into(), force: true };
+    for with_its_execution in [false, true] {
+        s.create("e").await;
+        let stored = s.upload(describe("e", "x"), &bytes).await;
+        let answer = s.artifacts().download_artifact(download(&stored.artifact_id)).await;
+        let mut stream = answer.expect("it begins").into_inner();
+        for _ in 0..2 {
+            in_time("the beginning of a download", stream.message()).await.expect("a message");
+        }
+        // Far more is left than can be under way.
+        match with_its_execution {
+            true => drop(s.delete_execution(delete()).await),
+            false => drop(ok(s.try_delete(&stored.artifact_id).await)),
+        }
+        let end = loop {
+            match in_time("the end of a download", stream.message()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ended as if it were whole"),
+                Err(status) => break status,
+            }
+        };
+        check_refusal(&end, Code::NotFound, "ARTIFACT_NOT_FOUND");
+        if !with_its_execution {
+            s.delete_execution(delete()).await;
+        }
+    }
+}
+
 pub async fn an_upload_that_does_not_go_on_expires(b: Backend) {
     let s =
         b.serve_with(|config| config.artifacts.upload_expiry = Duration::from_millis(1500)).await;

@@ -391,6 +391,7 @@ cases! {
         bytes_that_are_damaged_or_gone_are_data_loss: "3.DownloadArtifact",
         artifacts_are_listed_newest_first: "3.ListArtifacts" "3.errors.tokens",
         a_deleted_artifact_is_gone_with_its_bytes: "3.DeleteArtifact",
+        a_download_of_what_is_deleted_meanwhile_says_so: "3.DeleteArtifact",
         bytes_go_with_their_execution: "3.DeleteExecution" "3.DeleteExecution.whole",
         names_of_artifacts_are_data: "3.UploadArtifact",
         artifacts_are_bounded: "3.bounds.artifacts" "3.errors.bad_request",
