@@ -2,6 +2,7 @@
 //! beside the lanes, and is answered once it is durable.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt as _};
@@ -67,7 +68,9 @@ impl Write {
 impl Beside {
     fn weight(&self) -> usize {
         match self {
-            Beside::Plan { .. } | Beside::Delete { .. } => 0,
+            Beside::Plan { execution_id, .. } | Beside::Delete { execution_id, .. } => {
+                256 + execution_id.len()
+            }
             Beside::Points(request) => request.points.iter().map(|point| point.weight()).sum(),
             Beside::Artifact(record, _) => record.weight(),
             Beside::Configuration(record, _) => record.weight(),
@@ -124,6 +127,8 @@ pub struct Ingest {
     pub stop: CancellationToken,
     /// Writes of one stream that may wait for their answer; then reading pauses.
     pub in_flight: usize,
+    /// Bytes of the writes of all streams that wait for their turn.
+    pub parked: Arc<AtomicUsize>,
 }
 
 /// A write that was read.
@@ -165,7 +170,7 @@ impl Ingest {
     ) {
         let mut waiting = FuturesUnordered::new();
         let mut order = Order::default();
-        let mut parked = Parked::default();
+        let mut parked = Parked::counted_in(&self.parked);
         // The last one that was read, while there is no room for it.
         let mut held: Option<(Place, Asked)> = None;
         let mut reading = true;

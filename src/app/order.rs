@@ -13,6 +13,8 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -22,8 +24,10 @@ use super::error::{Error, Result};
 /// Bytes of writes beside the lanes that one stream may have under way, unless one alone has more. Those in the lanes
 /// are bounded for all streams together.
 const BESIDE_BYTES: usize = 32 * 1024 * 1024;
-/// Bytes of the parked writes of one stream with which it is read on.
+/// Bytes of the parked writes of one stream, and of all streams together, with which a stream is read on. One that has nothing
+/// parked is read on in any case.
 const PARKED_BYTES: usize = 8 * 1024 * 1024;
+const ALL_PARKED_BYTES: usize = 128 * 1024 * 1024;
 /// Executions of which the last write is remembered before those that are answered are let go of.
 const REMEMBERED: usize = 1_024;
 /// Executions with a write that failed for now that a stream remembers. With one more it has to end: forgetting one
@@ -194,6 +198,8 @@ pub struct Parked<W> {
     freed: Vec<String>,
     len: usize,
     bytes: usize,
+    /// Of all streams.
+    all: Arc<AtomicUsize>,
 }
 
 struct Waiting<W> {
@@ -202,13 +208,19 @@ struct Waiting<W> {
     write: W,
 }
 
-impl<W> Default for Parked<W> {
-    fn default() -> Self {
-        Parked { waiting: HashMap::new(), freed: Vec::new(), len: 0, bytes: 0 }
+impl<W> Drop for Parked<W> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 impl<W> Parked<W> {
+    /// Of a stream; `all` counts the bytes of all streams.
+    pub fn counted_in(all: &Arc<AtomicUsize>) -> Self {
+        let (waiting, all) = (HashMap::new(), Arc::clone(all));
+        Parked { waiting, freed: Vec::new(), len: 0, bytes: 0, all }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -219,7 +231,8 @@ impl<W> Parked<W> {
 
     /// Whether as much waits as may.
     pub fn is_full(&self) -> bool {
-        self.bytes >= PARKED_BYTES
+        let all = self.all.load(Ordering::Relaxed);
+        self.bytes >= PARKED_BYTES || self.bytes > 0 && all >= ALL_PARKED_BYTES
     }
 
     /// Whether a write has to wait for one that waits here.
@@ -231,6 +244,7 @@ impl<W> Parked<W> {
     pub fn park(&mut self, place: Place, bytes: usize, write: W) {
         self.len += 1;
         self.bytes += bytes;
+        self.all.fetch_add(bytes, Ordering::Relaxed);
         let behind = self.waiting.entry(place.about.clone()).or_default();
         behind.push_back(Waiting { place, bytes, write });
     }
@@ -259,6 +273,7 @@ impl<W> Parked<W> {
             if let Some(Waiting { place, bytes, write }) = first {
                 self.len -= 1;
                 self.bytes -= bytes;
+                self.all.fetch_sub(bytes, Ordering::Relaxed);
                 return Some((place, write));
             }
         }
@@ -437,7 +452,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_to_wait_begins_in_its_order_and_holds_up_nothing_else() {
-        let (mut order, mut parked) = (Order::default(), Parked::default());
+        let (mut order, mut parked) = (Order::default(), Parked::counted_in(&Arc::default()));
         let alone = order.turn(1, Place::alone("e".into()));
         for (sequence, place) in [
             (2, lane("e")),
@@ -471,11 +486,19 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_in_bytes() {
-        let mut parked = Parked::default();
+        let all = Arc::default();
+        let mut parked = Parked::counted_in(&all);
         parked.park(lane("a"), PARKED_BYTES - 1, ());
         assert!(!parked.is_full());
         parked.park(lane("b"), 1, ());
         assert!(parked.is_full());
+        let (mut other, mut third) = (Parked::counted_in(&all), Parked::counted_in(&all));
+        other.park(lane("c"), ALL_PARKED_BYTES, ());
+        third.park(lane("d"), 1, ());
+        assert!(third.is_full(), "others have too much");
+        assert!(!Parked::<()>::counted_in(&all).is_full(), "it has nothing");
+        drop(other);
+        assert!(!third.is_full());
     }
 
     #[tokio::test]

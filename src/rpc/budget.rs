@@ -1,6 +1,6 @@
 //! The budget of the process. For bytes of messages: requests as they come, what they decode to, and replies until they
 //! are on the wire. For calls: so many at a time that report runs, so many others of one reply, which may take long, few
-//! that go through everything there is, and so many uploads (`places`).
+//! that go through everything there is, and a fixed number of uploads (`places`).
 //!
 //! A connection may take bytes as long as it then has no more than a third of what is left. Alone it gets a quarter
 //! of the budget. Each greedy one more takes a quarter of what the others leave, so several leave enough for a client that

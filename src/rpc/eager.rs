@@ -218,7 +218,7 @@ impl State {
     fn unpack(&mut self, mut packed: Packed, waker: &Waker) -> Poll<()> {
         let Some(encoding) = self.rules.encoding else { return Poll::Ready(()) };
         let (limit, held) = (self.rules.message_bytes, packed.len());
-        match packed.unpacked(encoding, limit, |bytes| self.room(held + bytes, waker)) {
+        match packed.unpacked(encoding, limit, |bytes| self.room(held.max(bytes), waker)) {
             Ok(Some(message)) => self.push(message),
             Ok(None) => {
                 self.packed = Some(packed);

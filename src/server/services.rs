@@ -114,6 +114,7 @@ pub(super) fn routes(
         tasks: tasks.clone(),
         stop: stop.clone(),
         in_flight: config.writes.ingest_in_flight.max(1),
+        parked: Arc::default(),
     });
     let ingest = rpc::ingest::IngestRoutes::new(ingest, clock);
     let configurations = ConfigurationServiceServer::new(rpc::configurations::Service {
