@@ -112,6 +112,12 @@ async fn piece(
     Ok(piece)
 }
 
+/// It is not known where to read on: to leave the rest out would be an untrue answer.
+fn unplaced(part: Part) -> Error {
+    let collection = collection(part);
+    Error::failed(format!("{collection} has a document without a place in its order"))
+}
+
 const ID: &str = "_id";
 const EXECUTION_ID: &str = "execution_id";
 
@@ -125,6 +131,7 @@ impl Scans {
             let found = piece(&ready, part, (filter.clone(), ID), fetched(part)).await?;
             unreadable += found.unreadable;
             match found.last {
+                None if !found.all => return Err(unplaced(part)),
                 Some(last) if !found.all => {
                     // The rest of its type, and of those behind it.
                     left = beyond(ID, &last, false);
@@ -144,17 +151,20 @@ impl Scans {
     async fn points(&self, out: &mpsc::Sender<Vec<Scanned>>) -> Result<()> {
         let mut after: Option<String> = None;
         loop {
-            let mut filter = doc! { EXECUTION_ID: { "$type": "string" } };
+            // A list with a text in it passes for one.
+            let mut is_text = doc! { "$type": "string", "$not": { "$type": "array" } };
             if let Some(after) = &after {
-                filter = doc! { EXECUTION_ID: { "$type": "string", "$gt": after } };
+                is_text.insert("$gt", after);
             }
+            let filter = doc! { EXECUTION_ID: is_text };
             let ready = self.db.ready().await?;
             let limit = fetched(Part::Points);
             let found = piece(&ready, Part::Points, (filter, EXECUTION_ID), limit).await?;
             // Of the last execution it may have a part only, in no order: that one is read by itself.
             let cut = match found.last {
-                Some(Bson::String(last)) if !found.all => Some(last),
-                _ => None,
+                _ if found.all => None,
+                Some(Bson::String(last)) => Some(last),
+                _ => return Err(unplaced(Part::Points)),
             };
             let mut records = found.records;
             if let Some(cut) = &cut {

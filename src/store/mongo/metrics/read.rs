@@ -2,8 +2,8 @@
 //!
 //! A time series is read fast along its time and only so: a sort by time and id would unpack everything that
 //! matches. So a page is sorted by time alone, and points of one time are put in order afterwards; those of the
-//! last time, which the page may cut, are asked for by themselves. What no ObjectId is, which other programs choose, only
-//! the database can put in its order: `order` asks it to.
+//! last time, which the page may cut, are asked for by themselves. Ids that are no ObjectIds, as other programs choose them,
+//! only the database can put in its order: `order` asks it to.
 
 use std::ops::ControlFlow;
 
