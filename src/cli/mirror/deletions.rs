@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tonic::Code;
 
-use super::run::{FIRST_PAUSE, LONGEST_PAUSE};
+use super::target::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::cli::connection::{self, Connection, call};
 use crate::cli::exit::{Failure, Result};
 use crate::proto;
@@ -48,8 +48,12 @@ impl Deletions {
 
     pub fn begin(&mut self, target: Connection, sequence: i64, artifact_id: String) {
         *self.artifacts.entry(artifact_id.clone()).or_default() += 1;
+        // It goes on whatever the mirror waits for.
+        let id = artifact_id.clone();
+        let deletion = tokio::spawn(async move { delete(&target, &id).await });
         self.under_way.push(Box::pin(async move {
-            let found = delete(&target, &artifact_id).await;
+            let found =
+                deletion.await.unwrap_or_else(|error| Err(Failure::Refused(error.to_string())));
             Deleted { sequence, artifact_id, found }
         }));
     }
@@ -77,7 +81,9 @@ async fn delete(target: &Connection, artifact_id: &str) -> Result<bool> {
         match target.artifacts().delete_artifact(call(request)).await {
             Ok(_) => return Ok(true),
             Err(status) if status.code() == Code::NotFound => return Ok(false),
-            Err(status) if connection::is_passing(&status) => {
+            Err(status)
+                if connection::is_passing(&status) || status.code() == Code::DeadlineExceeded =>
+            {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

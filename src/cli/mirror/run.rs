@@ -10,7 +10,7 @@ use tonic_types::{RpcStatusExt as _, StatusExt as _};
 use super::deletions::{Deleted, Deletions};
 use super::gone::{self, Gone};
 use super::refused::Refused;
-use super::target::{Entry, Kind, Target};
+use super::target::{Entry, FIRST_PAUSE, Kind, LONGEST_PAUSE, Target};
 use crate::cli::connection::{self, Connection, call};
 use crate::cli::exit::{Exit, Failure, Result};
 use crate::cli::output::message;
@@ -27,8 +27,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const REST: u32 = 20;
 /// After so long without a word the source may have moved on.
 const SOURCE_SILENT: Duration = Duration::from_secs(5);
-pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a mirror that is ended waits for the target to take in how far it is.
 const LAST_WITHIN: Duration = Duration::from_secs(2);
 

@@ -19,8 +19,8 @@ use crate::proto::ingest_response::Result as Answer;
 const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// The pause before what failed is sent again.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a message of the source was about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
