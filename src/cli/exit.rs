@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use tonic::Code;
 
-use super::connection;
+use super::status::describe;
 
 /// Shown by `--help`. The numbers are part of the command line's contract.
 pub const CODES_HELP: &str = "\
@@ -101,7 +101,7 @@ impl From<io::Error> for Failure {
 /// The answer to a call. A server that is not there is a command that could not start.
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
-        let message = connection::describe(&status);
+        let message = describe(&status);
         if status.code() != Code::Unavailable {
             Failure::Refused(message)
         } else if status.source().is_some() {

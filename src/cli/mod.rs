@@ -24,6 +24,7 @@ pub mod serve;
 mod server_info;
 mod source;
 mod spool;
+mod status;
 mod table;
 mod text;
 mod time;

@@ -13,7 +13,7 @@ pub mod pace;
 mod passes;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -126,11 +126,18 @@ pub struct Follower {
     /// Somebody waits until it has caught up.
     awaited: Notify,
     /// How often everything was gone through, where there is no log.
-    passes: passes::Passes,
+    passes: Passes,
 }
 
 /// A reader, up to where what it read is taken in, and what it has read beyond.
 type Opened = (Box<dyn ChangeReader>, Cursor, Vec<Change>);
+
+/// Counts passes through everything.
+#[derive(Debug, Default)]
+struct Passes {
+    begun: AtomicU64,
+    done: watch::Sender<u64>,
+}
 
 enum Ended {
     Stopped,
@@ -165,7 +172,7 @@ impl Follower {
             taken_until: AtomicI64::new(0),
             turn: Mutex::default(),
             awaited: Notify::new(),
-            passes: passes::Passes::default(),
+            passes: Passes::default(),
         })
     }
 

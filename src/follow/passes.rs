@@ -1,10 +1,8 @@
 //! What is derived from a database that keeps no log of changes: everything is gone through again and again, and whenever
 //! somebody asks. That costs as much as there is, so it rests in between in proportion to what it took.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-use tokio::sync::watch;
 
 use super::{CaughtUp, Ended, Follower, LEASE};
 use crate::store::{Cursor, Result};
@@ -13,13 +11,6 @@ use crate::store::{Cursor, Result};
 const EVERY: Duration = Duration::from_secs(60);
 /// How much longer it rests than it worked.
 const REST: u32 = 4;
-
-/// Counts passes through everything.
-#[derive(Debug, Default)]
-pub struct Passes {
-    begun: AtomicU64,
-    done: watch::Sender<u64>,
-}
 
 impl Follower {
     /// Goes through everything, as long as this server leads.

@@ -3,15 +3,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::event::Event;
-use super::hub::{Hub, Scope, Subscriber, again};
+use super::hub::Hub;
 use super::queue::{End, Pushed, Queue};
 use super::resolve::{Interest, Pass};
+use super::subscriber::{Scope, again};
+use super::waiting::Request;
 use crate::clock::Clock;
 use crate::store::{ChangeLog, ChangeReader, Cursor, Error, RecordKey, Result};
 
@@ -26,56 +26,6 @@ const PATIENCE_BATCH: Duration = Duration::from_secs(1);
 const PUSHES_AT_A_TIME: usize = 4096;
 /// Memory of one pass for executions by which filters are decided.
 const EXECUTIONS_BYTES: u64 = 8 * 1024 * 1024;
-
-/// A watcher's wish: everything after `from` up to `until`, into the queue.
-pub struct Request {
-    pub subscriber: Arc<Subscriber>,
-    pub from: Cursor,
-    pub until: Cursor,
-    pub queue: Arc<Queue>,
-}
-
-/// Readers of history.
-pub struct CatchUp {
-    waiting: Mutex<Vec<Request>>,
-    running: AtomicUsize,
-    most: usize,
-}
-
-impl CatchUp {
-    pub fn new(most: usize) -> Self {
-        CatchUp { waiting: Mutex::default(), running: AtomicUsize::new(0), most: most.max(1) }
-    }
-
-    pub fn running(&self) -> usize {
-        self.running.load(Ordering::Relaxed)
-    }
-
-    fn others_wait(&self) -> bool {
-        !self.waiting.lock().is_empty()
-    }
-
-    fn take(&self) -> Option<Vec<Request>> {
-        let mut waiting = self.waiting.lock();
-        if waiting.is_empty() {
-            // Under the lock: who comes next sees the free place.
-            self.running.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(std::mem::take(&mut *waiting))
-    }
-
-    /// Those who wait for what a reader at this place will read anyhow.
-    fn take_after(&self, cursor: &Cursor) -> Vec<Request> {
-        let mut waiting = self.waiting.lock();
-        if waiting.is_empty() {
-            return Vec::new();
-        }
-        let (taken, kept) = waiting.drain(..).partition(|request| request.from >= *cursor);
-        *waiting = kept;
-        taken
-    }
-}
 
 /// Queues the request; a reader serves it soon.
 pub fn request(hub: &Arc<Hub>, request: Request) {

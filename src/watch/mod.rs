@@ -13,13 +13,16 @@ mod queue;
 mod resolve;
 mod snapshot;
 mod stream;
+mod subscriber;
+mod waiting;
 
 #[cfg(test)]
 mod tests;
 
 pub use event::Event;
-pub use hub::{Hub, Numbers, Scope, Settings};
+pub use hub::{Hub, Numbers, Settings};
 pub use metrics::Arrivals;
 pub use queue::Bounds;
 pub use snapshot::Snapshot;
 pub use stream::{Delivery, Failure, Options, Watch};
+pub use subscriber::Scope;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::hub::Scope;
+use super::subscriber::Scope;
 use crate::clock::Clock;
 use crate::domain::query::{
     ArtifactKey, ArtifactQuery, ExecutionFilter, ExecutionKey, ExecutionOrder, ExecutionQuery,

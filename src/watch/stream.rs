@@ -20,17 +20,18 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::ahead::Ahead;
-use super::catch_up::{Request, request};
+use super::catch_up::request;
 use super::ending::Ending;
 use super::event::Event;
-use super::hub::{Hub, Scope, Subscriber};
+use super::hub::Hub;
 use super::metrics::{Arrivals, Feed, Points};
 use super::queue::{Next, Queue};
 use super::snapshot::{Reading, Snapshot};
+use super::subscriber::{Scope, Subscriber};
+use super::waiting::Request;
 use crate::detached::detached;
 use crate::domain::Millis;
 use crate::store::{ChangeKind, ChangeLog, Cursor, Error, Record};
-use work::Work;
 
 /// What a watcher asked for.
 #[derive(Debug, Clone)]
@@ -97,6 +98,20 @@ enum Woken {
     Metrics,
     /// The log may have reached the position that is waited for.
     Position,
+}
+
+/// A piece of work that takes more than what is in memory.
+enum Work {
+    /// Reads the next piece of the snapshot.
+    Snapshot,
+    /// Takes what was in the queue.
+    Next(Next),
+    /// Reads points that there was no room for.
+    Metrics,
+    /// Reads which steps are running.
+    Steps,
+    /// Looks for the last points.
+    LastMetrics,
 }
 
 /// What the stream has come to.

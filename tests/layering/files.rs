@@ -37,21 +37,9 @@ const CIRCLES: &[(&[&str], &str)] = &[
         "a failure and a digest that artifacts and uploads share are in the module above them",
     ),
     (&["app::analytics"], "what all reports share is in the module above them"),
-    (
-        &["cli"],
-        "the exit code knows the connection, and what commands share is in the module above them",
-    ),
     (&["config", "telemetry"], "a filter of the log is checked when the configuration is loaded"),
     (&["domain"], "records, operations and digests are named in the module above them"),
-    (
-        &["follow"],
-        "passes of a database without a log are a part of the follower in a file of its own",
-    ),
     (&["store::sqlite"], "one struct has what all parts of the backend keep"),
-    (
-        &["watch"],
-        "readers of history hand their subscriptions back to the hub, and a watch has its work in a file of its own",
-    ),
 ];
 
 #[test]

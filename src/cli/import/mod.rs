@@ -3,6 +3,7 @@
 mod extended_json;
 mod find;
 mod lines;
+mod outgoing;
 mod points;
 mod reader;
 mod record;
@@ -21,7 +22,8 @@ use crate::domain::limits::Limits;
 use crate::proto;
 pub use find::{Collection, Found, find};
 pub use lines::{Line, Lines};
-pub use reader::{Outgoing, Pass, Read, Rules, start as read_files};
+pub use outgoing::Outgoing;
+pub use reader::{Pass, Read, Rules, start as read_files};
 pub use record::AssumedStatus;
 pub use send::{Listener, Outcome, Sender, Stopped, is_denied};
 use summary::Summary;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::reader::{ENVELOPE_BYTES, Outgoing};
+use super::outgoing::{ENVELOPE_BYTES, Outgoing};
 use super::record::Converted;
 use crate::domain::limits::METRIC_POINTS;
 use crate::proto;

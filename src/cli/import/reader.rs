@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::extended_json;
 use super::find::{Collection, Found};
 use super::lines::{LINE_BYTES, Line, Lines};
+use super::outgoing::{ENVELOPE_BYTES, Outgoing};
 use super::points::Waiting;
 use super::record::{self, AssumedStatus, Converted};
 use crate::proto::ingest_request::Write;
@@ -16,8 +17,6 @@ const BATCH_DOCUMENTS: usize = 64;
 const BATCH_BYTES: usize = 256 * 1024;
 /// Batches waiting for the sender at most.
 const BATCHES: usize = 4;
-/// What a message has around its record: a few tags, lengths and the sequence.
-pub const ENVELOPE_BYTES: usize = 64;
 
 /// What became of one line, or of a file.
 #[derive(Debug, PartialEq)]
@@ -32,22 +31,6 @@ pub enum Read {
     Unreadable { file: usize, line: u64, reason: String },
     /// So much of a file has been read from disk, in bytes since last said.
     Progress { bytes: u64 },
-}
-
-/// One record on its way, or several points of metrics.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outgoing {
-    /// Index of the file.
-    pub file: usize,
-    /// The first, where there are several.
-    pub line: u64,
-    /// How many documents it holds.
-    pub documents: u64,
-    pub write: Write,
-    /// Encoded size.
-    pub bytes: usize,
-    pub assumed: bool,
-    pub left_out: Vec<String>,
 }
 
 /// Executions come first, as steps need theirs. Steps that bring no number come last: the server gives them one

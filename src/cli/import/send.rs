@@ -11,7 +11,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use tonic_types::RpcStatusExt as _;
 
-use super::reader::{Outgoing, Read};
+use super::outgoing::Outgoing;
+use super::reader::Read;
 use crate::cli::connection::{self, Connection};
 use crate::proto;
 use crate::proto::ingest_response::Result as Answer;

@@ -8,7 +8,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::find::{Collection, Found};
-use super::reader::{Outgoing, Read};
+use super::outgoing::Outgoing;
+use super::reader::Read;
 use super::send::{Listener, Outcome};
 use crate::cli::exit::Result;
 use crate::cli::output::{Output, message};

@@ -13,24 +13,12 @@ use std::path::{Path, PathBuf};
 
 use super::format::{self, Maker, Records};
 use super::hold;
+use super::left::Left;
 use super::open_runs::OpenRuns;
 use super::uploads;
 
 /// Reasons of refusals that are told of one process, at most.
 const REASONS: usize = 100;
-
-/// What one process has in a spool.
-#[derive(Debug)]
-pub struct Left {
-    pub folder: PathBuf,
-    pub maker: Maker,
-    /// What the names of its files begin with.
-    pub owner: String,
-    /// Its files with records, in order.
-    pub records: Vec<PathBuf>,
-    /// The descriptions of its artifacts.
-    pub artifacts: Vec<PathBuf>,
-}
 
 /// For which server something is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 
-use super::folder::Left;
 use super::format::{self, Maker};
+use super::left::Left;
 use super::uploads;
 use crate::clock::Clock;
 

@@ -4,6 +4,7 @@
 mod folder;
 mod format;
 mod hold;
+mod left;
 mod open_runs;
 mod refused;
 mod send;
@@ -20,8 +21,9 @@ use super::exit::{Exit, Failure, Result};
 use super::output::{Output, message};
 use super::{table, text};
 use crate::clock::Clock;
-use folder::{About, Aim, Left};
+use folder::{About, Aim};
 use format::Maker;
+use left::Left;
 use send::{Sending, Sent};
 
 #[derive(Debug, Subcommand)]

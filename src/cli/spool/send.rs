@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use prost_types::Timestamp;
 use tokio::sync::mpsc;
 
-use super::folder::{About, Aim, Left};
+use super::folder::{About, Aim};
 use super::format::{self, Maker, Records, execution_of};
 use super::hold::{self, Claimed};
+use super::left::Left;
 use super::open_runs::OpenRuns;
 use super::refused::{Keeping, keep_artifact};
 use super::uploads::{self, Uploaded};

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::View;
 use super::one::since;
 use super::screen::{Row, Screen, room};
+use super::view::View;
 use crate::cli::exit::Result;
 use crate::cli::output::Output;
 use crate::cli::text;

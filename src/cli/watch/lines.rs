@@ -1,6 +1,6 @@
 //! Every event as one line: JSON, or text for pipes and logs.
 
-use super::View;
+use super::view::View;
 use crate::cli::exit::Result;
 use crate::cli::output::{Output, message};
 use crate::cli::{json, text};

@@ -5,6 +5,7 @@ mod lines;
 mod one;
 mod screen;
 mod source;
+mod view;
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::clock::Clock;
 use crate::proto;
 use proto::watch_execution_response::Event;
 use source::{Next, Source, What};
+use view::View;
 
 /// Which current state to show first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -66,18 +68,6 @@ pub struct Args {
     /// How long to try to reconnect after the connection was lost.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     retry_for: Duration,
-}
-
-/// What shows the events.
-trait View {
-    fn event(&mut self, event: &proto::WatchExecutionResponse) -> Result<()>;
-    /// The connection was lost, or is there again.
-    fn notice(&mut self, text: &str);
-    /// The state is sent again from its beginning.
-    fn restart(&mut self) {}
-    /// Time passed.
-    fn tick(&mut self) {}
-    fn finish(&mut self) {}
 }
 
 /// How often a live view moves its clocks.

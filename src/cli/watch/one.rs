@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use prost_types::Timestamp;
 
-use super::View;
 use super::screen::{Row, Screen, room};
+use super::view::View;
 use crate::cli::exit::Result;
 use crate::cli::output::Output;
 use crate::cli::text;

@@ -225,7 +225,7 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::domain::audit::{Actor, Asked, Phase, RequestId};
+    use crate::domain::audit::entry::{Actor, Asked, Phase, RequestId};
 
     pub fn link(seq: i64, prev: Hash) -> Link {
         Link { id: [7; 12], server: "s".to_owned(), seq, at: 1_700_000_000_000 + seq, prev }

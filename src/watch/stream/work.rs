@@ -11,7 +11,7 @@ use super::super::ending::Ending;
 use super::super::event::Event;
 use super::super::queue::{End, Next};
 use super::super::snapshot::{Plan, Reading, Steps, running_steps};
-use super::{Delivery, Failure, Phase, Scope, Watching};
+use super::{Delivery, Failure, Phase, Scope, Watching, Work};
 use crate::store::{ChangeKind, Cursor, Error, Record};
 
 /// Pause before history that could not be read is tried again.
@@ -20,20 +20,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 const FIRST_EVENT: Duration = Duration::from_secs(1);
 /// What may have happened unseen before the last event a stream has seen.
 const SLACK_MS: i64 = 60_000;
-
-/// A piece of work that takes more than what is in memory.
-pub(super) enum Work {
-    /// Reads the next piece of the snapshot.
-    Snapshot,
-    /// Takes what was in the queue.
-    Next(Next),
-    /// Reads points that there was no room for.
-    Metrics,
-    /// Reads which steps are running.
-    Steps,
-    /// Looks for the last points.
-    LastMetrics,
-}
 
 impl Watching {
     pub(super) async fn work(&mut self, work: Work) -> Result<(), Failure> {
