@@ -243,7 +243,7 @@ impl Bench<'_> {
                         Way::Beside => beside.push(outcome),
                     }
                 }
-                // Whoever comes later in a round finds the machine otherwise than whoever comes first.
+                // Whoever comes later in a round finds the machine in another state than whoever comes first.
                 ways.reverse();
             }
             let server = Summary::of(way, server);
