@@ -4,8 +4,8 @@
 
 mod keyed;
 mod sink;
+mod told;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,17 +13,18 @@ use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::sink::{Digested, FieldDigest, Named, RangeTotal, digested, part_of, place_of};
 use self::sink::{Ended, Sink};
+pub use self::sink::{digested, part_of, place_of};
+pub use self::told::{
+    Digested, FieldDigest, Key, Level, Named, Question, RangeTotal, Ranges, Told,
+};
 use super::export::{Exports, wants_configuration};
 use super::{Error, Result};
 use crate::clock::Clock;
 use crate::domain::access::AppScope;
 use crate::domain::configuration::{AppRef, ConfigurationQuery, Place};
 use crate::domain::plain::Part;
-use crate::domain::query::{
-    ArtifactQuery, ExecutionFilter, ExecutionOrder, ExecutionQuery, StepQuery,
-};
+use crate::domain::query::{ArtifactQuery, ExecutionOrder, ExecutionQuery, StepQuery};
 use crate::store::metrics::Span;
 use crate::store::scan::Scanned;
 
@@ -39,59 +40,6 @@ const AT_ONCE: usize = 8;
 const WAITING: usize = 2;
 /// How long an error waits for a client that does not read.
 const LAST_WITHIN: Duration = Duration::from_secs(3);
-
-/// What to tell of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    Ranges,
-    Records,
-    Fields { values: bool },
-}
-
-/// Which ranges of a kind: `None` are all.
-pub type Ranges = Option<Vec<usize>>;
-
-/// One record or a few, by their names.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Key {
-    Execution(String),
-    Step(String, i32),
-    /// All of an execution.
-    Artifacts(String),
-    Points(String),
-    /// All of the apps of this name.
-    Configurations(String),
-}
-
-/// What is asked for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Question {
-    pub filter: ExecutionFilter,
-    /// Empty: everything.
-    pub selections: HashMap<Part, Ranges>,
-    pub level: Level,
-    /// Only these.
-    pub keys: Option<Vec<Key>>,
-}
-
-impl Question {
-    fn wants(&self, part: Part) -> bool {
-        self.selections.is_empty() || self.selections.contains_key(&part)
-    }
-}
-
-/// What is told.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Told {
-    /// The position of the log, if there is one.
-    Begun(Option<u64>),
-    Ranges(Vec<RangeTotal>),
-    Records(Vec<Digested>),
-    /// Records read so far.
-    Progress(u64),
-    /// Documents that are no records.
-    Complete(u64),
-}
 
 /// Digests over the stores.
 pub struct Digests {

@@ -5,6 +5,7 @@ mod batch;
 mod follow;
 mod parts;
 mod question;
+mod sent;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,10 +16,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::batch::{Batch, Name, named};
-use self::follow::Sent;
-use self::parts::{Ahead, READ_AHEAD};
 pub use self::question::wants_configuration;
 pub use self::question::{Part, Question};
+use self::sent::Sent;
 use super::token::{Kind, Tokens};
 use super::{App, Error, Result};
 use crate::clock::Clock;
@@ -37,6 +37,14 @@ const RECORDS: usize = 100;
 /// after those that were not.
 const LOADED: usize = 16;
 const LOADED_BYTES: usize = 4 * 1024 * 1024;
+/// Executions of which what belongs to them is read together: most have little, and waiting for one after the other takes longer
+/// than all the reading.
+const READ_AHEAD: usize = 8;
+
+/// Pieces, each with what is left after it where that can be said, and what is left after all of them.
+type Pieces = (Vec<(Option<Within>, Piece)>, Within);
+/// First pages, by execution and kind.
+type Ahead = HashMap<(String, std::mem::Discriminant<Within>), Pieces>;
 
 /// How long an error waits for a client that does not read.
 const LAST_WITHIN: Duration = Duration::from_secs(3);

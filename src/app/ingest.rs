@@ -11,11 +11,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::artifacts::Artifacts;
 use super::configurations::Configurations;
 use super::engine::{self, Pending};
 use super::metrics::{Metrics, Request};
 use super::order::{self, Order, Parked, Place};
-use super::{App, Artifacts, Error, Result};
+use super::{App, Error, Result};
 use crate::audit::Audit;
 use crate::domain::audit::Target;
 use crate::domain::audit::entry::short;

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod mirrors;
 pub mod notifications;
 pub mod order;
+mod resumed;
 pub mod retention;
 pub mod rollups;
 pub mod search;
@@ -41,10 +42,8 @@ use crate::domain::{
 };
 use crate::store::{Answer, By, Op, Store, StoreInfo};
 
-pub use artifacts::Artifacts;
 pub use engine::Engine;
 pub use error::{Error, Result, Violation, Violations};
-pub use retention::Retention;
 pub use swept::Sweeps;
 pub use token::Tokens;
 

@@ -13,8 +13,9 @@ use futures::stream::BoxStream;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::artifacts::Artifacts;
 use super::digest::Passing;
-use super::{Artifacts, Error, Result, execution_not_found, ids};
+use super::{Error, Result, execution_not_found, ids};
 use crate::blobs::unit::Unit;
 use crate::blobs::{self, Storage, Writer};
 use crate::domain::access::AppScope;

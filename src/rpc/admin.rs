@@ -11,9 +11,10 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::{convert, status};
+use crate::app::retention::Retention;
 use crate::app::retention::{Count, Counts};
 use crate::app::rollups::{Rebuilt, Rollups};
-use crate::app::{self, App, Retention};
+use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::domain::limits::{
     COUNT_MOST, FILTER_VALUES, METRIC_NAMES, METRIC_PAGE_RECORDS, METRIC_POINTS, METRICS_PER_POINT,

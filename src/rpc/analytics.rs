@@ -6,10 +6,12 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{analytics_requests as requests, authenticate, convert, status};
-use crate::app::analytics::{
-    Analytics, AppTrend, Change, FailingStep, Freshness, Hours, Row, RowOfApp, SlowStep, Summary,
-    TopError,
-};
+use crate::app::analytics::activity::Hours;
+use crate::app::analytics::errors::TopError;
+use crate::app::analytics::report::{Change, FailingStep, Row, RowOfApp};
+use crate::app::analytics::steps::SlowStep;
+use crate::app::analytics::trends::AppTrend;
+use crate::app::analytics::{Analytics, Freshness, Summary};
 use crate::app::{Error, Result};
 use crate::domain::Millis;
 use crate::domain::fingerprint;

@@ -2,7 +2,8 @@
 
 use super::requests::Check;
 use crate::app::Result;
-use crate::app::analytics::{ErrorsAsked, PERIODS, ReportAsked};
+use crate::app::analytics::errors::ErrorsAsked;
+use crate::app::analytics::report::{PERIODS, ReportAsked};
 use crate::app::rollups::Apart;
 use crate::domain::calendar::{Period, Zone};
 use crate::domain::limits::Limits;

@@ -13,7 +13,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use super::{artifact_requests, authenticate, convert, requests, shown, status};
-use crate::app::{Artifacts, Error, PageRequest, Result};
+use crate::app::artifacts::Artifacts;
+use crate::app::{Error, PageRequest, Result};
 use crate::domain::audit::Target;
 use crate::domain::limits::UPLOAD_CHUNK_BYTES;
 use crate::proto;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{Artifacts, Engine};
+use crate::app::Engine;
+use crate::app::artifacts::Artifacts;
 use crate::store::Store;
 use crate::telemetry::metrics::{WatchMetrics, WriteMetrics};
 use crate::watch::Hub;

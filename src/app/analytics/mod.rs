@@ -1,15 +1,15 @@
 //! Reports: questions about many executions at once, answered from rollups where these can, else from the executions
 //! themselves, within bounds (`direct`). Every answer says what it covers.
 
-mod activity;
+pub mod activity;
 mod direct;
-mod errors;
+pub mod errors;
 mod failures;
-mod report;
-mod steps;
+pub mod report;
+pub mod steps;
 mod success;
 mod tallies;
-mod trends;
+pub mod trends;
 
 use std::sync::Arc;
 
@@ -25,12 +25,6 @@ use crate::domain::query::ExecutionFilter;
 use crate::domain::rollup::{Outcome, QUARTER_MS, Tallies, quarter};
 use crate::follow::CaughtUp;
 use crate::store::rollups::Selection;
-
-pub use activity::{Activity, Hours};
-pub use errors::{ErrorsAsked, TopError, TopErrors};
-pub use report::{Change, FailingStep, PERIODS, Report, ReportAsked, Row, RowOfApp};
-pub use steps::{SlowStep, SlowSteps};
-pub use trends::{AppTrend, INTERVALS, TrendInterval, Trends};
 
 /// Answers that read executions, at a time.
 const DIRECT_AT_ONCE: usize = 4;

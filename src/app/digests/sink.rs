@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use bson::Bson;
 use tokio::sync::mpsc;
 
-use super::{Level, Question, Told};
+use super::told::{Digested, FieldDigest, Level, Named, Question, RangeTotal, Told};
 use crate::app::{Error, Result};
 use crate::clock::Clock;
-use crate::domain::plain::{self, Fields, Part, RANGES, Sum, Total};
-use crate::domain::{Artifact, Configuration, Millis, Origin};
+use crate::domain::Configuration;
+use crate::domain::plain::{self, Fields, Part, RANGES, Total};
 use crate::store::scan::Scanned;
 
 /// How often it is told how far reading is.
@@ -34,57 +34,6 @@ impl<E: Into<Error>> From<E> for Ended {
     fn from(error: E) -> Self {
         Ended::Failed(error.into())
     }
-}
-
-/// The total of one kind in one range.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RangeTotal {
-    pub part: Part,
-    pub range: usize,
-    pub total: Total,
-}
-
-/// By which a record is told from others.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Named {
-    Execution {
-        execution_id: String,
-    },
-    Step {
-        execution_id: String,
-        step_id: i32,
-        step_key: Option<String>,
-    },
-    Artifact {
-        artifact: Box<Artifact>,
-    },
-    Point {
-        execution_id: String,
-        at: Millis,
-        step_id: Option<i32>,
-        step_key: Option<String>,
-    },
-    Configuration {
-        /// Without what it configures.
-        record: Box<Configuration>,
-    },
-}
-
-/// A plain field.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FieldDigest {
-    pub name: &'static str,
-    pub digest: Sum,
-    pub value: Option<String>,
-}
-
-/// A record.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Digested {
-    pub named: Named,
-    pub digest: Sum,
-    /// Where they are wanted.
-    pub fields: Vec<FieldDigest>,
 }
 
 /// Ranges that are wanted.
@@ -274,17 +223,5 @@ fn named(record: Scanned) -> Named {
         Scanned::Configuration(record) => Named::Configuration {
             record: Box::new(Configuration { configuration: bson::Document::new(), ..record }),
         },
-    }
-}
-
-impl Named {
-    /// SHA-256 of the bytes that are stored with an artifact.
-    pub fn bytes_sha256(&self) -> Option<&str> {
-        match self {
-            Named::Artifact { artifact } if artifact.origin != Origin::Imported => {
-                artifact.sha256.as_deref()
-            }
-            _ => None,
-        }
     }
 }

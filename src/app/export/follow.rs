@@ -3,7 +3,6 @@
 //! from what was sent.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::parts::{POINTS, some_of};
+use super::sent::{hash, hash_of_point};
 use super::{At, Ended, Export, Part, Piece, Within, wants_configuration};
 use crate::app::Error;
 use crate::domain::access::AppScope;
 use crate::domain::configuration::{AppRef, ConfigurationQuery};
-use crate::domain::{Artifact, Configuration, MetricPoint, Step};
+use crate::domain::{Artifact, MetricPoint, Step};
 use crate::store::scan::Scanned;
 use crate::store::{self, Changed, Cursor, RecordKey};
 
@@ -29,67 +29,6 @@ const REST: u32 = 20;
 const RECORDS: usize = 100;
 /// Pieces of a scan that wait.
 const PIECES: usize = 2;
-
-/// What an export that goes on knows of what it has sent.
-#[derive(Default)]
-pub(super) struct Sent {
-    /// By execution: count and sum of the hashes of its points.
-    points: HashMap<u64, (u64, u64)>,
-    /// By scope and version: the hash of what it is, and whether it is the active one.
-    configurations: HashMap<u64, HashMap<u64, (u64, bool)>>,
-}
-
-fn hash(value: impl std::hash::Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
-
-fn hash_of_point(point: &MetricPoint) -> u64 {
-    let mut metrics: Vec<(&str, u64)> =
-        point.metrics.iter().map(|(name, value)| (name.as_str(), value.to_bits())).collect();
-    metrics.sort_unstable();
-    hash((point.at, point.step_id, &point.step_key, metrics))
-}
-
-fn hash_of_configuration(record: &Configuration) -> u64 {
-    let document = record.configuration.to_vec().unwrap_or_default();
-    hash((
-        &record.app_name,
-        &record.sub_app_name,
-        document,
-        record.active,
-        record.created_at,
-        &record.created_by,
-    ))
-}
-
-impl Sent {
-    /// Points of an execution that are sent from its first one on.
-    pub fn begin_points(&mut self, execution_id: &str) {
-        self.points.remove(&hash(execution_id));
-    }
-
-    pub fn points(&mut self, execution_id: &str, points: &[MetricPoint]) {
-        let (count, sum) = self.points.entry(hash(execution_id)).or_default();
-        for point in points {
-            *count += 1;
-            *sum = sum.wrapping_add(hash_of_point(point));
-        }
-    }
-
-    /// Whether this version was not sent as it is, which it is from now on.
-    pub fn is_new(&mut self, record: &Configuration) -> bool {
-        let versions = self.configurations.entry(hash(record.scope().identity())).or_default();
-        let what = hash_of_configuration(record);
-        let before = versions.insert(hash(&record.version), (what, record.active));
-        if !record.active && before.is_some_and(|(_, was_active)| was_active) {
-            // Whoever took it in as the active one made it that instead of another, which may be that again as it was before.
-            versions.retain(|_, (_, active)| !*active);
-        }
-        before.map(|(what, _)| what) != Some(what)
-    }
-}
 
 /// Executions of which points are missed, and how long it took to look through all points.
 struct Differing {

@@ -1,12 +1,11 @@
 //! What belongs to an execution: its steps, artifacts and points, page by page, and the first pages of a few executions ahead.
 
-use std::collections::HashMap;
-use std::mem::{Discriminant, discriminant};
+use std::mem::discriminant;
 use std::sync::Arc;
 
 use futures::future;
 
-use super::{At, Ended, Export, Exports, Key, Part, Piece, Question, RECORDS, Within};
+use super::{At, Ended, Export, Exports, Key, Part, Piece, Pieces, Question, RECORDS, Within};
 use crate::app::Result;
 use crate::domain::query::{ArtifactKey, ArtifactQuery, StepQuery};
 use crate::store::metrics::{PointKey, Span};
@@ -15,15 +14,6 @@ use crate::store::metrics::{PointKey, Span};
 const STEPS: usize = 250;
 /// Points in one message.
 pub(super) const POINTS: usize = 1_000;
-/// Executions of which what belongs to them is read together: most have little, and waiting for one after the other takes longer
-/// than all the reading.
-pub(super) const READ_AHEAD: usize = 8;
-
-/// Pieces, each with what is left after it where that can be said, and what is left after all of them.
-type Pieces = (Vec<(Option<Within>, Piece)>, Within);
-/// First pages, by execution and kind.
-pub(super) type Ahead = HashMap<(String, Discriminant<Within>), Pieces>;
-
 impl Export {
     /// What belongs to an execution, as far as it is left.
     pub(super) async fn parts_of(&mut self, key: Key, mut within: Within) -> Result<(), Ended> {

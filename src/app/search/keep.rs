@@ -11,8 +11,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::app::artifacts::Artifacts;
 use crate::app::artifacts::Part;
-use crate::app::{self, Artifacts, Error};
+use crate::app::{self, Error};
 use crate::blobs;
 use crate::clock::Clock;
 use crate::domain::access::AppScope;
