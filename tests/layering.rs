@@ -74,7 +74,6 @@ const LAYERS: &[Layer] = &[
     Layer { modules: &["domain"], may_use: &[], crates: &[] },
     Layer { modules: &["clock"], may_use: &["domain"], crates: &[] },
     Layer { modules: &["detached"], may_use: &[], crates: &[] },
-    // These two know each other: a log filter is checked when the configuration is loaded.
     Layer {
         modules: &["config"],
         may_use: &[
@@ -83,7 +82,6 @@ const LAYERS: &[Layer] = &[
             "domain::limits",
             "domain::notification",
             "domain::san",
-            "telemetry",
         ],
         crates: &["clap"],
     },
@@ -124,6 +122,7 @@ const LAYERS: &[Layer] = &[
             "audit",
             "blobs",
             "clock",
+            "detached",
             "domain",
             "follow",
             "outbound",

@@ -110,7 +110,7 @@ impl Kind {
                     && uri.host().is_some_and(|host| !host.is_empty())
             }),
             (Kind::LogFilter, Value::String(text)) => {
-                !text.is_empty() && crate::telemetry::filter(text).is_ok()
+                !text.is_empty() && super::log_filter::filter(text).is_ok()
             }
             (Kind::OneOf(words), Value::String(text)) => words.contains(&text.as_str()),
             (Kind::Bool, Value::Boolean(_)) => true,

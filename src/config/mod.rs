@@ -11,6 +11,7 @@ mod idle;
 mod kind;
 mod lists;
 mod load;
+pub mod log_filter;
 mod print;
 mod secret;
 pub mod settings;

@@ -3,7 +3,9 @@
 use bson::{Bson, Document};
 
 use super::digest::Digest;
-use super::{Millis, StepNames, value};
+use super::step::StepNames;
+use super::terms::Millis;
+use super::value;
 
 /// How a record came to name bytes. That decides what its clients may do with them: a name alone gives no right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use bson::{Bson, Document};
 
 use super::digest::Digest;
-use super::{Millis, value};
+use super::terms::Millis;
+use super::value;
 
 /// One version, as stored.
 #[derive(Debug, Clone, PartialEq)]

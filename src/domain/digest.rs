@@ -82,7 +82,7 @@ impl Digest {
         self
     }
 
-    pub fn error(self, value: Option<&super::RunError>) -> Self {
+    pub fn error(self, value: Option<&super::terms::RunError>) -> Self {
         match value {
             None => self,
             Some(error) => self

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
-use super::Millis;
+use super::terms::Millis;
 
 /// How far ahead of the server's clock the time of a point may be.
 pub const AHEAD_MS: i64 = 60_000;

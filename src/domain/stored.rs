@@ -7,8 +7,8 @@ use bson::Document;
 use bson::raw::CStr;
 
 use super::digest::Digest;
-use super::step::{Attempt, Payload};
-use super::{Millis, RunError};
+use super::step::held::{Attempt, Payload};
+use super::terms::{Millis, RunError};
 
 /// The value of a field, borrowed: comparing two of them costs no encoding.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -3,34 +3,11 @@
 use std::io::IsTerminal as _;
 
 use tracing::Subscriber;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::LogFormat;
-
-/// Chatter of libraries that is none of an operator's business below `warn`.
-const QUIET: [&str; 6] = ["h2", "hyper", "tower", "tonic", "mongodb", "opentelemetry"];
-
-/// The filter of these directives: a level, or `tracing` directives separated by commas. A bare level speaks of
-/// Stepwell; the libraries below it stay at `warn` unless a directive names them.
-pub fn filter(directives: &str) -> Result<EnvFilter, String> {
-    let mut whole = String::new();
-    for library in QUIET {
-        whole.push_str(library);
-        whole.push_str("=warn,");
-    }
-    for directive in directives.split(',') {
-        // A bare word that is no level would be taken for a module and silence everything else.
-        let bare = !directive.contains(['=', '[', ':']);
-        if directive.trim().is_empty() || bare && directive.trim().parse::<LevelFilter>().is_err() {
-            return Err(format!("{directive:?} is not a log level"));
-        }
-    }
-    whole.push_str(directives);
-    EnvFilter::builder().parse(whole).map_err(|error| error.to_string())
-}
 
 /// Writes one line an event: as text, in colour on a terminal, or as one JSON object with the fields at its top
 /// level beside `timestamp`, `level`, `target` and `message`.
@@ -60,18 +37,6 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn levels_and_directives() {
-        for good in
-            ["info", "OFF", "warn,stepwell::watch=trace", "info,h2=debug", "debug,[rpc]=trace"]
-        {
-            assert!(filter(good).is_ok(), "{good}");
-        }
-        for bad in ["", "loud", "info,loud", "stepwell=loud", "info,,", "a=b=c"] {
-            assert!(filter(bad).is_err(), "{bad}");
-        }
-    }
-
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -89,8 +54,8 @@ mod tests {
     fn written(format: LogFormat, level: &str, log: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let lines =
-            layer(format, move || writer.clone()).with_filter(filter(level).expect("a filter"));
+        let lines = layer(format, move || writer.clone())
+            .with_filter(crate::config::log_filter::filter(level).expect("a filter"));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), log);
         let bytes = written.0.lock().expect("no panic while writing").clone();
         String::from_utf8(bytes).expect("text")

@@ -15,8 +15,6 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config;
 
-pub use logs::filter;
-
 /// Why telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -37,7 +35,7 @@ pub struct Telemetry {
 /// Sets up logs and the export of traces for the whole process, and begins to count. Needs the runtime when
 /// traces are exported.
 pub fn init(log: &config::Log, telemetry: &config::Telemetry) -> Result<Telemetry, Error> {
-    let filter = filter(&log.level).map_err(Error::Filter)?;
+    let filter = config::log_filter::filter(&log.level).map_err(Error::Filter)?;
     let traces = traces::Export::start(telemetry)?;
     tracing_subscriber::registry()
         .with(logs::layer(log.format, std::io::stderr).with_filter(filter))

@@ -32,13 +32,7 @@ const LONG: &[(&str, &str)] = &[
 
 /// Circles that are left, by the modules within which they are.
 const CIRCLES: &[(&[&str], &str)] = &[
-    (
-        &["app"],
-        "a failure and a digest that artifacts and uploads share are in the module above them",
-    ),
-    (&["app::analytics"], "what all reports share is in the module above them"),
-    (&["config", "telemetry"], "a filter of the log is checked when the configuration is loaded"),
-    (&["domain"], "records, operations and digests are named in the module above them"),
+    (&["config"], "one struct has what all parts of the configuration read and check"),
     (&["store::sqlite"], "one struct has what all parts of the backend keep"),
 ];
 

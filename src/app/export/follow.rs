@@ -307,35 +307,3 @@ fn points_in(piece: Vec<Scanned>) -> impl Iterator<Item = (String, MetricPoint)>
         _ => None,
     })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_switch_back_between_two_looks_is_sent() {
-        let version = |version: &str, active| Configuration {
-            app_id: Some(1),
-            app_name: "app".to_owned(),
-            sub_app_id: None,
-            sub_app_name: None,
-            version: version.to_owned(),
-            configuration: bson::Document::new(),
-            active,
-            created_at: None,
-            created_by: None,
-        };
-        let mut sent = Sent::default();
-        let mut look =
-            |all: [(&str, bool); 2]| all.map(|(name, active)| sent.is_new(&version(name, active)));
-        assert_eq!(look([("1", true), ("2", false)]), [true, true]);
-        assert_eq!(look([("1", true), ("2", false)]), [false, false]);
-        // It was switched to the second one and back, and the look fell in between.
-        assert_eq!(look([("1", true), ("2", true)]), [false, true]);
-        assert_eq!(look([("1", true), ("2", false)]), [false, true]);
-        assert_eq!(look([("1", true), ("2", false)]), [true, false]);
-        // Two at once, which should not be, go on as they are.
-        assert_eq!(look([("1", true), ("2", true)]), [false, true]);
-        assert_eq!(look([("1", true), ("2", true)]), [false, false]);
-    }
-}

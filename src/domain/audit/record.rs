@@ -97,7 +97,7 @@ pub struct Record {
     pub outcome: Option<String>,
     pub code: String,
     pub reason: Option<String>,
-    pub actor: super::Actor,
+    pub actor: super::entry::Actor,
     pub peer: String,
     pub rpc: String,
     pub target: Target,
@@ -153,7 +153,7 @@ impl Record {
             outcome: text(document, "outcome"),
             code: text(document, "code")?,
             reason: text(document, "reason"),
-            actor: super::Actor {
+            actor: super::entry::Actor {
                 kind: text(actor, "kind")?,
                 id: text(actor, "id")?,
                 name: text(actor, "name")?,

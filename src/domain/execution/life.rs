@@ -1,7 +1,7 @@
 //! Signs of life: what shows that the client of an execution is alive, and what becomes of one that shows nothing.
 
 use super::record::{Execution, ExecutionStatus, HEARTBEAT_TIMEOUT};
-use crate::domain::{Decision, Millis, Now, RunError, duration_ms};
+use crate::domain::terms::{Decision, Millis, Now, RunError, duration_ms};
 
 pub(super) fn changed(mut record: Execution, now: Now) -> Decision<Execution> {
     record.revision = now.revision_after(record.revision);

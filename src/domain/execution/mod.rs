@@ -7,8 +7,10 @@ use bson::Document;
 
 use super::digest::Digest;
 use super::mirrored::{self, Mirrored, Verdict};
+use super::refusal::Refusal;
 use super::stored;
-use super::{Decision, Digests, Millis, Now, Refusal, RunError, duration_ms, value};
+use super::terms::{Decision, Digests, Millis, Now, RunError, duration_ms};
+use super::value;
 use life::{changed, expire, heartbeat};
 
 pub use life::{SignOfLife, alive};

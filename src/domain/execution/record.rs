@@ -6,7 +6,8 @@ use bson::raw::cstr;
 use crate::domain::stored::Guarded::{Always, Changed, Never, Owner, Whole};
 use crate::domain::stored::Nothing::{Absent, Empty, Null};
 use crate::domain::stored::{Cell, Field, Set, row};
-use crate::domain::{Digests, Millis, RunError, value};
+use crate::domain::terms::{Digests, Millis, RunError};
+use crate::domain::value;
 
 /// Where an execution stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

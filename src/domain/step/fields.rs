@@ -2,10 +2,13 @@
 
 use bson::{Bson, Document};
 
+use super::held::Payload;
 use super::op::{StepFields, Target};
-use super::record::{Payload, Step, StepRef, StepStatus};
+use super::record::{Step, StepRef, StepStatus};
 use crate::domain::digest::Digest;
-use crate::domain::{Decision, Now, Refusal, value};
+use crate::domain::refusal::Refusal;
+use crate::domain::terms::{Decision, Now};
+use crate::domain::value;
 
 pub(super) fn changed(mut record: Step, now: Now) -> Decision<Step> {
     record.revision = now.revision_after(record.revision);

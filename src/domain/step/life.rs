@@ -3,11 +3,14 @@
 use bson::{Bson, Document};
 
 use super::fields::{blank, changed, describe, fields_equal, fill, override_with};
+use super::held::{Attempt, Payload};
 use super::op::{StepFields, Target, exists, not_found, wrong_status};
-use super::record::{Attempt, Payload, Step, StepStatus};
+use super::record::{Step, StepStatus};
 use crate::domain::digest::Digest;
 use crate::domain::limits::{ATTEMPT_ERROR_BYTES, ATTEMPTS_KEPT};
-use crate::domain::{Decision, Digests, Millis, Now, Refusal, RunError, duration_ms, value};
+use crate::domain::refusal::Refusal;
+use crate::domain::terms::{Decision, Digests, Millis, Now, RunError, duration_ms};
+use crate::domain::value;
 
 pub(super) fn plan(
     target: &Target<'_>,

@@ -4,6 +4,7 @@
 //! taken in every status; only the statuses themselves obey transitions.
 
 mod fields;
+pub mod held;
 mod life;
 mod op;
 mod plan;
@@ -11,14 +12,16 @@ mod put;
 mod record;
 
 use crate::domain::execution::is_superseded;
-use crate::domain::{Decision, Now, Refusal};
+use crate::domain::refusal::Refusal;
+use crate::domain::terms::{Decision, Now};
 use life::{Finish, Update, finish, plan, start, update};
 use op::{exists, not_found};
 use put::put;
 
+pub use held::{Attempt, Payload};
 pub use op::{StepFields, StepOp, Target};
 pub use plan::check_plan;
-pub use record::{Attempt, FIELDS, Payload, Step, StepNames, StepRef, StepStatus, fill_in_parents};
+pub use record::{FIELDS, Step, StepNames, StepRef, StepStatus, fill_in_parents};
 
 /// What `op` makes of the stored step. That its execution exists is the caller's to check.
 pub fn decide(

@@ -3,7 +3,8 @@
 use bson::{Bson, Document};
 
 use super::record::{Step, StepRef, StepStatus};
-use crate::domain::{Millis, Refusal, RunError};
+use crate::domain::refusal::Refusal;
+use crate::domain::terms::{Millis, RunError};
 
 /// What describes a step, whichever request brings it.
 #[derive(Debug, Clone, PartialEq, Default)]

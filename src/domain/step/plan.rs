@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::domain::Refusal;
+use crate::domain::refusal::Refusal;
 
 /// Checks that the dependencies of planned steps lead to known steps and never in a circle. `known` are the
 /// steps already stored, with their own dependencies.

@@ -3,11 +3,14 @@
 use bson::Bson;
 
 use super::fields::stored_input;
+use super::held::Payload;
 use super::op::{Target, exists};
-use super::record::{FIELDS, Payload, Step};
+use super::record::{FIELDS, Step};
 use crate::domain::mirrored::{self, Mirrored, Verdict};
+use crate::domain::refusal::Refusal;
 use crate::domain::stored;
-use crate::domain::{Decision, Digests, Now, Refusal, value};
+use crate::domain::terms::{Decision, Digests, Now};
+use crate::domain::value;
 
 pub(super) fn put(
     target: &Target<'_>,

@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 
+use bson::Document;
 use bson::raw::cstr;
-use bson::{Bson, Document};
 
+use super::held::{Attempt, Payload};
 use crate::domain::execution::error_weight;
 use crate::domain::stored::Guarded::{Always, Changed, Never, Whole};
 use crate::domain::stored::Nothing::{Absent, Empty, Null};
 use crate::domain::stored::{Cell, Field, Set, row};
-use crate::domain::{Digests, Millis, RunError, value};
+use crate::domain::terms::{Digests, Millis, RunError};
+use crate::domain::value;
 
 /// Where a step stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,25 +41,6 @@ impl StepStatus {
 
     pub fn is_terminal(self) -> bool {
         !matches!(self, Self::Pending | Self::Running)
-    }
-}
-
-/// Input or output of a step. Most reads and writes never touch it, so a record may not have it at hand.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub enum Payload {
-    /// Whatever is stored; not loaded.
-    #[default]
-    Stored,
-    /// This; `Bson::Null` is nothing.
-    Value(Bson),
-}
-
-impl Payload {
-    pub fn value(&self) -> Option<&Bson> {
-        match self {
-            Self::Stored => None,
-            Self::Value(value) => Some(value),
-        }
     }
 }
 
@@ -91,15 +74,6 @@ impl StepNames {
         (self.step_id.is_some() && self.step_id == step_id)
             || (self.step_key.is_some() && self.step_key.as_deref() == step_key)
     }
-}
-
-/// One earlier try of a step that was retried.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Attempt {
-    pub started_at: Option<Millis>,
-    pub completed_at: Option<Millis>,
-    pub duration_ms: Option<i64>,
-    pub error: Option<RunError>,
 }
 
 /// A step as stored.
