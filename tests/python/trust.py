@@ -381,13 +381,13 @@ class Authority:
     def pem(self):
         return pathlib.Path(self.cert).read_text()
 
-    def issue(self, names, usage="serverAuth"):
+    def issue(self, names, usage="serverAuth", subject="/CN=issued"):
         """A certificate and its key, both in PEM."""
         self.serial += 1
         stem = self.papers.path(f"{self.name}-{self.serial}")
         self.papers.write(f"{self.name}-{self.serial}.ext", f"subjectAltName={names}\nextendedKeyUsage={usage}\n")
         openssl(
-            "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-subj", "/CN=issued",
+            "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-subj", subject,
             "-keyout", f"{stem}.key", "-out", f"{stem}.csr",
         )  # fmt: skip
         openssl(
