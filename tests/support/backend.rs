@@ -227,12 +227,20 @@ impl Backend {
 
     /// Makes the store forget all changes so far; the server is another one afterwards.
     pub async fn forget_history(&self, server: Server) -> Server {
-        let keepalive = |config: &mut Config| config.watch.keepalive = Duration::from_millis(100);
+        self.forget_history_of(server, |_| {}).await
+    }
+
+    /// The same, with servers that are all configured so.
+    pub async fn forget_history_of(&self, server: Server, configure: fn(&mut Config)) -> Server {
+        let keepalive = |config: &mut Config| {
+            configure(config);
+            config.watch.keepalive = Duration::from_millis(100);
+        };
         server.shutdown().await;
         match self.kind {
             Kind::Sqlite => {
                 // What the server does by itself when its table of changes is full or old.
-                let server = self.serve().await;
+                let server = self.serve_with(configure).await;
                 server.create("later").await;
                 server.shutdown().await;
                 let connection = self.sqlite();
