@@ -210,13 +210,19 @@ impl Artifacts {
             Origin::Imported | Origin::Foreign => without(),
         };
         let size = match storage.size(path).await {
-            Ok(size) => size,
-            Err(blobs::Error::Missing) => return Err(absent()),
+            Ok(size) => Some(size),
+            Err(blobs::Error::Missing) => None,
             Err(error) => return Err(error.into()),
         };
-        if artifact.size_bytes.is_some_and(|stored| u64::try_from(stored) != Ok(size)) {
-            return Err(absent());
-        }
+        let stored = artifact.size_bytes;
+        let as_stored = |size: &u64| stored.is_none_or(|stored| u64::try_from(stored) == Ok(*size));
+        let Some(size) = size.filter(as_stored) else {
+            // They may be gone with their record by now.
+            return Err(match is_gone(&self.store, &artifact_id).await? {
+                true => not_found(&artifact_id),
+                false => absent(),
+            });
+        };
         let range = range_of(part, size);
         let whole = range == (0..size);
         let digest = artifact.sha256.clone().filter(|_| whole);
@@ -230,20 +236,14 @@ impl Artifacts {
             None => pieces::one_by_one(storage.read(path, range, PIECE_BYTES), &self.tasks),
         };
         let pieces = pieces.then({
-            let (app, store, tasks) =
-                (Arc::clone(&self.app), Arc::clone(&self.store), self.tasks.clone());
-            let (artifact_id, execution_id) = (artifact_id.clone(), artifact.execution_id.clone());
+            let (store, tasks) = (Arc::clone(&self.store), self.tasks.clone());
+            let artifact_id = artifact_id.clone();
             move |piece| {
                 let _until_the_end = &held;
                 // They may have gone with their record, since the download began.
                 let gone = matches!(piece, Err(blobs::Error::Missing)).then(|| {
-                    let asked = is_gone(
-                        Arc::clone(&app),
-                        Arc::clone(&store),
-                        artifact_id.clone(),
-                        execution_id.clone(),
-                    );
-                    detached(&tasks, asked)
+                    let (store, artifact_id) = (Arc::clone(&store), artifact_id.clone());
+                    detached(&tasks, async move { is_gone(&store, &artifact_id).await })
                 });
                 let artifact_id = artifact_id.clone();
                 async move {
@@ -409,15 +409,9 @@ pub(super) fn not_found(artifact_id: &str) -> Error {
     Refusal::ArtifactNotFound { artifact_id: artifact_id.to_owned() }.into()
 }
 
-/// Whether an artifact has been deleted, or is being.
-async fn is_gone(
-    app: Arc<App>,
-    store: Arc<dyn ArtifactStore>,
-    artifact_id: String,
-    execution_id: String,
-) -> Result<bool> {
-    let is_there = store.artifact(&artifact_id).await?.is_some();
-    Ok(!is_there || app.store().is_being_deleted(&execution_id).await?)
+/// Whether an artifact is deleted. Bytes go only once their record is marked, which hides it.
+async fn is_gone(store: &Arc<dyn ArtifactStore>, artifact_id: &str) -> Result<bool> {
+    Ok(store.artifact(artifact_id).await?.is_none())
 }
 
 /// The bytes that a part means. What lies beyond the end is nothing.

@@ -196,6 +196,7 @@ impl Storage for Local {
                     }
                     let piece = blocking(move || {
                         let mut piece = vec![0; want as usize];
+                        // It is no link, nor has become one.
                         metadata(&complete)?;
                         match File::open(&complete)?.read_exact_at(&mut piece, left.start) {
                             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),

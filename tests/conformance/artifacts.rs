@@ -426,6 +426,7 @@ pub async fn a_download_of_what_is_deleted_meanwhile_says_so(b: Backend) {
             true => drop(s.delete_execution(delete()).await),
             false => drop(ok(s.try_delete(&stored.artifact_id).await)),
         }
+        b.blobs_become(&[]).await;
         let end = loop {
             match in_time("the end of a download", stream.message()).await {
                 Ok(Some(_)) => {}
