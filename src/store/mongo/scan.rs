@@ -113,9 +113,8 @@ async fn piece(
 }
 
 /// It is not known where to read on: to leave the rest out would be an untrue answer.
-fn unplaced(part: Part) -> Error {
-    let collection = collection(part);
-    Error::failed(format!("{collection} has a document without a place in its order"))
+fn unplaced(part: Part, field: &'static str) -> Error {
+    Error::Corrupt { collection: collection(part).as_str(), id: "?".to_owned(), field }
 }
 
 const ID: &str = "_id";
@@ -131,7 +130,7 @@ impl Scans {
             let found = piece(&ready, part, (filter.clone(), ID), fetched(part)).await?;
             unreadable += found.unreadable;
             match found.last {
-                None if !found.all => return Err(unplaced(part)),
+                None if !found.all => return Err(unplaced(part, ID)),
                 Some(last) if !found.all => {
                     // The rest of its type, and of those behind it.
                     left = beyond(ID, &last, false);
@@ -164,7 +163,7 @@ impl Scans {
             let cut = match found.last {
                 _ if found.all => None,
                 Some(Bson::String(last)) => Some(last),
-                _ => return Err(unplaced(Part::Points)),
+                _ => return Err(unplaced(Part::Points, EXECUTION_ID)),
             };
             let mut records = found.records;
             if let Some(cut) = &cut {
