@@ -1,4 +1,4 @@
-//! Who waits for history.
+//! Who waits for history, and how many readers there are for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

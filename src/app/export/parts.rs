@@ -14,6 +14,7 @@ use crate::store::metrics::{PointKey, Span};
 const STEPS: usize = 250;
 /// Points in one message.
 pub(super) const POINTS: usize = 1_000;
+
 impl Export {
     /// What belongs to an execution, as far as it is left.
     pub(super) async fn parts_of(&mut self, key: Key, mut within: Within) -> Result<(), Ended> {

@@ -5,13 +5,13 @@ use std::hash::{DefaultHasher, Hasher as _};
 
 use crate::domain::{Configuration, MetricPoint};
 
-/// Sums of it, as small as can be.
+/// Sums of what an export that goes on has sent.
 #[derive(Default)]
 pub(super) struct Sent {
     /// By execution: count and sum of the hashes of its points.
     pub(super) points: HashMap<u64, (u64, u64)>,
     /// By scope and version: the hash of what it is, and whether it is the active one.
-    pub(super) configurations: HashMap<u64, HashMap<u64, (u64, bool)>>,
+    configurations: HashMap<u64, HashMap<u64, (u64, bool)>>,
 }
 
 pub(super) fn hash(value: impl std::hash::Hash) -> u64 {

@@ -18,7 +18,7 @@ use crate::proto::ingest_response::Result as Answer;
 /// Messages of the source under way at most, and bytes of their writes. One is always let through.
 const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// The pause before what failed is sent again.
+/// The pause before what failed is tried again.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 

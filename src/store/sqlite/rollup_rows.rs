@@ -1,4 +1,4 @@
-//! Rows of the tables of rollups.
+//! Rows of the tables of rollups. A time that nobody knows is stored as the smallest integer.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, Row};

@@ -120,7 +120,7 @@ pub(super) fn add(connection: &Connection, deltas: &Deltas) -> Result<()> {
     add_failures(connection, deltas)
 }
 
-pub(super) fn add_failures(connection: &Connection, deltas: &Deltas) -> Result<()> {
+fn add_failures(connection: &Connection, deltas: &Deltas) -> Result<()> {
     let put = format!(
         "INSERT INTO rollup_failure_counts (level, at, id, outcome, step_name, fingerprint, {GROUP}, \
          p0, p1, p2, p3) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \

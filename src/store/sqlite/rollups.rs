@@ -1,5 +1,5 @@
-//! Rollups in their tables. A time that nobody knows is stored as the smallest integer. Everything a batch changes is
-//! changed in one transaction of the writer.
+//! Rollups in their tables: reading them. Everything a batch changes (`rollup_writes`) is changed in one transaction of the
+//! writer.
 
 use std::collections::HashMap;
 
