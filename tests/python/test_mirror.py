@@ -563,6 +563,8 @@ class Mirrors(unittest.TestCase):
         # It is away, and something can only be done there once everything before is.
         mirror = Mirror(self.source, self.target, self.name)
         self.addCleanup(mirror.stop)
+        # The one before may have told that it had caught up.
+        harness.wait_until("it has begun", lambda: mirror.check_alive() or "goes on where it was" in mirror.log())
         self.caught_up()
         self.target.child.send_signal(signal.SIGKILL)
         self.target.child.wait()
